@@ -1,0 +1,60 @@
+# The way into the project: `make help`. Needs Python 3.11 or newer, nothing else.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help demo up down status test lint types bench screenshots lock clean
+
+help: ## Show this help
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: $(READY) ## Run the main job on real input and show what came (ARGS="--recording FILE")
+	@$(BIN)/trading-pipelines demo $(ARGS)
+
+up: $(READY) ## Run it for real: database, daemon, web UI on 127.0.0.1:3000, schedules on
+	@$(BIN)/trading-pipelines up $(ARGS)
+
+down: $(READY) ## Stop what `make up` started
+	@$(BIN)/trading-pipelines down
+
+status: $(READY) ## Show to when the candles are complete and what is due
+	@$(BIN)/trading-pipelines status
+
+test: $(READY) ## Run all tests that need neither n8n nor a browser
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(READY) ## Check style, and who imports whom
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+
+types: $(READY) ## Check types
+	$(BIN)/mypy
+
+bench: $(READY) ## Measure the download against the replay exchange
+	$(BIN)/python benchmarks/backfill.py $(ARGS)
+
+screenshots: $(READY) ## Take the pictures of the docs (needs chromium)
+	$(BIN)/pip install --quiet playwright==1.65.2
+	$(BIN)/python docs/screenshots.py
+
+lock: $(READY) ## Write requirements.lock anew from pyproject.toml
+	$(BIN)/pip install --quiet uv
+	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url \
+		--no-emit-find-links --no-strip-extras --group dev --python-version 3.11 \
+		--custom-compile-command "make lock" pyproject.toml -o requirements.lock
+
+clean: ## Remove the virtual environment and the caches; data stay
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+
+$(READY): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11"; exit 1; }
+	@echo "setting up $(VENV) (about a minute, once)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@

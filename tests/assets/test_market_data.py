@@ -1,0 +1,145 @@
+"""The assets as Dagster runs them: real tables, a replayed exchange, an ephemeral instance."""
+
+from collections.abc import Iterator
+from datetime import date, timedelta
+
+import dagster as dg
+import psycopg
+import pytest
+
+from tests.conftest import FIRST_DAY
+from trading_pipelines.assets.market_data import CANDLES_1H, CANDLES_1M
+from trading_pipelines.candles import coverage
+from trading_pipelines.candles.windows import MINUTE
+from trading_pipelines.definitions import build_definitions
+from trading_pipelines.partitions import range_tags
+from trading_pipelines.replay import Fault, Recording, ReplayExchange
+from trading_pipelines.settings import DataSettings, ExchangeSettings, StrategySettings
+
+BTC, DOGE = "KRW-BTC", "KRW-DOGE"
+SECOND_DAY = FIRST_DAY + timedelta(days=1)
+SETTINGS = StrategySettings(
+    symbols=[BTC, DOGE],
+    data=DataSettings(start_date=FIRST_DAY),
+    exchange=ExchangeSettings(
+        requests_per_second=1000.0, backoff_seconds=0.001, max_backoff_seconds=0.01, attempts=3
+    ),
+)
+
+
+class Dagster:
+    """Runs partitions in process on one ephemeral instance."""
+
+    def __init__(self, instance: dg.DagsterInstance) -> None:
+        self.instance = instance
+        self._job = build_definitions(SETTINGS).resolve_implicit_global_asset_job_def()
+
+    def run(self, first: date, last: date, *symbols: str) -> dg.ExecuteInProcessResult:
+        return self._job.execute_in_process(
+            instance=self.instance,
+            tags=range_tags(symbols, first, last),
+            raise_on_error=False,
+        )
+
+    def materialized(self, asset: str) -> set[str]:
+        return self.instance.get_materialized_partitions(dg.AssetKey(asset))
+
+
+@pytest.fixture
+def dagster(
+    market_url: str, exchange: ReplayExchange, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Dagster]:
+    monkeypatch.setenv("DATABASE_URL", market_url)
+    monkeypatch.setenv("UPBIT_BASE_URL", exchange.url)
+    with dg.instance_for_test() as instance:
+        yield Dagster(instance)
+
+
+@pytest.fixture
+def exchange(recorded_market: Recording) -> Iterator[ReplayExchange]:
+    with ReplayExchange(recorded_market, rate=None, clock=recorded_market.end + MINUTE) as exchange:
+        yield exchange
+
+
+def metadata(result: dg.ExecuteInProcessResult, asset: str) -> dict[str, dict[str, object]]:
+    """Return each partition's metadata."""
+    return {
+        event.partition or "": {
+            name: value.value for name, value in event.materialization.metadata.items()
+        }
+        for event in result.get_asset_materialization_events()
+        if event.asset_key == dg.AssetKey(asset)
+    }
+
+
+def test_each_partition_says_what_it_holds_and_what_it_cost(dagster: Dagster) -> None:
+    result = dagster.run(FIRST_DAY, SECOND_DAY, BTC, DOGE)
+    assert result.success
+    found = metadata(result, CANDLES_1M)
+    assert found.keys() == {f"{day}|{s}" for day in (FIRST_DAY, SECOND_DAY) for s in (BTC, DOGE)}
+    doge = found[f"{FIRST_DAY}|{DOGE}"]
+    assert (doge["rows"], doge["quiet"], doge["holes"], doge["repaired"]) == (1431, 9, 0, 0)
+    assert doge["status"] == "complete"
+    assert str(doge["source"]).startswith("recording")
+    assert sum(int(str(day["requests"])) for day in found.values()) == 2 * 15
+    assert doge.keys() >= {"waits", "seconds", "first", "last", "fetched_until"}
+    assert metadata(result, CANDLES_1H)[f"{FIRST_DAY}|{DOGE}"]["rows"] == 24
+    assert all(check.passed for check in result.get_asset_check_evaluations()), "recorded is clean"
+
+
+def test_a_failed_symbol_fails_alone(dagster: Dagster, exchange: ReplayExchange) -> None:
+    exchange.set_faults([Fault.parse(f"null_fields:market={DOGE}")])
+    result = dagster.run(FIRST_DAY, FIRST_DAY, BTC, DOGE)
+    assert not result.success
+    assert dagster.materialized(CANDLES_1M) == {f"{FIRST_DAY}|{BTC}"}
+    (failure,) = [e for e in result.all_events if e.is_step_failure and e.step_key == CANDLES_1M]
+    said = failure.step_failure_data.user_failure_data
+    assert said is not None
+    assert "1 of 2 partitions failed" in (said.description or "")
+    assert DOGE in (said.description or "")
+    assert dagster.run(FIRST_DAY, FIRST_DAY, BTC, BTC).success, "its hours come with the next run"
+
+
+def test_a_broken_contract_keeps_the_hours_from_being_computed_and_backs_off(
+    dagster: Dagster, connection: psycopg.Connection
+) -> None:
+    connection.execute(
+        "INSERT INTO market_data (symbol, interval, open_price, high_price, low_price, close_price,"
+        " volume, timestamp) VALUES (%s, '1m', 1, 1, 1, 1, 1, '2025-09-01 00:00:30Z')",
+        [BTC],
+    )
+    result = dagster.run(FIRST_DAY, FIRST_DAY, BTC)
+    assert not result.success
+    broken = {e.check_name for e in result.get_asset_check_evaluations() if not e.passed}
+    assert "no_overlap" in broken
+    assert dagster.materialized(CANDLES_1M) == {f"{FIRST_DAY}|{BTC}"}
+    assert dagster.materialized(CANDLES_1H) == set()
+    (day,) = coverage.read(connection, [BTC], [FIRST_DAY])
+    assert day.failures == 1
+    assert day.error is not None
+    assert day.error.startswith("no_overlap: ")
+
+    connection.execute("DELETE FROM market_data WHERE timestamp = '2025-09-01 00:00:30Z'")
+    assert dagster.run(FIRST_DAY, FIRST_DAY, BTC).success, "mended, it goes on"
+    (day,) = coverage.read(connection, [BTC], [FIRST_DAY])
+    assert (day.failures, day.error) == (0, None)
+
+
+def test_an_unusual_step_of_the_price_warns_and_blocks_nothing(
+    dagster: Dagster, connection: psycopg.Connection
+) -> None:
+    assert dagster.run(FIRST_DAY, FIRST_DAY, BTC).success
+    connection.execute(
+        "UPDATE market_data SET open_price = 2 * open_price, high_price = 3 * high_price"
+        " WHERE timestamp = '2025-09-01 12:00Z'"
+    )
+    alone = build_definitions(SETTINGS).resolve_implicit_global_asset_job_def()
+    result = alone.execute_in_process(
+        instance=dagster.instance,
+        tags=range_tags([BTC], FIRST_DAY, FIRST_DAY),
+        op_selection=["candles_1m_contract", CANDLES_1H],
+    )
+    assert result.success
+    (jump,) = [e for e in result.get_asset_check_evaluations() if not e.passed]
+    assert jump.check_name == "prices_continuous"
+    assert jump.severity is dg.AssetCheckSeverity.WARN

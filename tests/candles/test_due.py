@@ -1,0 +1,139 @@
+from dataclasses import replace
+from datetime import UTC, date, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from trading_pipelines.candles.coverage import Coverage, to_ask
+from trading_pipelines.candles.due import DueRun, Reason, look_back, reason, runs
+from trading_pipelines.candles.windows import DAY, MINUTE, Interval, day_interval
+
+SYMBOLS = ["KRW-BTC", "KRW-ETH", "KRW-XRP", "KRW-SOL", "KRW-DOGE"]
+NOW = datetime(2025, 9, 20, 10, 7, 30, tzinfo=UTC)
+TODAY = date(2025, 9, 20)
+YESTERDAY = date(2025, 9, 19)
+
+
+def known(day: date = YESTERDAY, **changes: Any) -> Coverage:
+    whole = day_interval(day)
+    complete = Coverage(
+        symbol="KRW-BTC",
+        day=day,
+        status="complete",
+        fetched_until=whole.end,
+        confirmed_until=whole.end,
+        rows=1440,
+        quiet=0,
+        repaired=0,
+        requests=8,
+        waits=0,
+        seconds=1.0,
+        source="upbit",
+        run_id="run",
+        failures=0,
+        error=None,
+        retry_at=None,
+        hours_current=True,
+        stored=1440,
+        first=whole.start,
+        last=whole.end - MINUTE,
+    )
+    return replace(complete, **changes)
+
+
+MISSING: dict[str, Any] = {
+    "status": "missing",
+    "fetched_until": day_interval(YESTERDAY).start,
+    "confirmed_until": day_interval(YESTERDAY).start,
+    "rows": 0,
+    "stored": 0,
+}
+
+
+@pytest.mark.parametrize(
+    ("day", "expected"),
+    [
+        (known(), None),
+        (known(**MISSING), Reason.MISSING),
+        (known(status="partial"), Reason.INCOMPLETE),
+        (known(stored=1439), Reason.DAMAGED),
+        (known(stored=1441), Reason.DAMAGED),
+        (known(hours_current=False), Reason.HOURS),
+        (known(TODAY, status="partial"), Reason.OPEN),
+        (known(failures=1, retry_at=NOW - MINUTE), Reason.FAILED),
+        (known(failures=1, retry_at=NOW + MINUTE), Reason.WAITING),
+        (known(**MISSING | {"failures": 1, "retry_at": NOW + MINUTE}), Reason.WAITING),
+    ],
+)
+def test_why_a_day_is_due(day: Coverage, expected: Reason | None) -> None:
+    assert reason(day, NOW) is expected
+
+
+def test_the_look_back_ends_with_the_open_day_once_it_has_a_closed_minute() -> None:
+    midnight = datetime(2025, 9, 20, tzinfo=UTC)
+    assert look_back(date(2024, 1, 1), 3, NOW) == [TODAY - DAY * n for n in (3, 2, 1, 0)]
+    assert look_back(date(2024, 1, 1), 3, midnight)[-1] == YESTERDAY
+    assert look_back(date(2024, 1, 1), 3, midnight + timedelta(seconds=80))[-1] == TODAY
+    assert look_back(YESTERDAY, 30, NOW) == [YESTERDAY, TODAY]
+
+
+def test_what_is_left_to_ask() -> None:
+    whole, today = day_interval(YESTERDAY), day_interval(TODAY)
+    closed = NOW.replace(second=0)
+    noon = whole.start + timedelta(hours=12)
+    ten = today.start + timedelta(hours=10)
+
+    def ask(day: Coverage, run_id: str = "another") -> Interval:
+        return to_ask(day, closed, run_id)
+
+    assert ask(known(**MISSING)) == whole
+    assert ask(known()) == whole, "a complete day that is asked for again is asked for whole"
+    assert ask(known(), "run").minutes == 0, "a retry of the same run does not ask again"
+    assert ask(known(status="partial", confirmed_until=noon)) == Interval(noon, whole.end)
+    topped_up = known(status="partial", confirmed_until=whole.start, fetched_until=whole.end)
+    assert ask(topped_up) == whole, "a day topped up while it was open is asked for whole once more"
+    assert ask(known(TODAY, status="partial", fetched_until=ten)) == Interval(ten, closed)
+
+
+def test_the_same_days_of_neighbouring_symbols_are_one_run() -> None:
+    due = {(symbol, TODAY): Reason.OPEN for symbol in SYMBOLS}
+    assert runs(due, SYMBOLS) == [DueRun(tuple(SYMBOLS), TODAY, TODAY, hours_only=False)]
+
+
+def test_after_a_week_of_downtime_the_open_day_goes_first_and_history_is_one_run() -> None:
+    due = {(symbol, TODAY): Reason.OPEN for symbol in SYMBOLS} | {
+        (symbol, TODAY - DAY * n): Reason.MISSING for symbol in SYMBOLS for n in range(1, 8)
+    }
+    assert runs(due, SYMBOLS) == [
+        DueRun(tuple(SYMBOLS), TODAY, TODAY, hours_only=False),
+        DueRun(tuple(SYMBOLS), TODAY - DAY * 7, YESTERDAY, hours_only=False),
+    ]
+
+
+def test_symbols_that_are_no_neighbours_and_days_with_a_gap_are_runs_of_their_own() -> None:
+    due = {
+        ("KRW-BTC", YESTERDAY): Reason.MISSING,
+        ("KRW-ETH", YESTERDAY): Reason.INCOMPLETE,
+        ("KRW-SOL", YESTERDAY): Reason.MISSING,
+        ("KRW-SOL", YESTERDAY - DAY * 2): Reason.MISSING,
+    }
+    assert runs(due, SYMBOLS) == [
+        DueRun(("KRW-BTC", "KRW-ETH"), YESTERDAY, YESTERDAY, hours_only=False),
+        DueRun(("KRW-SOL",), YESTERDAY, YESTERDAY, hours_only=False),
+        DueRun(("KRW-SOL",), YESTERDAY - DAY * 2, YESTERDAY - DAY * 2, hours_only=False),
+    ]
+
+
+def test_trouble_is_kept_apart_waits_are_left_out_and_hours_alone_are_computed_alone() -> None:
+    due = {
+        ("KRW-BTC", TODAY): Reason.OPEN,
+        ("KRW-ETH", TODAY): Reason.FAILED,
+        ("KRW-XRP", TODAY): Reason.WAITING,
+        ("KRW-BTC", YESTERDAY): Reason.HOURS,
+        ("KRW-ETH", YESTERDAY): Reason.DAMAGED,
+    }
+    assert set(runs(due, SYMBOLS)) == {
+        DueRun(("KRW-BTC",), TODAY, TODAY, hours_only=False),
+        DueRun(("KRW-ETH",), YESTERDAY, TODAY, hours_only=False),
+        DueRun(("KRW-BTC",), YESTERDAY, YESTERDAY, hours_only=True),
+    }

@@ -1,0 +1,264 @@
+"""Migrations on databases of every age, and on the bot's own table."""
+
+import itertools
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
+from datetime import UTC, datetime
+from decimal import Decimal
+
+import psycopg
+import pytest
+
+from trading_pipelines import database
+from trading_pipelines.candles.exchange import Candle
+from trading_pipelines.candles.store import Written, write_candles
+from trading_pipelines.database.embedded import EmbeddedServer
+
+_numbers = itertools.count()
+
+# The bot's table as the fact sheet has it; the oldest databases lack the key.
+MARKET_DATA = """
+CREATE TABLE market_data (
+    id bigserial NOT NULL,
+    symbol varchar(20) NOT NULL,
+    interval varchar(10) NOT NULL,
+    open_price numeric(20, 8) NOT NULL,
+    high_price numeric(20, 8) NOT NULL,
+    low_price numeric(20, 8) NOT NULL,
+    close_price numeric(20, 8) NOT NULL,
+    volume numeric(20, 8) NOT NULL,
+    timestamp timestamptz NOT NULL,
+    PRIMARY KEY (timestamp, id)
+)
+"""
+KEY = """
+ALTER TABLE market_data ADD CONSTRAINT uq_market_data_symbol_interval_ts
+    UNIQUE (symbol, interval, timestamp)
+"""
+INDEX = "CREATE INDEX its_index ON market_data (symbol, interval, timestamp DESC)"
+OUR_INDEX = "idx_market_data_symbol_interval_ts"
+ROWS = """
+INSERT INTO market_data
+    (symbol, interval, open_price, high_price, low_price, close_price, volume, timestamp)
+SELECT symbol, '1m', n, n, n, n, n, '2025-09-01Z'::timestamptz + interval '1 minute' * n
+FROM generate_series(1, 500) AS n, (VALUES ('KRW-BTC'), ('KRW-DOGE')) AS markets (symbol)
+"""
+
+
+@pytest.fixture
+def empty_url(server: EmbeddedServer) -> str:
+    """The URL of a database in which nothing has been made."""
+    name = f"aged_{next(_numbers)}"
+    with psycopg.connect(server.url("postgres"), autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name}")
+    return server.url(name)
+
+
+@pytest.fixture
+def aged(empty_url: str) -> Iterator[psycopg.Connection]:
+    """A connection to that database."""
+    with database.connect(empty_url) as connection:
+        yield connection
+
+
+def described(connection: psycopg.Connection, table: str) -> list[tuple[object, ...]]:
+    """Return the columns, constraints and indexes of a table, with the names of what has one."""
+    columns = connection.execute(
+        "SELECT attnum, attname, format_type(atttypid, atttypmod), attnotnull, "
+        "pg_get_expr(adbin, adrelid) FROM pg_attribute LEFT JOIN pg_attrdef "
+        "ON adrelid = attrelid AND adnum = attnum "
+        "WHERE attrelid = %s::regclass AND attnum > 0 AND NOT attisdropped ORDER BY attnum",
+        [table],
+    ).fetchall()
+    keys = connection.execute(
+        "SELECT conname, pg_get_constraintdef(oid) FROM pg_constraint "
+        "WHERE conrelid = %s::regclass ORDER BY 1",
+        [table],
+    ).fetchall()
+    indexes = connection.execute(
+        "SELECT pg_get_indexdef(indexrelid) FROM pg_index WHERE indrelid = %s::regclass ORDER BY 1",
+        [table],
+    ).fetchall()
+    return [*columns, *keys, *indexes]
+
+
+def everything(connection: psycopg.Connection) -> dict[str, object]:
+    """Return every table of the database, its shape and its rows with their versions."""
+    tables = connection.execute(
+        "SELECT format('%I.%I', table_schema, table_name) FROM information_schema.tables "
+        "WHERE table_schema IN ('public', 'trading_pipelines') ORDER BY 1"
+    ).fetchall()
+    return {
+        name: (
+            described(connection, name),
+            connection.execute(
+                f"SELECT (xmin, ctid, t.*)::text FROM {name} AS t ORDER BY 1"
+            ).fetchall(),
+        )
+        for (name,) in tables
+    }
+
+
+def test_a_second_upgrade_changes_nothing(empty_url: str, aged: psycopg.Connection) -> None:
+    database.upgrade(empty_url)
+    before = everything(aged)
+    assert set(before) >= {
+        "public.market_data",
+        "trading_pipelines.alembic_version",
+        "trading_pipelines.candle_coverage",
+        "trading_pipelines.candles_1h",
+        "trading_pipelines.request_slots",
+    }
+    database.upgrade(empty_url)
+    assert everything(aged) == before
+
+
+def test_what_is_made_for_a_bot_that_comes_later_is_what_the_bot_would_have_made(
+    aged: psycopg.Connection, connection: psycopg.Connection
+) -> None:
+    for statement in (MARKET_DATA, KEY, INDEX.replace("its_index", OUR_INDEX)):
+        aged.execute(statement)
+    table = "public.market_data"
+    assert described(connection, table) == described(aged, table)
+
+
+def test_a_table_that_the_bot_has_made_stays_as_it_is(
+    empty_url: str, aged: psycopg.Connection
+) -> None:
+    for statement in (MARKET_DATA, KEY, INDEX, ROWS):
+        aged.execute(statement)
+    before = everything(aged)["public.market_data"]
+    database.upgrade(empty_url)
+    assert everything(aged)["public.market_data"] == before
+    doubles = aged.execute("SELECT to_regclass('trading_pipelines.market_data_doubles')")
+    assert doubles.fetchone() == (None,)
+
+
+def test_a_key_that_is_an_index_or_has_another_order_will_do(
+    empty_url: str, aged: psycopg.Connection
+) -> None:
+    aged.execute(MARKET_DATA)
+    aged.execute("CREATE UNIQUE INDEX theirs ON market_data (timestamp, symbol, interval)")
+    aged.execute(ROWS)
+    before = everything(aged)["public.market_data"]
+    database.upgrade(empty_url)
+    assert everything(aged)["public.market_data"] == before
+    assert written(aged) == Written(inserted=1, repaired=1)
+
+
+def written(connection: psycopg.Connection) -> Written:
+    """Store one candle that is there and differs, and one that is not."""
+    there, new = (datetime(2025, 9, 1, hour, 1, tzinfo=UTC) for hour in (0, 23))
+    with connection.transaction():
+        return write_candles(
+            connection, "KRW-BTC", [Candle(at, *[Decimal(7)] * 5) for at in (there, new)]
+        )
+
+
+DOUBLES = """
+INSERT INTO market_data
+    (symbol, interval, open_price, high_price, low_price, close_price, volume, timestamp)
+SELECT symbol, '1m', n + written, n + written, n + written, n + written, n,
+    '2025-09-01Z'::timestamptz + interval '1 minute' * n
+FROM generate_series(100, 119) AS n, generate_series(1, 2) AS written,
+    (VALUES ('KRW-BTC')) AS markets (symbol)
+ORDER BY written
+"""
+
+
+def test_the_doubles_of_the_oldest_databases_are_moved_and_the_last_written_stays(
+    empty_url: str, aged: psycopg.Connection
+) -> None:
+    for statement in (MARKET_DATA, INDEX, ROWS, DOUBLES):
+        aged.execute(statement)
+    # The same times in another interval are no doubles.
+    aged.execute(ROWS.replace("'1m'", "'5m'"))
+    all_rows = set(aged.execute("SELECT * FROM market_data"))
+    columns = described(aged, "public.market_data")
+    database.upgrade(empty_url)
+
+    kept = set(aged.execute("SELECT * FROM market_data"))
+    moved = set(aged.execute("SELECT * FROM trading_pipelines.market_data_doubles"))
+    assert kept | moved == all_rows, "no row is lost"
+    assert not kept & moved
+    assert len(moved) == 40
+    last = aged.execute(
+        "SELECT DISTINCT close_price - volume FROM market_data WHERE symbol = 'KRW-BTC' "
+        "AND interval = '1m' AND timestamp >= '2025-09-01 01:40Z' "
+        "AND timestamp < '2025-09-01 02:00Z'"
+    ).fetchall()
+    assert last == [(2,)]
+    added = [line for line in described(aged, "public.market_data") if line not in columns]
+    assert sorted(map(len, added)) == [1, 2], "the key and its index, and nothing else"
+    assert ("uq_market_data_symbol_interval_ts", 'UNIQUE (symbol, "interval", "timestamp")') in (
+        added
+    )
+    assert written(aged) == Written(inserted=1, repaired=1)
+
+    before = everything(aged)
+    database.upgrade(empty_url)
+    assert everything(aged) == before
+
+
+def test_an_old_database_without_doubles_only_gets_the_key(
+    empty_url: str, aged: psycopg.Connection
+) -> None:
+    for statement in (MARKET_DATA, ROWS):
+        aged.execute(statement)
+    before = set(aged.execute("SELECT xmin::text, ctid::text, id FROM market_data"))
+    database.upgrade(empty_url)
+    assert set(aged.execute("SELECT xmin::text, ctid::text, id FROM market_data")) == before
+    assert written(aged) == Written(inserted=1, repaired=1)
+
+
+def test_a_bot_that_goes_on_inserting_its_way_meets_no_error(
+    empty_url: str, aged: psycopg.Connection
+) -> None:
+    database.upgrade(empty_url)
+    insert = ROWS + " ON CONFLICT (symbol, interval, timestamp) DO NOTHING"
+    assert aged.execute(insert).rowcount == 1000
+    assert aged.execute(insert).rowcount == 0
+
+
+UPGRADE = """
+import sys
+from trading_pipelines import database
+
+print("ready", flush=True)
+sys.stdin.readline()
+database.upgrade(sys.argv[1])
+"""
+
+
+def test_eight_upgrades_at_once_make_one(empty_url: str, aged: psycopg.Connection) -> None:
+    for statement in (MARKET_DATA, ROWS, DOUBLES):
+        aged.execute(statement)
+    with ExitStack() as stack:
+        children = [
+            stack.enter_context(
+                subprocess.Popen(
+                    [sys.executable, "-c", UPGRADE, empty_url],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE,
+                    text=True,
+                )
+            )
+            for _ in range(8)
+        ]
+        for child in children:
+            assert child.stdout is not None
+            assert child.stdout.readline() == "ready\n"
+        for child in children:
+            assert child.stdin is not None
+            child.stdin.write("go\n")
+            child.stdin.flush()
+        errors = [child.communicate()[1] for child in children]
+    assert [child.returncode for child in children] == [0] * 8, "\n".join(errors)
+    once = everything(aged)
+    database.upgrade(empty_url)
+    assert everything(aged) == once
+    count = aged.execute("SELECT count(*) FROM trading_pipelines.market_data_doubles").fetchone()
+    assert count == (40,)

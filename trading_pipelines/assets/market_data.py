@@ -1,0 +1,217 @@
+"""Candles as partitioned assets: candles_1m → candles_1h, and the checks of their contract.
+
+Thin: what is asked, stored and counted is in `candles/`. What candles mean belongs in later assets.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import Any
+
+import dagster as dg
+
+from trading_pipelines.candles import checks, coverage, resample
+from trading_pipelines.candles.download import FailedDay, download
+from trading_pipelines.candles.due import look_back
+from trading_pipelines.partitions import SymbolDays, of_run, partition_key
+from trading_pipelines.resources.database import DatabaseResource
+from trading_pipelines.resources.exchange import ExchangeResource
+from trading_pipelines.settings import StrategySettings
+
+CANDLES_1M = "candles_1m"
+CANDLES_1H = "candles_1h"
+POOL = "upbit"
+"""How many runs download at once; its limit is in `dagster.yaml`."""
+
+GROUP = "market_data"
+OWNERS = ["team:trading-pipelines"]
+SHOWN_FINDINGS = 50
+
+
+def build_assets(partitions: dg.MultiPartitionsDefinition) -> list[dg.AssetsDefinition]:
+    """Return candles_1m and candles_1h over `partitions`."""
+
+    @dg.asset(
+        name=CANDLES_1M,
+        partitions_def=partitions,
+        backfill_policy=dg.BackfillPolicy.single_run(),
+        group_name=GROUP,
+        owners=OWNERS,
+        kinds={"python", "postgres"},
+        tags={"interval": "1m", "exchange": "upbit"},
+        pool=POOL,
+        description=(
+            "One-minute candles of a symbol's UTC day from Upbit, in `public.market_data` "
+            "(interval `1m`), the table the bot reads. Closed minutes only; one without a trade "
+            "has no candle. A re-run repairs rows that differ and changes nothing else. Refreshed "
+            "every five minutes; any past stretch is a backfill of its partitions."
+        ),
+    )
+    def candles_1m(
+        context: dg.AssetExecutionContext, database: DatabaseResource, exchange: ExchangeResource
+    ) -> None:
+        wanted = of_run(context.partition_keys)
+        with database.connect() as connection:
+            failed = download(
+                connection,
+                exchange.client(connection),
+                wanted.symbols,
+                wanted.days,
+                context.run.root_run_id or context.run_id,
+            )
+            known = coverage.read(connection, wanted.symbols, wanted.days)
+        metadata = {partition_key(d.symbol, d.day): _minutes_metadata(d) for d in known}
+        if failed:
+            _fail(context, failed, metadata)
+        for key, values in metadata.items():
+            context.add_asset_metadata(values, partition_key=key)
+
+    @dg.asset(
+        name=CANDLES_1H,
+        deps=[candles_1m],
+        partitions_def=partitions,
+        backfill_policy=dg.BackfillPolicy.single_run(),
+        group_name=GROUP,
+        owners=OWNERS,
+        kinds={"sql", "postgres"},
+        tags={"interval": "1h", "exchange": "upbit"},
+        description=(
+            "Hourly candles [hh:00, hh+1:00) UTC of a symbol's UTC day, of candles_1m, in "
+            "`trading_pipelines.candles_1h`, with the number of minutes that were traded. Closed "
+            "hours only; equal to Upbit's own hourly candles."
+        ),
+    )
+    def candles_1h(context: dg.AssetExecutionContext, database: DatabaseResource) -> None:
+        wanted = of_run(context.partition_keys)
+        with database.connect() as connection:
+            hours = resample.resample(
+                connection,
+                wanted.symbols,
+                wanted.days,
+                context.run.root_run_id or context.run_id,
+            )
+        for day in hours:
+            context.add_asset_metadata(
+                {
+                    "rows": day.rows,
+                    "repaired": day.repaired,
+                    "quiet": day.quiet,
+                    **_times(first=day.first, last=day.last),
+                },
+                partition_key=partition_key(day.symbol, day.day),
+            )
+
+    return [candles_1m, candles_1h]
+
+
+def _minutes_metadata(day: coverage.Coverage) -> dict[str, Any]:
+    return {
+        "source": day.source or "",
+        "rows": day.stored,
+        "repaired": day.repaired,
+        "quiet": day.quiet,
+        "holes": day.holes(datetime.now(UTC)),
+        "requests": day.requests,
+        "waits": day.waits,
+        "seconds": round(day.seconds, 2),
+        "status": day.status,
+        **_times(first=day.first, last=day.last, fetched_until=day.fetched_until),
+    }
+
+
+def _times(**times: datetime | None) -> dict[str, dg.TimestampMetadataValue]:
+    return {name: dg.MetadataValue.timestamp(at) for name, at in times.items() if at is not None}
+
+
+def _fail(
+    context: dg.AssetExecutionContext, failed: Sequence[FailedDay], metadata: dict[str, Any]
+) -> None:
+    """Fail the step for the failed partitions alone: the good ones are reported first."""
+    keys = {partition_key(day.symbol, day.day) for day in failed}
+    for key in metadata.keys() - keys:
+        context.log_event(
+            dg.AssetMaterialization(CANDLES_1M, partition=key, metadata=metadata[key])
+        )
+    raise dg.Failure(
+        description=f"{len(failed)} of {len(metadata)} partitions failed, the others are stored. "
+        + "; ".join(dict.fromkeys(day.error for day in failed[:3])),
+        metadata={"failed": _table(failed)},
+    )
+
+
+def build_checks(settings: StrategySettings) -> list[dg.AssetChecksDefinition]:
+    """Return the checks of candles_1m: on a run's partitions, or alone on the look-back."""
+    blocking = {
+        "no_hole_in_a_closed_day": "Each minute of a closed day was asked for; no candle is gone.",
+        "no_overlap": "One candle a minute, and each starts on its minute.",
+        "ohlc_valid": "Prices are positive, low <= open, close <= high.",
+    }
+    warning = {
+        "prices_continuous": "No candle opens more than 5 % away from the close before it.",
+        "fresh": "The open day is at most 15 minutes old; a closed day is complete in an hour.",
+    }
+
+    @dg.multi_asset_check(
+        name="candles_1m_contract",
+        specs=[
+            dg.AssetCheckSpec(name, asset=CANDLES_1M, blocking=name in blocking, description=text)
+            for name, text in (blocking | warning).items()
+        ],
+        can_subset=True,
+    )
+    def candles_1m_contract(
+        context: dg.AssetCheckExecutionContext, database: DatabaseResource
+    ) -> Iterable[dg.AssetCheckResult]:
+        now = datetime.now(UTC)
+        in_partitions = context.has_partition_key or context.has_partition_key_range
+        wanted = (
+            of_run(context.partition_keys)
+            if in_partitions
+            else SymbolDays(
+                settings.symbols,
+                look_back(settings.data.start_date, settings.data.look_back_days, now),
+            )
+        )
+        with database.connect() as connection:
+            known = coverage.read(connection, wanted.symbols, wanted.days)
+            findings: dict[str, Callable[[], list[checks.Finding]]] = {
+                "no_hole_in_a_closed_day": lambda: checks.holes(known, now),
+                "no_overlap": lambda: checks.overlaps(connection, wanted.symbols, wanted.days),
+                "ohlc_valid": lambda: checks.broken_ohlc(connection, wanted.symbols, wanted.days),
+                "prices_continuous": lambda: checks.jumps(connection, wanted.symbols, wanted.days),
+                "fresh": lambda: checks.stale(known, now),
+            }
+            for name in [key.name for key in context.selected_asset_check_keys]:
+                found = findings[name]()
+                if in_partitions and name in blocking:
+                    # The schedule then retries the day alone and with back-off; without this the
+                    # other symbols of its run would lose their hours at every tick.
+                    for one in found:
+                        error = f"{name}: {one.what}"
+                        coverage.record_failure(
+                            connection, one.symbol, one.day, error, context.run.run_id
+                        )
+                yield dg.AssetCheckResult(
+                    asset_key=CANDLES_1M,
+                    check_name=name,
+                    passed=not found,
+                    severity=(
+                        dg.AssetCheckSeverity.ERROR
+                        if name in blocking
+                        else dg.AssetCheckSeverity.WARN
+                    ),
+                    description=(f"{len(found)} findings in" if found else "nothing found in")
+                    + f" {len(wanted.symbols)} symbols x {len(wanted.days)} days",
+                    metadata={"findings": _table(found)} if found else {},
+                )
+
+    return [candles_1m_contract]
+
+
+def _table(rows: Sequence[checks.Finding | FailedDay]) -> dg.TableMetadataValue:
+    return dg.MetadataValue.table(
+        [
+            dg.TableRecord({name: str(value) for name, value in asdict(row).items()})
+            for row in rows[:SHOWN_FINDINGS]
+        ]
+    )

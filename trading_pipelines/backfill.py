@@ -1,0 +1,178 @@
+"""Launching a native partition backfill on running services, and following it to its end.
+
+A client of Dagster's GraphQL API and a reader of coverage; it computes nothing itself. How progress
+is drawn belongs in `cli`.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, date, datetime
+from typing import Any
+
+import psycopg
+import requests
+
+from trading_pipelines.candles import coverage
+from trading_pipelines.candles.windows import MINUTE, day_interval
+
+ASSETS = ("candles_1m", "candles_1h")
+POLL_SECONDS = 1.0
+ENDED = {"COMPLETED", "COMPLETED_SUCCESS", "COMPLETED_FAILED", "FAILED", "CANCELED"}
+
+LAUNCH = """
+mutation Launch($parameters: LaunchBackfillParams!) {
+  launchPartitionBackfill(backfillParams: $parameters) {
+    __typename
+    ... on LaunchBackfillSuccess { backfillId }
+    ... on Error { message }
+  }
+}
+"""
+FOLLOW = """
+query Follow($id: String!, $runs: RunsFilter!) {
+  partitionBackfillOrError(backfillId: $id) {
+    ... on PartitionBackfill { status error { message } }
+    ... on Error { message }
+  }
+  runsOrError(filter: $runs) { ... on Runs { results { runId rootRunId status } } }
+}
+"""
+
+
+class BackfillError(RuntimeError):
+    """The backfill can't be launched or followed, or has failed as a whole."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """What to backfill: every symbol on every UTC day, `first` to `last` inclusive."""
+
+    symbols: tuple[str, ...]
+    first: date
+    last: date
+
+    @property
+    def days(self) -> list[date]:
+        """The days, in order."""
+        return [
+            date.fromordinal(n) for n in range(self.first.toordinal(), self.last.toordinal() + 1)
+        ]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a backfill is, by what is committed; `done` and `total` in minutes of market time."""
+
+    done: int
+    total: int
+    rows: int
+    requests: int
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a backfill ended, and the days and runs (as URLs) that are not as they should be."""
+
+    backfill_id: str
+    succeeded: bool
+    known: list[coverage.Coverage]
+    failed: list[coverage.Coverage]
+    failed_runs: list[str]
+
+
+def launch(url: str, target: Target, source: str | None = None) -> str:
+    """Launch the native backfill of the market data assets; return its id. Raises BackfillError.
+
+    `source` tags its runs, so that the UI says it when the market is not the real one.
+    """
+    ranges = [
+        {"start": f"{target.first}|{symbol}", "end": f"{target.last}|{symbol}"}
+        for symbol in target.symbols
+    ]
+    parameters = {
+        "title": f"{len(target.symbols)} symbols, {target.first} to {target.last}",
+        "tags": [{"key": "source", "value": source}] if source else [],
+        "partitionsByAssets": [
+            {"assetKey": {"path": [asset]}, "partitions": {"ranges": ranges}} for asset in ASSETS
+        ],
+    }
+    answer = _ask(url, LAUNCH, {"parameters": parameters})["launchPartitionBackfill"]
+    if "backfillId" not in answer:
+        said = " ".join(str(answer.get("message", answer)).split())
+        raise BackfillError(
+            f"Dagster refused the backfill: {said} (a running instance knows the symbols and days "
+            "of its own settings: add them there and start it again, or stop it and backfill alone)"
+        )
+    return str(answer["backfillId"])
+
+
+def follow(
+    connection: psycopg.Connection,
+    url: str,
+    backfill_id: str,
+    target: Target,
+    show: Callable[[Progress], None],
+) -> Outcome:
+    """Wait for the end of the backfill, showing its progress every second. Raises BackfillError."""
+    variables = {
+        "id": backfill_id,
+        "runs": {"tags": [{"key": "dagster/backfill", "value": backfill_id}]},
+    }
+    while True:
+        answer = _ask(url, FOLLOW, variables)
+        backfill = answer["partitionBackfillOrError"]
+        if "status" not in backfill:
+            raise BackfillError(f"the backfill {backfill_id} is gone: {backfill.get('message')}")
+        runs = answer["runsOrError"]["results"]
+        passes = {run["rootRunId"] or run["runId"] for run in runs}
+        known = coverage.read(connection, target.symbols, target.days)
+        show(_progress(known, passes))
+        if backfill["status"] in ENDED:
+            if backfill["error"]:
+                raise BackfillError(f"the backfill failed: {backfill['error']['message']}")
+            return Outcome(
+                backfill_id,
+                succeeded=backfill["status"] in {"COMPLETED", "COMPLETED_SUCCESS"},
+                known=known,
+                failed=[day for day in known if day.error or day.run_id not in passes],
+                failed_runs=[f"{url}/runs/{r['runId']}" for r in runs if r["status"] == "FAILURE"],
+            )
+        time.sleep(POLL_SECONDS)
+
+
+def _progress(known: Sequence[coverage.Coverage], passes: set[str]) -> Progress:
+    now = datetime.now(UTC)
+    mine = [day for day in known if day.run_id in passes]
+    return Progress(
+        done=sum(
+            (
+                (day.confirmed_until if day_interval(day.day).end <= now else day.fetched_until)
+                - day_interval(day.day).start
+            )
+            // MINUTE
+            for day in mine
+        ),
+        total=sum(
+            max(0, (min(day_interval(day.day).end, now) - day_interval(day.day).start) // MINUTE)
+            for day in known
+        ),
+        rows=sum(day.stored for day in mine),
+        requests=sum(day.requests for day in mine),
+    )
+
+
+def _ask(url: str, query: str, variables: dict[str, Any]) -> dict[str, Any]:
+    try:
+        answer = requests.post(
+            f"{url}/graphql", json={"query": query, "variables": variables}, timeout=60
+        )
+        body = answer.json()
+    except (requests.RequestException, ValueError) as error:
+        raise BackfillError(f"Dagster's web server at {url} does not answer: {error}") from error
+    if body.get("errors"):
+        raise BackfillError(
+            f"Dagster's web server refused the query: {body['errors'][0]['message']}"
+        )
+    data: dict[str, Any] = body["data"]
+    return data

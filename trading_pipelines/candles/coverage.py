@@ -1,0 +1,281 @@
+"""Coverage: for each symbol and UTC day, what the exchange was asked for and what it had.
+
+A day is complete when it was asked for whole after it had closed, never by counting rows: a minute
+in which nothing was traded has no candle (`quiet`); one that was never asked for is a hole. What to
+do about it belongs in `due`; the rows themselves in `store`.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import date, datetime, timedelta
+
+import psycopg
+from psycopg.rows import class_row
+
+from trading_pipelines.candles.store import INTERVAL
+from trading_pipelines.candles.windows import MINUTE, Interval, day_interval
+
+# After a failure the schedule waits 5, 10, 20, then 30 minutes. A market that the exchange does
+# not know is asked for again the next day: it may be listed by then.
+RETRY_FIRST = timedelta(minutes=5)
+RETRY_LONGEST = timedelta(minutes=30)
+RETRY_UNKNOWN_MARKET = timedelta(days=1)
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """What is known of one symbol's UTC day; see the comments on `candle_coverage`'s columns.
+
+    A day that was never asked for has status `missing` and zeros.
+    """
+
+    symbol: str
+    day: date
+    status: str
+    fetched_until: datetime
+    confirmed_until: datetime
+    rows: int
+    quiet: int
+    repaired: int
+    requests: int
+    waits: int
+    seconds: float
+    source: str | None
+    run_id: str | None
+    failures: int
+    error: str | None
+    retry_at: datetime | None
+    hours_current: bool
+    """The hourly candles were computed from the minutes as they are."""
+    stored: int
+    """Candles in the table now, up to fetched_until."""
+    first: datetime | None
+    last: datetime | None
+
+    @property
+    def complete(self) -> bool:
+        """Whether the day was asked for whole after it had closed."""
+        return self.status == "complete"
+
+    @property
+    def damaged(self) -> bool:
+        """Whether candles have come or gone since the exchange was asked."""
+        return self.stored != self.rows
+
+    def holes(self, now: datetime) -> int:
+        """Return the minutes of a closed day never asked for, and the candles that are gone."""
+        end = day_interval(self.day).end
+        never_asked = (end - self.fetched_until) // MINUTE if end <= now else 0
+        return never_asked + max(0, self.rows - self.stored)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A piece of one day that was asked for and stored."""
+
+    symbol: str
+    interval: Interval
+    day_closed: bool
+    inserted: int
+    repaired: int
+    requests: int
+    waits: int
+    seconds: float
+    source: str
+    run_id: str
+
+
+READ = """
+SELECT symbols.symbol, days.day,
+    coalesce(minutes.status, 'missing') AS status,
+    coalesce(minutes.fetched_until, day_start) AS fetched_until,
+    coalesce(minutes.confirmed_until, day_start) AS confirmed_until,
+    coalesce(minutes.rows, 0) AS rows, coalesce(minutes.quiet, 0) AS quiet,
+    coalesce(minutes.repaired, 0) AS repaired, coalesce(minutes.requests, 0) AS requests,
+    coalesce(minutes.waits, 0) AS waits, coalesce(minutes.seconds, 0) AS seconds,
+    minutes.source, minutes.run_id, coalesce(minutes.failures, 0) AS failures,
+    minutes.error, minutes.retry_at,
+    hours.computed_from IS NOT DISTINCT FROM minutes.changed_at
+        AND (hours.status = 'complete') IS NOT DISTINCT FROM (minutes.status = 'complete')
+        AS hours_current,
+    candles.stored, candles.first, candles.last
+FROM unnest(%(symbols)s::text[]) WITH ORDINALITY AS symbols (symbol, place)
+CROSS JOIN unnest(%(days)s::date[]) AS days (day)
+CROSS JOIN LATERAL (SELECT days.day::timestamp AT TIME ZONE 'UTC' AS day_start) AS start
+LEFT JOIN trading_pipelines.candle_coverage AS minutes
+    ON minutes.symbol = symbols.symbol AND minutes.interval = '1m' AND minutes.day = days.day
+LEFT JOIN trading_pipelines.candle_coverage AS hours
+    ON hours.symbol = symbols.symbol AND hours.interval = '1h' AND hours.day = days.day
+CROSS JOIN LATERAL (
+    SELECT count(*) AS stored, min(timestamp) AS first, max(timestamp) AS last
+    FROM public.market_data AS candle
+    WHERE candle.symbol = symbols.symbol AND candle.interval = '1m'
+      AND candle.timestamp >= day_start AND candle.timestamp < minutes.fetched_until
+) AS candles
+ORDER BY place, days.day
+"""
+
+# A pass is one root run: its figures add up, the next pass starts them over. `confirmed_until`
+# advances only from where it stands, so that it never vouches for a minute in between.
+RECORD = """
+INSERT INTO trading_pipelines.candle_coverage AS known
+    (symbol, interval, day, status, fetched_until, confirmed_until, rows, quiet,
+     repaired, requests, waits, seconds, source, run_id)
+SELECT %(symbol)s, %(interval)s, %(day)s,
+    CASE WHEN %(closed)s AND %(start)s = %(day_start)s AND %(end)s = %(day_end)s
+         THEN 'complete' ELSE 'partial' END,
+    %(end)s, CASE WHEN %(closed)s AND %(start)s = %(day_start)s THEN %(end)s ELSE %(day_start)s END,
+    0, 0, %(repaired)s, %(requests)s, %(waits)s, %(seconds)s, %(source)s, %(run_id)s
+ON CONFLICT (symbol, interval, day) DO UPDATE SET
+    fetched_until = greatest(known.fetched_until, excluded.fetched_until),
+    confirmed_until = CASE WHEN %(closed)s AND %(start)s <= known.confirmed_until
+        THEN %(end)s ELSE known.confirmed_until END,
+    status = CASE WHEN known.status = 'complete'
+        OR (%(closed)s AND %(start)s <= known.confirmed_until AND %(end)s = %(day_end)s)
+        THEN 'complete' ELSE 'partial' END,
+    repaired = excluded.repaired
+        + known.repaired * coalesce(known.run_id = excluded.run_id, false)::int,
+    requests = excluded.requests
+        + known.requests * coalesce(known.run_id = excluded.run_id, false)::int,
+    waits = excluded.waits
+        + known.waits * coalesce(known.run_id = excluded.run_id, false)::int,
+    seconds = excluded.seconds
+        + known.seconds * coalesce(known.run_id = excluded.run_id, false)::int,
+    source = excluded.source, run_id = excluded.run_id,
+    changed_at = CASE WHEN %(changed)s THEN clock_timestamp() ELSE known.changed_at END,
+    failures = 0, error = NULL, retry_at = NULL
+"""
+COUNT = """
+UPDATE trading_pipelines.candle_coverage AS known
+SET rows = stored.rows,
+    quiet = extract(epoch FROM known.fetched_until - %(day_start)s) / 60 - stored.rows
+FROM (SELECT count(*) AS rows FROM public.market_data
+      WHERE symbol = %(symbol)s AND interval = %(interval)s
+        AND timestamp >= %(day_start)s
+        AND timestamp < (SELECT fetched_until FROM trading_pipelines.candle_coverage
+            WHERE symbol = %(symbol)s AND interval = %(interval)s AND day = %(day)s)) AS stored
+WHERE known.symbol = %(symbol)s AND known.interval = %(interval)s AND known.day = %(day)s
+"""
+FAIL = """
+INSERT INTO trading_pipelines.candle_coverage AS known
+    (symbol, interval, day, status, fetched_until, confirmed_until,
+     failures, error, retry_at, run_id)
+VALUES (%(symbol)s, %(interval)s, %(day)s, 'failed', %(day_start)s, %(day_start)s,
+    1, %(error)s, now() + coalesce(%(wait)s, %(first)s), %(run_id)s)
+ON CONFLICT (symbol, interval, day) DO UPDATE SET
+    status = CASE WHEN known.status = 'complete' THEN 'complete' ELSE 'failed' END,
+    failures = known.failures + 1, error = excluded.error, run_id = excluded.run_id,
+    retry_at = now() + coalesce(%(wait)s, least(%(first)s * 2 ^ known.failures, %(longest)s))
+"""
+
+
+def read(
+    connection: psycopg.Connection, symbols: Iterable[str], days: Iterable[date]
+) -> list[Coverage]:
+    """Return one entry for each symbol and UTC day, in the symbols' order and by day."""
+    with connection.cursor(row_factory=class_row(Coverage)) as cursor:
+        cursor.execute(READ, {"symbols": list(symbols), "days": list(days)})
+        return cursor.fetchall()
+
+
+def record(connection: psycopg.Connection, asked: Asked) -> None:
+    """Record that a piece of a day was asked for, in the transaction that stored its candles."""
+    day = asked.interval.start.date()
+    whole = day_interval(day)
+    arguments = {
+        "symbol": asked.symbol,
+        "interval": INTERVAL,
+        "day": day,
+        "day_start": whole.start,
+        "day_end": whole.end,
+        "start": asked.interval.start,
+        "end": asked.interval.end,
+        "closed": asked.day_closed,
+        "changed": asked.inserted + asked.repaired > 0,
+        "repaired": asked.repaired,
+        "requests": asked.requests,
+        "waits": asked.waits,
+        "seconds": asked.seconds,
+        "source": asked.source,
+        "run_id": asked.run_id,
+    }
+    connection.execute(RECORD, arguments)
+    connection.execute(COUNT, arguments)
+
+
+def record_failure(
+    connection: psycopg.Connection,
+    symbol: str,
+    day: date,
+    error: str,
+    run_id: str,
+    wait: timedelta | None = None,
+) -> None:
+    """Record a failed attempt; a complete day stays complete. `wait` overrides the back-off."""
+    connection.execute(
+        FAIL,
+        {
+            "symbol": symbol,
+            "interval": INTERVAL,
+            "day": day,
+            "day_start": day_interval(day).start,
+            "error": error,
+            "run_id": run_id,
+            "wait": wait,
+            "first": RETRY_FIRST,
+            "longest": RETRY_LONGEST,
+        },
+    )
+
+
+def to_ask(known: Coverage, closed_until: datetime, run_id: str) -> Interval:
+    """Return what is left to ask of the day, given that minutes before `closed_until` have closed.
+
+    An open day is topped up from where it stands; a closed one is asked for whole once more, or
+    from where an earlier attempt stopped. A complete day is asked for again, whole, unless this
+    very run (before it was killed and retried) has done so: `run_id` is the root run's.
+    """
+    whole = day_interval(known.day)
+    if closed_until < whole.end:
+        return Interval(known.fetched_until, closed_until)
+    if known.complete and known.run_id != run_id:
+        return whole
+    return Interval(known.confirmed_until, whole.end)
+
+
+@dataclass(frozen=True)
+class SymbolSummary:
+    """One symbol over a range of days; counts of one-minute candles, times UTC."""
+
+    symbol: str
+    days: int
+    complete_days: int
+    candles: int
+    quiet: int
+    holes: int
+    requests: int
+    first: datetime | None
+    last: datetime | None
+    source: str
+
+
+def summarise(known: Iterable[Coverage], now: datetime) -> list[SymbolSummary]:
+    """Return one line a symbol, in the order in which the symbols come."""
+    by_symbol: dict[str, list[Coverage]] = {}
+    for day in known:
+        by_symbol.setdefault(day.symbol, []).append(day)
+    return [
+        SymbolSummary(
+            symbol,
+            days=len(days),
+            complete_days=sum(day.complete for day in days),
+            candles=sum(day.stored for day in days),
+            quiet=sum(day.quiet for day in days),
+            holes=sum(day.holes(now) for day in days),
+            requests=sum(day.requests for day in days),
+            first=min((day.first for day in days if day.first), default=None),
+            last=max((day.last for day in days if day.last), default=None),
+            source=", ".join(sorted({day.source for day in days if day.source})),
+        )
+        for symbol, days in by_symbol.items()
+    ]

@@ -1,0 +1,113 @@
+"""What is due: a question to the data, asked by every tick, so that a missed tick costs only time.
+
+Due is a symbol's UTC day that is missing, incomplete, open, damaged (candles have gone), or whose
+hours are older than its minutes. Which runs are already in flight is Dagster's knowledge and comes
+in as an argument; how a day is downloaded belongs in `download`.
+"""
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date, datetime, timedelta
+from enum import StrEnum
+
+from trading_pipelines.candles.coverage import Coverage
+from trading_pipelines.candles.windows import DAY, MINUTE, contiguous
+
+# A tick right at midnight: the new day has no closed minute yet.
+FIRST_MINUTE = MINUTE + timedelta(seconds=10)
+
+
+class Reason(StrEnum):
+    """Why a day is due."""
+
+    OPEN = "open"
+    MISSING = "missing"
+    INCOMPLETE = "incomplete"
+    DAMAGED = "damaged"
+    FAILED = "failed"
+    HOURS = "hours"
+    WAITING = "waiting"
+    """Failed a short while ago; nothing is asked before its retry_at."""
+
+
+@dataclass(frozen=True)
+class DueRun:
+    """A rectangle of partitions for one run: neighbouring symbols over unbroken days."""
+
+    symbols: tuple[str, ...]
+    first: date
+    last: date
+    hours_only: bool
+    """The minutes are as they should be; only their hours have to be computed."""
+
+    def __str__(self) -> str:
+        days = f"{self.first}" if self.first == self.last else f"{self.first} to {self.last}"
+        return f"{', '.join(self.symbols)}: {days}"
+
+
+def look_back(start_date: date, look_back_days: int, now: datetime) -> list[date]:
+    """Return the UTC days the schedule looks after, up to the day that is open at `now`."""
+    last = (now - FIRST_MINUTE).date()
+    first = max(start_date, last - DAY * look_back_days)
+    return [first + DAY * n for n in range((last - first).days + 1)]
+
+
+def reason(known: Coverage, now: datetime) -> Reason | None:
+    """Return why the day is due at `now`, or None."""
+    if known.retry_at and known.retry_at > now:
+        return Reason.WAITING
+    checks = {
+        Reason.FAILED: known.failures > 0,
+        Reason.OPEN: known.day == (now - FIRST_MINUTE).date(),
+        Reason.MISSING: known.status == "missing",
+        Reason.INCOMPLETE: not known.complete,
+        Reason.DAMAGED: known.damaged,
+        Reason.HOURS: not known.hours_current,
+    }
+    return next((name for name, holds in checks.items() if holds), None)
+
+
+def runs(due: Mapping[tuple[str, date], Reason], symbols: Sequence[str]) -> list[DueRun]:
+    """Cover the due (symbol, day)s with few runs, the newest days first.
+
+    Days in trouble get a run a symbol: in a run over several symbols one failure keeps the hours of
+    all from being computed. The open day goes before history, which may take long after downtime.
+    """
+    by_kind: dict[str, dict[str, set[date]]] = {}
+    for (symbol, day), why in due.items():
+        kind = {
+            Reason.FAILED: f"trouble {symbol}",
+            Reason.DAMAGED: f"trouble {symbol}",
+            Reason.MISSING: "history",
+            Reason.INCOMPLETE: "history",
+        }.get(why, why)
+        if why is not Reason.WAITING:
+            by_kind.setdefault(kind, {}).setdefault(symbol, set()).add(day)
+    found = [
+        DueRun(group, first, last, hours_only=kind == Reason.HOURS)
+        for kind, days_of in by_kind.items()
+        for (first, last), wanting in _by_stretch(days_of).items()
+        for group in _neighbours(wanting, symbols)
+    ]
+    return sorted(found, key=lambda run: (run.last, run.first), reverse=True)
+
+
+def _by_stretch(days_of: dict[str, set[date]]) -> dict[tuple[date, date], set[str]]:
+    stretches: dict[tuple[date, date], set[str]] = {}
+    for symbol, days in days_of.items():
+        for stretch in contiguous(days):
+            stretches.setdefault(stretch, set()).add(symbol)
+    return stretches
+
+
+def _neighbours(wanting: Collection[str], symbols: Sequence[str]) -> Iterator[tuple[str, ...]]:
+    """Cut into groups that are neighbours in `symbols`: a Dagster range is from one to another."""
+    group: list[str] = []
+    for symbol in symbols:
+        if symbol in wanting:
+            group.append(symbol)
+        elif group:
+            yield tuple(group)
+            group = []
+    if group:
+        yield tuple(group)

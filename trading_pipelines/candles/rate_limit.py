@@ -1,0 +1,133 @@
+"""One rate limit for the whole installation, held in one Postgres row per exchange.
+
+Every process reserves the moment of its next request here, so runs, backfills and schedules
+together stay below the exchange's limit whatever their number. What is asked in a slot, and what
+is made of the answer, belongs in `exchange`.
+"""
+
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import psycopg
+
+# 102 ms, not 100: eleven requests then span 1.02 s, and 20 ms of jitter can't bring them into one
+# second. It costs 2 % of the limit.
+SPACING = 1.02
+
+RESERVE = """
+UPDATE trading_pipelines.request_slots AS slots
+SET next_at = slot.at + %(interval)s, recent = (array_prepend(slot.at, recent))[1:%(limit)s]
+FROM (SELECT exchange, greatest(next_at, clock_timestamp()) AS at
+      FROM trading_pipelines.request_slots WHERE exchange = %(exchange)s FOR UPDATE) AS slot
+WHERE slots.exchange = slot.exchange
+RETURNING slot.at, slot.at - clock_timestamp(), blocked_until,
+    blocked_until > clock_timestamp(),
+    (SELECT count(*) FROM unnest(recent) AS past WHERE past > slot.at - interval '1 second')
+"""
+DEFER = """
+UPDATE trading_pipelines.request_slots SET next_at = greatest(next_at, %(until)s)
+WHERE exchange = %(exchange)s
+"""
+DEFER_BY = """
+UPDATE trading_pipelines.request_slots
+SET next_at = greatest(next_at, clock_timestamp() + %(pause)s)
+WHERE exchange = %(exchange)s
+"""
+# Upbit's blocks grow with each offence; without a Retry-After the pause doubles from a minute to an
+# hour, and a day of good behaviour starts it over.
+BLOCK = """
+UPDATE trading_pipelines.request_slots AS slots
+SET blocks = grown.blocks,
+    blocked_until = clock_timestamp() + coalesce(%(retry_after)s, least(
+        interval '1 minute' * 2 ^ (grown.blocks - 1), interval '1 hour'))
+FROM (SELECT exchange, CASE WHEN blocked_until > now() - interval '1 day' THEN blocks + 1 ELSE 1
+      END AS blocks FROM trading_pipelines.request_slots WHERE exchange = %(exchange)s FOR UPDATE
+     ) AS grown
+WHERE slots.exchange = grown.exchange
+RETURNING blocked_until
+"""
+
+
+class Blocked(Exception):  # noqa: N818
+    """The exchange has blocked this address; nothing may be asked before `until` (UTC)."""
+
+    def __init__(self, exchange: str, until: datetime) -> None:
+        super().__init__(
+            f"{exchange} has blocked this address until {until.astimezone(UTC):%Y-%m-%d %H:%M:%S} "
+            "UTC; nothing is asked before then, and the schedule goes on by itself"
+        )
+        self.until = until
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A reserved request: its moment (UTC) and how many of ours fall in the second up to it."""
+
+    at: datetime
+    in_last_second: int
+
+
+class RequestSlots:
+    """The slots of one exchange. `connection` is autocommit and used by one thread at a time."""
+
+    def __init__(
+        self, connection: psycopg.Connection, exchange: str, requests_per_second: float
+    ) -> None:
+        self._connection = connection
+        self._limit = requests_per_second
+        self._exchange = exchange
+        self._arguments: dict[str, object] = {
+            "exchange": exchange,
+            "interval": timedelta(seconds=SPACING / requests_per_second),
+            "limit": max(1, int(requests_per_second)),
+        }
+        connection.execute(
+            "INSERT INTO trading_pipelines.request_slots (exchange) VALUES (%s) "
+            "ON CONFLICT DO NOTHING",
+            [exchange],
+        )
+
+    def reserve(self) -> Slot:
+        """Reserve the next slot and sleep until it has come; raise Blocked during a block."""
+        at, wait, blocked_until, blocked, used = self._one(RESERVE)
+        if blocked:
+            raise Blocked(self._exchange, blocked_until)
+        time.sleep(max(0.0, wait.total_seconds()))
+        return Slot(at, used)
+
+    def obey(self, remaining: int, slot: Slot) -> None:
+        """Let the second of `slot` pass when the exchange says that it is used up.
+
+        Our own requests, at full speed, also leave nothing remaining; only when they do not explain
+        it does somebody else (the bot, say) share this address's limit.
+        """
+        if remaining <= 0 and slot.in_last_second < int(self._limit):
+            self._connection.execute(
+                DEFER,
+                self._arguments | {"until": slot.at.replace(microsecond=0) + timedelta(seconds=1)},
+            )
+
+    def pause(self, seconds: float) -> None:
+        """Hold back every process of the installation, after a refused request."""
+        self._connection.execute(DEFER_BY, self._arguments | {"pause": timedelta(seconds=seconds)})
+
+    def block(self, retry_after: timedelta | None) -> Blocked:
+        """Record that the exchange has blocked this address; return what to raise."""
+        (until,) = self._one(BLOCK, retry_after=retry_after)
+        return Blocked(self._exchange, until)
+
+    def _one(self, query: str, **arguments: object) -> tuple[Any, ...]:
+        row = self._connection.execute(query, self._arguments | arguments).fetchone()
+        assert row is not None, "the row of request_slots was made in __init__"
+        return row
+
+
+def blocked_until(connection: psycopg.Connection) -> datetime | None:
+    """Return when the running block ends (UTC), or None when there is none."""
+    row = connection.execute(
+        "SELECT max(blocked_until) FROM trading_pipelines.request_slots "
+        "WHERE blocked_until > clock_timestamp()"
+    ).fetchone()
+    return row[0] if row else None

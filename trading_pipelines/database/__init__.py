@@ -1,0 +1,120 @@
+"""Which Postgres is used, and bringing its schema up to date.
+
+Two databases on one server: the market database (the bot's tables in `public`, ours in the schema
+`trading_pipelines`) and Dagster's storage. Both are on the operator's server when `DATABASE_URL` is
+set, else on the embedded server of the home. Queries belong to the packages that ask them.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import psycopg
+from alembic import command
+from alembic.config import Config
+from psycopg import sql
+from sqlalchemy.engine import URL, make_url
+
+from trading_pipelines.database.embedded import EmbeddedServer
+from trading_pipelines.settings import Environment
+
+SCHEMA = "trading_pipelines"
+VARIABLES = ("DATABASE_URL", "DAGSTER_POSTGRES_URL")
+
+
+class DatabaseError(RuntimeError):
+    """The database can't be used as it is; the message says what to do."""
+
+
+@dataclass(frozen=True, repr=False)
+class DatabaseUrls:
+    """Where the two databases are. May hold a password: never printed, never logged."""
+
+    market: str
+    """For libpq and psycopg."""
+    dagster: str
+    """For SQLAlchemy, with the driver written out: a bare `postgresql://` makes every run fail."""
+
+    def environment(self) -> dict[str, str]:
+        """Return the variables by which child processes find both."""
+        return dict(zip(VARIABLES, (self.market, self.dagster), strict=True))
+
+
+def embedded_server(environment: Environment) -> EmbeddedServer | None:
+    """Return the home's embedded server, or None where the operator's is used."""
+    return None if environment.database_url else EmbeddedServer(environment.trading_pipelines_home)
+
+
+def prepare(environment: Environment) -> DatabaseUrls:
+    """Start the embedded server if it is needed, create what is missing, migrate to head.
+
+    Safe to run twice, and at once from several processes. Raises DatabaseError and
+    EmbeddedServerError.
+    """
+    if server := embedded_server(environment):
+        server.start()
+        market = make_url(server.url(SCHEMA))
+        _create_database(market.set(database="postgres"), SCHEMA)
+    else:
+        assert environment.database_url is not None
+        market = make_url(environment.database_url.get_secret_value())
+    urls = DatabaseUrls(_render(market, "postgresql"), _dagster_url(environment, market))
+    upgrade(urls.market)
+    return urls
+
+
+def _dagster_url(environment: Environment, market: URL) -> str:
+    if environment.dagster_postgres_url:
+        return environment.dagster_postgres_url.get_secret_value()
+    name = f"{market.database}_dagster"
+    _create_database(market, name)
+    return _render(market.set(database=name), "postgresql+psycopg2")
+
+
+def upgrade(market_url: str) -> None:
+    """Migrate the market database to the newest schema; a second run changes nothing."""
+    config = Config()
+    config.set_main_option("script_location", "trading_pipelines:database/migrations")
+    config.attributes["url"] = market_url
+    command.upgrade(config, "head")
+
+
+@contextmanager
+def connect(url: str) -> Iterator[psycopg.Connection]:
+    """Yield an autocommit connection in UTC; raise DatabaseError when there is no server."""
+    try:
+        connection = psycopg.connect(
+            _render(make_url(url), "postgresql"),
+            autocommit=True,
+            options="-c timezone=UTC",
+            application_name=SCHEMA,
+        )
+    except psycopg.OperationalError as error:
+        raise DatabaseError(
+            f"the database can't be reached: {error}; is the server up, and is DATABASE_URL right?"
+        ) from None
+    with connection:
+        yield connection
+
+
+def _render(url: URL, driver: str) -> str:
+    return url.set(drivername=driver).render_as_string(hide_password=False)
+
+
+def _create_database(server: URL, name: str) -> None:
+    with connect(_render(server, "postgresql")) as connection:
+        exists = connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", [name])
+        if exists.fetchone():
+            return
+        try:
+            connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+        except psycopg.errors.DuplicateDatabase:
+            return  # another process was first
+        except psycopg.errors.UniqueViolation:
+            return  # the same, seen a moment earlier in pg_database's index
+        except psycopg.errors.InsufficientPrivilege as error:
+            raise DatabaseError(
+                f"this role may not create the database {name!r}, which Dagster's storage needs: "
+                f"create it yourself (CREATE DATABASE {name}), or set DAGSTER_POSTGRES_URL to "
+                "another one (postgresql+psycopg2://…)"
+            ) from error

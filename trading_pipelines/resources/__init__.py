@@ -1,0 +1,1 @@
+"""What assets and schedules are handed by Dagster: thin, typed, built from plain objects."""

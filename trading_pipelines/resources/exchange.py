@@ -1,0 +1,30 @@
+"""The exchange as a Dagster resource. How it is asked belongs in `candles/exchange.py`."""
+
+import dagster as dg
+import psycopg
+
+from trading_pipelines.candles.exchange import Exchange
+from trading_pipelines.candles.rate_limit import RequestSlots
+from trading_pipelines.settings import ExchangeSettings, load_environment
+
+
+class ExchangeResource(dg.ConfigurableResource[None]):
+    """Upbit, or the replay exchange that UPBIT_BASE_URL points to."""
+
+    requests_per_second: float
+    timeout_seconds: float
+    attempts: int
+    backoff_seconds: float
+    max_backoff_seconds: float
+
+    @classmethod
+    def of(cls, settings: ExchangeSettings) -> "ExchangeResource":
+        """Return the resource of the settings' section `exchange`."""
+        return cls(**settings.model_dump())
+
+    def client(self, connection: psycopg.Connection) -> Exchange:
+        """Return a client whose request slots are reserved over `connection`."""
+        settings = ExchangeSettings.model_validate(self.model_dump())
+        base_url = load_environment().upbit_base_url
+        slots = RequestSlots(connection, base_url, settings.requests_per_second)
+        return Exchange(base_url, slots, settings)

@@ -1,0 +1,335 @@
+"""The processes of one home: code server, web UI and daemon, started, watched and stopped together.
+
+One set a home, guarded by a lock that the children hold too, so that not even a killed parent lets
+two daemons run on one home. What is launched on them belongs in `backfill`, the database server in
+`database/`.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, Any, Self
+
+import dagster as dg
+import requests
+import yaml
+
+from trading_pipelines.database import DatabaseUrls
+from trading_pipelines.settings import Environment
+
+INSTANCE_SETTINGS = Path(__file__).parent.parent / "config" / "dagster.yaml"
+HOST = "127.0.0.1"
+START_SECONDS = 120
+# The daemon finishes the tick it is in; runs are interrupted and continue where they were.
+STOP_SECONDS = 30
+WATCH_SECONDS = 1.0
+RESTART_SECONDS = 5.0
+
+
+class ServicesError(RuntimeError):
+    """The services can't be started, reached or stopped; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class Running:
+    """What `up.json` says of the services of a home; `url` is empty while they start."""
+
+    pid: int
+    url: str
+    children: dict[str, int]
+
+
+def running(home: Path) -> Running | None:
+    """Return the services that run on the home, or None."""
+    lock = _lock(home)
+    if lock is not None:
+        lock.close()
+        return None
+    try:
+        return Running(**json.loads((home / "up.json").read_text()))
+    except FileNotFoundError:
+        return Running(pid=0, url="", children={})
+
+
+def stop(home: Path) -> bool:
+    """Stop the services of the home, whoever started them; return whether there were any."""
+    found = running(home)
+    if found is None:
+        return False
+    if not _signal(found.pid, signal.SIGTERM):
+        for pid in found.children.values():
+            _signal_group(pid, signal.SIGTERM)
+    deadline = time.monotonic() + 2 * STOP_SECONDS
+    while running(home) is not None:
+        if time.monotonic() > deadline:
+            for pid in found.children.values():
+                _signal_group(pid, signal.SIGKILL)
+            raise ServicesError(
+                f"the services of {home} did not stop in {2 * STOP_SECONDS} s and were killed; "
+                f"see {home / 'logs'}"
+            )
+        time.sleep(0.2)
+    return True
+
+
+def write_instance_settings(dagster_home: Path) -> None:
+    """Copy the instance's settings to where Dagster reads them; an edit takes effect at a start."""
+    dagster_home.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(INSTANCE_SETTINGS, dagster_home / "dagster.yaml")
+
+
+class Services:
+    """Code server, web UI and daemon as a context manager; raises ServicesError."""
+
+    def __init__(
+        self, environment: Environment, urls: DatabaseUrls, config: Path, port: int | None = None
+    ) -> None:
+        self._home = environment.trading_pipelines_home
+        self._port = port or _free_port()
+        self.url = f"http://{HOST}:{self._port}"
+        self._socket = self._home / "dagster" / "code.sock"
+        self._variables = {
+            **os.environ,
+            **urls.environment(),
+            "DAGSTER_HOME": str(self._home / "dagster"),
+            "TRADING_PIPELINES_HOME": str(self._home),
+            "TRADING_PIPELINES_CONFIG": str(config.absolute()),
+            "UPBIT_BASE_URL": environment.upbit_base_url,
+        }
+        python = [sys.executable, "-m"]
+        self._commands = {
+            "code-server": [*python, "dagster", "code-server", "start", "-s", str(self._socket),
+                            "-m", "trading_pipelines.definitions",
+                            "--location-name", "trading_pipelines"],
+            "webserver": [*python, "dagster_webserver", "-h", HOST, "-p", str(self._port),
+                          "-w", str(self._workspace)],
+            "daemon": [*python, "dagster._daemon", "run", "-w", str(self._workspace)],
+        }  # fmt: skip
+        self._children: dict[str, subprocess.Popen[bytes]] = {}
+        self._stopping = threading.Event()
+        self._watcher = threading.Thread(target=self._watch, daemon=True)
+        self._guard: IO[str] | None = None
+        self._ready = False
+
+    @property
+    def _workspace(self) -> Path:
+        return self._home / "dagster" / "workspace.yaml"
+
+    def __enter__(self) -> Self:
+        self._guard = _lock(self._home)
+        if self._guard is None:
+            found = running(self._home)
+            raise ServicesError(
+                f"the services of {self._home} are running already"
+                + (f" ({found.url}, process {found.pid})" if found else "")
+                + ": stop them with `trading-pipelines down`, or set TRADING_PIPELINES_HOME"
+            )
+        try:
+            if _is_taken(self._port):
+                raise ServicesError(
+                    f"port {self._port} is taken: choose another with --port, or stop what is there"
+                )
+            # A killed predecessor has left its own behind.
+            self._tell()
+            self._write_instance()
+            _report_dead_runs(self._variables)
+            self._start_what_is_missing()
+            self._watcher.start()
+            self._ready = True
+            self._tell()
+        except BaseException:
+            self._stop()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop()
+
+    def _write_instance(self) -> None:
+        write_instance_settings(self._home / "dagster")
+        (self._home / "logs").mkdir(exist_ok=True)
+        server = {"socket": str(self._socket), "location_name": "trading_pipelines"}
+        self._workspace.write_text(yaml.safe_dump({"load_from": [{"grpc_server": server}]}))
+
+    def _start(self, name: str) -> None:
+        if self._stopping.is_set() or self._guard is None:
+            return
+        if name == "code-server":
+            self._socket.unlink(missing_ok=True)
+        with (self._home / "logs" / f"{name}.log").open("ab") as log:
+            self._children[name] = subprocess.Popen(  # noqa: S603
+                self._commands[name],
+                env=self._variables,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                # Ctrl-C reaches the parent alone, which then stops the children in order.
+                start_new_session=True,
+                pass_fds=[self._guard.fileno()],
+            )
+        self._tell()
+
+    def _tell(self) -> None:
+        children = {name: child.pid for name, child in self._children.items()}
+        found = Running(os.getpid(), self.url if self._ready else "", children)
+        temporary = self._home / "up.json.new"
+        temporary.write_text(json.dumps(asdict(found)))
+        temporary.replace(self._home / "up.json")
+
+    def _start_what_is_missing(self) -> None:
+        for name in ("code-server", "webserver"):
+            if not self._alive(name):
+                self._start(name)
+        # A daemon that looks before the code location has loaded fails the backfills in flight. The
+        # web UI may still tell of the server before; the socket is there when the new one listens.
+        self._await(lambda s: _location_problem(s) if self._socket.exists() else "no code server")
+        if not self._alive("daemon"):
+            self._start("daemon")
+        self._await(_daemon_problem)
+
+    def _alive(self, name: str) -> bool:
+        return name in self._children and self._children[name].poll() is None
+
+    def _watch(self) -> None:
+        while not self._stopping.wait(WATCH_SECONDS):
+            if all(map(self._alive, self._commands)):
+                continue
+            if not self._alive("code-server") and "daemon" in self._children:
+                _stop_group(self._children["daemon"])
+            if not self._stopping.wait(RESTART_SECONDS):
+                # Not ready in time is tried again, for as long as nobody stops us.
+                with contextlib.suppress(ServicesError):
+                    self._start_what_is_missing()
+
+    def _await(self, problem: Callable[[dict[str, Any]], str | None]) -> None:
+        """Wait until the web UI answers without the problem; a final one raises at once."""
+        deadline = time.monotonic() + START_SECONDS
+        while not self._stopping.is_set():
+            reason: str | None = "the web UI does not answer"
+            with contextlib.suppress(requests.RequestException, ValueError, LookupError, TypeError):
+                answer = requests.post(f"{self.url}/graphql", json={"query": STATE}, timeout=10)
+                reason = problem(answer.json()["data"])
+            if reason is None:
+                return
+            if time.monotonic() > deadline:
+                raise ServicesError(f"{reason}; the logs are in {self._home / 'logs'}")
+            time.sleep(0.3)
+
+    def _stop(self) -> None:
+        self._stopping.set()
+        if self._watcher.is_alive():
+            self._watcher.join()
+        # The daemon first, so that nothing new is launched; then the runs' parent.
+        for name in ("daemon", "webserver", "code-server"):
+            if child := self._children.pop(name, None):
+                _stop_group(child)
+        (self._home / "up.json").unlink(missing_ok=True)
+        if self._guard is not None:
+            self._guard.close()
+
+
+STATE = """{
+  workspaceOrError { ... on Workspace { locationEntries { loadStatus locationOrLoadError {
+    __typename ... on PythonError { message } } } } }
+  instance { daemonHealth { allDaemonStatuses { required healthy } } }
+}"""
+
+
+def _location_problem(state: dict[str, Any]) -> str | None:
+    entries = state["workspaceOrError"].get("locationEntries") or []
+    for entry in entries:
+        found = entry["locationOrLoadError"] or {}
+        if found.get("__typename") == "PythonError":
+            message: str = found["message"].strip()
+            if "DagsterUserCodeUnreachableError" not in message:
+                raise ServicesError(f"the code location does not load: {message}")
+            return message
+    return None if entries and found else "the code location has not loaded"
+
+
+def _daemon_problem(state: dict[str, Any]) -> str | None:
+    daemons = state["instance"]["daemonHealth"]["allDaemonStatuses"]
+    well = all(daemon["healthy"] for daemon in daemons if daemon["required"])
+    return None if well else "the daemon is not healthy"
+
+
+def _report_dead_runs(variables: Mapping[str, str]) -> None:
+    """Report runs of an earlier life of this home as failed, so that they are started again.
+
+    The default launcher can't ask a run of another code server whether it lives; such a run would
+    stay `STARTED` for ever and keep its partitions from being refreshed.
+    """
+    # dagster.yaml names the storage by this variable, in our own process too.
+    os.environ["DAGSTER_POSTGRES_URL"] = variables["DAGSTER_POSTGRES_URL"]
+    statuses = [
+        dg.DagsterRunStatus.STARTING,
+        dg.DagsterRunStatus.STARTED,
+        dg.DagsterRunStatus.CANCELING,
+    ]
+    with dg.DagsterInstance.from_config(variables["DAGSTER_HOME"]) as instance:
+        for run in instance.get_runs(dg.RunsFilter(statuses=statuses)):
+            instance.report_run_failed(
+                run, "the run's process ended with the services it ran under"
+            )
+
+
+def _lock(home: Path) -> IO[str] | None:
+    home.mkdir(parents=True, exist_ok=True)
+    lock = (home / "up.lock").open("a")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.close()
+        return None
+    return lock
+
+
+def _signal(pid: int, number: signal.Signals) -> bool:
+    if pid == 0:
+        return False
+    try:
+        os.kill(pid, number)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def _signal_group(pid: int, number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(pid, number)
+
+
+def _stop_group(child: subprocess.Popen[bytes]) -> None:
+    _signal_group(child.pid, signal.SIGTERM)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        child.wait(STOP_SECONDS)
+    # Whatever of its group is left (a run that ignores SIGTERM) ends with it.
+    _signal_group(child.pid, signal.SIGKILL)
+    child.wait()
+
+
+def _is_taken(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError:
+            return True
+    return False
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        return int(probe.getsockname()[1])

@@ -1,0 +1,353 @@
+"""config/strategy.yaml and the environment, typed and strict.
+
+Here belongs what an operator may set, what each setting allows, and how a wrong one is reported:
+file, line, key and what is allowed. What a setting *does* belongs to the module that uses it.
+Nothing is read at import time: the edge (definitions, command line) reads once and passes it on.
+"""
+
+import difflib
+import json
+import os
+import re
+from collections.abc import Iterator
+from datetime import date
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
+from pydantic_core import ErrorDetails, PydanticCustomError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+# The bot keeps these in the same file: any content is fine, and nothing here reads it.
+_BOT_SECTIONS = ("regimes", "risk_management", "regime_change_policy")
+
+_Place = tuple[str | int, ...]
+
+
+class SettingsError(Exception):
+    """The settings cannot be used; the message lists every problem found, one a line."""
+
+
+def _wrong(wrong: str, allowed: str, *places: _Place) -> PydanticCustomError:
+    """Make an error that is reported at the first of `places` that the file holds."""
+    context = {"wrong": wrong, "allowed": allowed, "places": places}
+    return PydanticCustomError("settings", "{wrong}; allowed: {allowed}", context)
+
+
+def _above(lower: str) -> AfterValidator:
+    """Demand more than the field `lower` of regime_detection, which stands before this one."""
+
+    def check(value: float, info: ValidationInfo) -> float:
+        name, low = str(info.field_name), info.data.get(lower)
+        if low is not None and low >= value:
+            places = (("regime_detection", key) for key in (name, lower))
+            raise _wrong(f"{name} {value} with {lower} {low}", f"{name} above {lower}", *places)
+        return value
+
+    return AfterValidator(check)
+
+
+def _day(value: object) -> object:
+    return date.fromisoformat(value) if isinstance(value, str) else value
+
+
+_Count = Annotated[int, Field(ge=1)]
+_Positive = Annotated[float, Field(gt=0)]
+_Day = Annotated[
+    date,
+    BeforeValidator(_day),
+    Field(
+        ge=date(2017, 10, 1),
+        description="a day like 2024-01-01, not before 2017-10-01 (Upbit's first)",
+    ),
+]
+_Symbol = Annotated[
+    str,
+    Field(
+        pattern=r"^KRW-[A-Z0-9]{1,10}$",
+        description="KRW- and 1 to 10 capital letters or digits, such as KRW-BTC",
+    ),
+]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(
+        strict=True, frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False
+    )
+
+
+class DataSettings(_Section):
+    """Which candles are kept, from which UTC day on, and how many days back a refresh looks."""
+
+    start_date: _Day = date(2024, 1, 1)
+    source_timeframe: Literal["1m"] = "1m"
+    indicator_timeframe: Literal["1h"] = "1h"
+    min_hourly_candles_for_regime: _Count = 200
+    refresh: bool = True
+    look_back_days: Annotated[int, Field(ge=1, le=365)] = 30
+
+
+class RegimeDetectionSettings(_Section):
+    """The moving averages (hours) and thresholds (percent) that tell BULL, BEAR and SIDEWAYS."""
+
+    ma_fast_period: _Count = 50
+    ma_slow_period: Annotated[_Count, _above("ma_fast_period")] = 200
+    bear_threshold_pct: float = -2.0
+    bull_threshold_pct: Annotated[float, _above("bear_threshold_pct")] = 2.0
+    check_interval_hours: _Count = 1
+    unknown_fallback: Literal["BULL", "SIDEWAYS", "BEAR"] = "SIDEWAYS"
+    redis_ttl_seconds: _Count = 3900
+
+
+class ExchangeSettings(_Section):
+    """How the exchange is asked: one rate for the whole installation; waits in seconds."""
+
+    requests_per_second: _Positive = 10.0
+    timeout_seconds: _Positive = 10.0
+    attempts: Annotated[int, Field(ge=1, le=20)] = 6
+    backoff_seconds: _Positive = 0.5
+    max_backoff_seconds: _Positive = 20.0
+
+
+class StrategySettings(_Section):
+    """config/strategy.yaml: what is left out has its default; unknown keys are errors."""
+
+    symbols: list[_Symbol] = Field(
+        default=["KRW-BTC", "KRW-ETH", "KRW-XRP", "KRW-SOL", "KRW-DOGE"],
+        min_length=1,
+        description="a list of at least one symbol, such as [KRW-BTC]",
+    )
+    data: DataSettings = DataSettings()
+    regime_detection: RegimeDetectionSettings = RegimeDetectionSettings()
+    exchange: ExchangeSettings = ExchangeSettings()
+
+    @field_validator("data", "regime_detection", "exchange", mode="before")
+    @classmethod
+    def _heading_alone_is_left_out(cls, section: object) -> object:
+        return {} if section is None else section
+
+    @field_validator("symbols")
+    @classmethod
+    def _each_once(cls, symbols: list[str]) -> list[str]:
+        again = [n for n, symbol in enumerate(symbols) if symbol in symbols[:n]]
+        if again:
+            names = ", ".join(dict.fromkeys(symbols[n] for n in again))
+            raise _wrong(f"lists {names} again", "each symbol once", ("symbols", again[0]))
+        return symbols
+
+    @field_validator("regime_detection")
+    @classmethod
+    def _enough_hours(
+        cls, section: RegimeDetectionSettings, info: ValidationInfo
+    ) -> RegimeDetectionSettings:
+        data, slow = info.data.get("data"), section.ma_slow_period
+        if data and (hours := data.min_hourly_candles_for_regime) < slow:
+            raise _wrong(
+                f"min_hourly_candles_for_regime {hours} with ma_slow_period {slow}",
+                "min_hourly_candles_for_regime not below ma_slow_period",
+                ("data", "min_hourly_candles_for_regime"),
+                ("regime_detection", "ma_slow_period"),
+            )
+        return section
+
+
+class _Loader(yaml.SafeLoader):
+    """Leaves timestamps as text: PyYAML itself would crash on 2024-02-30, and without a line."""
+
+
+_Loader.add_constructor("tag:yaml.org,2002:timestamp", lambda _, node: node.value)
+
+
+class _File:
+    """The content of a YAML text, the line of every key and item, and the keys given twice."""
+
+    def __init__(self, text: str) -> None:
+        self.lines: dict[_Place, int] = {}
+        self.problems: list[tuple[int, str]] = []
+        self._loader = _Loader(text)
+        node = self._loader.get_single_node()
+        self.content = self._value(node, ()) if node else None
+
+    def _value(self, node: yaml.Node, at: _Place) -> object:
+        # A section's keys are the deepest settings: anything below them is a value of wrong type.
+        if isinstance(node, yaml.MappingNode) and len(at) <= 1:
+            return dict(self._pairs(node, at))
+        if isinstance(node, yaml.SequenceNode) and len(at) == 1:
+            self.lines |= {(*at, n): _line(item) for n, item in enumerate(node.value)}
+        return self._loader.construct_object(node, deep=True)
+
+    def _pairs(self, node: yaml.MappingNode, at: _Place) -> Iterator[tuple[str, Any]]:
+        for key, value in node.value:
+            name = str(key.value)
+            place = (*at, name)
+            if place in self.lines:
+                text = f"given twice, first on line {self.lines[place]}; allowed: once"
+                self.problems.append((_line(key), f"{_dotted(place)}: {text}"))
+                continue
+            self.lines[place] = _line(key)
+            if at or name not in _BOT_SECTIONS:
+                yield name, self._value(value, place)
+
+    def describe(self, error: ErrorDetails) -> tuple[int, str]:
+        """The line and the text of one of the model's errors."""
+        context, loc = error.get("ctx", {}), error["loc"]
+        loc = next((place for place in context.get("places", ()) if place in self.lines), loc)
+        if error["type"] == "extra_forbidden":
+            keys = [*_schema(loc[:-1])["properties"], *(() if loc[:-1] else _BOT_SECTIONS)]
+            near = difflib.get_close_matches(str(loc[-1]), keys, n=1)
+            wrong = "unknown key" + "".join(f", did you mean {key}?" for key in near)
+            allowed = ", ".join(keys)
+        else:
+            wrong = context.get("wrong") or f"is {_shown(error['input'])}"
+            allowed = context.get("allowed") or _allowed(_schema(loc))
+        return self.lines[loc], f"{_dotted(loc)}: {wrong}; allowed: {allowed}"
+
+
+def _line(node: yaml.Node) -> int:
+    return int(node.start_mark.line) + 1
+
+
+def _dotted(loc: _Place) -> str:
+    return ".".join(part for part in loc if isinstance(part, str))
+
+
+def _shown(value: object) -> str:
+    kind = "the text " if isinstance(value, str) else ""
+    text = json.dumps(value, ensure_ascii=False, skipkeys=True, default=str)
+    return "empty" if value is None else f"{kind}{text:.80}"
+
+
+def _schema(loc: _Place) -> dict[str, Any]:
+    schema = root = StrategySettings.model_json_schema()
+    for part in loc:
+        schema = schema["items"] if isinstance(part, int) else schema["properties"][part]
+        schema = root["$defs"][schema["$ref"].rsplit("/")[-1]] if "$ref" in schema else schema
+    return schema
+
+
+def _allowed(schema: dict[str, Any]) -> str:
+    """What a JSON schema allows, in words: the model stays the only place that knows it."""
+    if "properties" in schema:
+        return "a section with the keys " + ", ".join(schema["properties"])
+    if "description" in schema:
+        return str(schema["description"])
+    if "const" in schema or "enum" in schema:
+        return " or ".join(schema.get("enum") or [schema["const"]])
+    kinds = {"integer": "a whole number", "number": "a number", "boolean": "true or false"}
+    bounds = {"minimum": "of at least", "exclusiveMinimum": "above", "maximum": "and at most"}
+    limits = [f"{words} {schema[key]:g}" for key, words in bounds.items() if key in schema]
+    return " ".join([kinds[schema["type"]], *limits])
+
+
+def _read(path: Path) -> _File:
+    """Raise SettingsError where there is nothing to validate: no file, not UTF-8, not YAML."""
+    raw = b""
+    try:
+        raw = path.read_bytes()
+        return _File(raw.decode())
+    except OSError as error:
+        problem = (
+            f": {error.strerror}; allowed: a YAML file; start where config/strategy.yaml is, "
+            "or set TRADING_PIPELINES_CONFIG to the file's path"
+        )
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        problem = f":{line}: not UTF-8; allowed: YAML saved as UTF-8"
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        problem = f":{line}: {error.problem}; allowed: YAML"
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        problem = ": " + " ".join(f"{error}; allowed: YAML".split())
+    raise SettingsError(f"{path}{problem}")
+
+
+def load_strategy(path: Path) -> StrategySettings:
+    """Read the strategy file; sections and keys left out, or an empty file, mean the defaults.
+
+    Raises SettingsError with every problem as `file:line: key: what is wrong; allowed: what is`.
+    """
+    file = _read(path)
+    content = {} if file.content is None else file.content
+    if not isinstance(content, dict):
+        sections = ", ".join(StrategySettings.model_fields)
+        raise SettingsError(f"{path}:1: is {_shown(content)}; allowed: the sections {sections}")
+    problems = file.problems
+    try:
+        settings = StrategySettings.model_validate(content)
+        if not problems:
+            return settings
+    except ValidationError as error:
+        problems += [file.describe(detail) for detail in error.errors(include_url=False)]
+    raise SettingsError("\n".join(f"{path}:{line}: {text}" for line, text in sorted(problems)))
+
+
+def dump_strategy(settings: StrategySettings, path: Path) -> None:
+    """Write a file that `load_strategy` reads back equal; a reader never sees half of it.
+
+    Makes the folder where it is missing. Raises OSError where the file cannot be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        text = yaml.safe_dump(settings.model_dump(), sort_keys=False)
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+# Own patterns, because the errors of urllib quote the URL, password included.
+_DATABASE_URL = r"(postgres|postgresql(\+\w+)?)://[^/?#\s]*/[^/?#@\s]+(\?[^#\s]*)?"
+_EXCHANGE_URL = r"https?://[^/?#@\s]+(/[^?#@\s]*)?(?<!/v1)"
+
+
+def _database_url(url: SecretStr | None) -> SecretStr | None:
+    if url and not re.fullmatch(_DATABASE_URL, url.get_secret_value()):
+        allowed = (
+            "postgresql://user:password@host:5432/database, with / ? # @ in the password as %XX"
+        )
+        raise _wrong("not a PostgreSQL URL with a database name", allowed)
+    return url
+
+
+def _exchange_url(url: str) -> str:
+    if not re.fullmatch(_EXCHANGE_URL, url.rstrip("/")):
+        allowed = "http or https and a host, such as https://api.upbit.com; leave /v1 away"
+        raise _wrong("not the exchange's base URL", allowed)
+    return url.rstrip("/")
+
+
+class Environment(BaseSettings):
+    """The environment's variables, named like the fields in capitals; an empty one is not set.
+
+    Without a `database_url` the embedded server is used. Read it with `load_environment`.
+    """
+
+    model_config = SettingsConfigDict(frozen=True, env_ignore_empty=True, hide_input_in_errors=True)
+
+    database_url: Annotated[SecretStr | None, AfterValidator(_database_url)] = None
+    dagster_postgres_url: SecretStr | None = None
+    upbit_base_url: Annotated[str, AfterValidator(_exchange_url)] = "https://api.upbit.com"
+    trading_pipelines_home: Annotated[Path, AfterValidator(Path.absolute)] = Path(".data")
+    trading_pipelines_config: Path = Path("config/strategy.yaml")
+
+
+def load_environment() -> Environment:
+    """Read the environment; raises SettingsError with every wrong variable, never its value."""
+    try:
+        return Environment()
+    except ValidationError as error:
+        problems = [f"{str(item['loc'][0]).upper()}: {item['msg']}" for item in error.errors()]
+    # Raised out here, where no traceback carries the first error: that one holds the values.
+    raise SettingsError("\n".join(problems))
