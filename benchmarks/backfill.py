@@ -53,8 +53,7 @@ FIRST_DAY, RECORDED_DAYS = date(2025, 9, 1), 21
 SYMBOLS = ("KRW-BTC", "KRW-ETH", "KRW-XRP", "KRW-SOL", "KRW-DOGE")
 WORKERS = 2  # the limit of the pool `upbit`
 RATE, LATENCY = 10.0, 0.05  # Upbit's requests a second; seconds until it answers
-# High enough never to wait, and no higher: the slots remember a second's worth of requests.
-LIFTED_RATE = 400.0
+LIFTED_RATE = 400.0  # high enough never to wait
 LIMIT = RATE * client.PAGE_SIZE  # rows a second
 TARGET, FLAT = 0.95, 1.1
 OLD_INSERT = """

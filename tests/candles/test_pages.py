@@ -52,8 +52,8 @@ class Upbit:
         end = (window.end - START) // MINUTE
         newest = [minute for minute in self.traded if minute < end][-self.count :]
         candles = validate([row(minute) for minute in reversed(newest)], symbol, window)
-        until = min(window.end, self.closed_until())
-        return Page([c for c in candles if c.start < until], max(until, window.start))
+        until = self.closed_until()
+        return Page([c for c in candles if c.start < until], until)
 
 
 @st.composite

@@ -49,8 +49,10 @@ BROKEN_OHLC = f"""
 SELECT symbol, (timestamp AT TIME ZONE 'UTC')::date AS day,
     count(*) || ' candles, the first at ' || to_char(min(timestamp), 'HH24:MI') || ' UTC' AS what
 {CANDLES}
+-- NaN, which numeric can hold, is above every number.
 AND NOT (0 < low_price AND low_price <= least(open_price, close_price)
-    AND greatest(open_price, close_price) <= high_price AND volume >= 0)
+    AND greatest(open_price, close_price) <= high_price AND high_price < 'NaN'
+    AND 0 <= volume AND volume < 'NaN')
 GROUP BY 1, 2 ORDER BY 1, 2
 """
 JUMPS = f"""

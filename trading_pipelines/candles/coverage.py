@@ -165,7 +165,8 @@ VALUES (%(symbol)s, %(interval)s, %(day)s, 'failed', %(day_start)s, %(day_start)
 ON CONFLICT (symbol, interval, day) DO UPDATE SET
     status = CASE WHEN known.status = 'complete' THEN 'complete' ELSE 'failed' END,
     failures = known.failures + 1, error = excluded.error, run_id = excluded.run_id,
-    retry_at = now() + coalesce(%(wait)s, least(%(first)s * 2 ^ known.failures, %(longest)s))
+    retry_at = now()
+        + coalesce(%(wait)s, least(%(first)s * 2 ^ least(known.failures, 10), %(longest)s))
 """
 
 

@@ -35,7 +35,7 @@ class PageSource(Protocol):
     effort: Effort
 
     def page(self, symbol: str, window: Interval) -> Page:
-        """Return the closed candles of the window."""
+        """Return the candles of the window that have closed."""
 
     def closed_until(self) -> datetime:
         """Return the start of the first minute that may still change (UTC)."""
@@ -59,11 +59,13 @@ def pages(
     """
     at = piece.start
     while at < piece.end:
-        page = exchange.page(symbol, first_window(Interval(at, piece.end), size))
-        if page.covered_until <= at:
+        window = first_window(Interval(at, piece.end), size)
+        page = exchange.page(symbol, window)
+        covered_until = min(window.end, page.closed_until)
+        if covered_until <= at:
             return
-        yield Interval(at, page.covered_until), page
-        at = page.covered_until
+        yield Interval(at, covered_until), page
+        at = covered_until
 
 
 def download(
@@ -110,16 +112,21 @@ def _download_symbol(
         coverage.to_ask(known, closed_until, run_id)
         for known in coverage.read(connection, [symbol], days)
     ):
-        at = piece.start
+        at, end = piece.start, piece.end
         while at < piece.end:
             try:
                 for covered in _store_pages(
-                    connection, exchange, symbol, Interval(at, piece.end), run_id
+                    connection, exchange, symbol, Interval(at, end), run_id
                 ):
-                    at = covered.end
-                    in_a_row = 0
-                break
+                    at, in_a_row = covered.end, 0
+                if at < end:
+                    break  # the rest has not closed yet
+                end = piece.end
             except ExchangeFailure as error:
+                midnight = day_interval(at.date()).end
+                if first_window(Interval(at, end), PAGE_SIZE).end > midnight:
+                    end = midnight  # the trouble may be that of the next day, so ask without it
+                    continue
                 unknown = isinstance(error, UnknownMarketError)
                 wait = coverage.RETRY_UNKNOWN_MARKET if unknown else None
                 left = [day for day in days if day >= at.date()]
@@ -131,7 +138,7 @@ def _download_symbol(
                     return failed + [
                         FailedDay(symbol, day, f"not asked for after: {error}") for day in left[1:]
                     ]
-                at = day_interval(left[0]).end
+                at, end = midnight, piece.end
     return failed
 
 
@@ -160,7 +167,7 @@ def _store_pages(
                     coverage.Asked(
                         symbol=symbol,
                         interval=part,
-                        day_closed=day_interval(day).end <= exchange.closed_until(),
+                        day_closed=day_interval(day).end <= page.closed_until,
                         inserted=written.inserted,
                         repaired=written.repaired,
                         requests=spent.requests,

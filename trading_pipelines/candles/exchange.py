@@ -75,10 +75,11 @@ class Effort:
 
 @dataclass(frozen=True)
 class Page:
-    """Every closed candle of [window.start, covered_until), oldest first."""
+    """The candles of a window that had closed when it was asked for, oldest first."""
 
     candles: list[Candle]
-    covered_until: datetime
+    closed_until: datetime
+    """The start of the first minute that might still have changed by then (UTC)."""
     source: str = field(default="upbit")
 
 
@@ -102,7 +103,10 @@ class Exchange:
 
     def closed_until(self) -> datetime:
         """Return the start of the first minute that may still change, by the exchange's clock."""
-        return floor_minute(self._now() + self._ahead - CLOSE_MARGIN)
+        return self._closed_until(self._now())
+
+    def _closed_until(self, moment: datetime) -> datetime:
+        return floor_minute(moment + self._ahead - CLOSE_MARGIN)
 
     def page(self, symbol: str, window: Interval) -> Page:
         """Return the closed candles of `window`, at most 200 minutes.
@@ -110,7 +114,7 @@ class Exchange:
         Raises UnknownMarketError at once, ExchangeFailure when every try has failed, Blocked.
         """
         page = self._ask(symbol, window)
-        if not page.candles and page.covered_until > window.start:
+        if not page.candles and page.closed_until > window.start:
             # A stale or empty answer looks like a quiet window: believe it when it is said twice.
             page = self._ask(symbol, window)
         return page
@@ -140,6 +144,7 @@ class Exchange:
     def _try(self, symbol: str, window: Interval) -> Page:
         slot = self._slots.reserve()
         self.effort.requests += 1
+        asked_at = self._now()
         try:
             answer = self._api.minutes(symbol, window.end)
         except _TooManyRequestsError:
@@ -150,10 +155,11 @@ class Exchange:
             raise self._slots.block(blocked.retry_after) from None
         self._note_headers(slot)
         candles = validate(answer, symbol, window)
-        covered_until = min(window.end, self.closed_until())
+        # As of the question: an answer that was long on its way shows minutes that were forming.
+        closed_until = self._closed_until(asked_at)
         return Page(
-            [candle for candle in candles if candle.start < covered_until],
-            max(window.start, covered_until),
+            [candle for candle in candles if candle.start < closed_until],
+            closed_until,
             self._api.answer_headers.get("Replay-Source", "upbit"),
         )
 

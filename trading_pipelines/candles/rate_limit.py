@@ -15,10 +15,12 @@ import psycopg
 # 102 ms, not 100: eleven requests then span 1.02 s, and 20 ms of jitter can't bring them into one
 # second. It costs 2 % of the limit.
 SPACING = 1.02
+# What Upbit allows an address, however little of it this installation is set to take.
+EXCHANGE_LIMIT = 10
 
 RESERVE = """
 UPDATE trading_pipelines.request_slots AS slots
-SET next_at = slot.at + %(interval)s, recent = (array_prepend(slot.at, recent))[1:%(limit)s]
+SET next_at = slot.at + %(interval)s, recent = (array_prepend(slot.at, recent))[1:%(remembered)s]
 FROM (SELECT exchange, greatest(next_at, clock_timestamp()) AS at
       FROM trading_pipelines.request_slots WHERE exchange = %(exchange)s FOR UPDATE) AS slot
 WHERE slots.exchange = slot.exchange
@@ -41,7 +43,7 @@ BLOCK = """
 UPDATE trading_pipelines.request_slots AS slots
 SET blocks = grown.blocks,
     blocked_until = clock_timestamp() + coalesce(%(retry_after)s, least(
-        interval '1 minute' * 2 ^ (grown.blocks - 1), interval '1 hour'))
+        interval '1 minute' * 2 ^ least(grown.blocks - 1, 10), interval '1 hour'))
 FROM (SELECT exchange, CASE WHEN blocked_until > now() - interval '1 day' THEN blocks + 1 ELSE 1
       END AS blocks FROM trading_pipelines.request_slots WHERE exchange = %(exchange)s FOR UPDATE
      ) AS grown
@@ -63,7 +65,7 @@ class Blocked(Exception):  # noqa: N818
 
 @dataclass(frozen=True)
 class Slot:
-    """A reserved request: its moment (UTC) and how many of ours fall in the second up to it."""
+    """A reserved request: its moment (UTC), and how many of ours (at most 10) lie in its second."""
 
     at: datetime
     in_last_second: int
@@ -76,12 +78,11 @@ class RequestSlots:
         self, connection: psycopg.Connection, exchange: str, requests_per_second: float
     ) -> None:
         self._connection = connection
-        self._limit = requests_per_second
         self._exchange = exchange
         self._arguments: dict[str, object] = {
             "exchange": exchange,
             "interval": timedelta(seconds=SPACING / requests_per_second),
-            "limit": max(1, int(requests_per_second)),
+            "remembered": EXCHANGE_LIMIT,
         }
         connection.execute(
             "INSERT INTO trading_pipelines.request_slots (exchange) VALUES (%s) "
@@ -103,7 +104,7 @@ class RequestSlots:
         Our own requests, at full speed, also leave nothing remaining; only when they do not explain
         it does somebody else (the bot, say) share this address's limit.
         """
-        if remaining <= 0 and slot.in_last_second < int(self._limit):
+        if remaining <= 0 and slot.in_last_second < EXCHANGE_LIMIT:
             self._connection.execute(
                 DEFER,
                 self._arguments | {"until": slot.at.replace(microsecond=0) + timedelta(seconds=1)},

@@ -73,6 +73,8 @@ def _dagster_url(environment: Environment, market: URL) -> str:
 
 def upgrade(market_url: str) -> None:
     """Migrate the market database to the newest schema; a second run changes nothing."""
+    with connect(market_url):
+        pass  # Alembic's own error has a page of traceback and no advice
     config = Config()
     config.set_main_option("script_location", "trading_pipelines:database/migrations")
     config.attributes["url"] = market_url
