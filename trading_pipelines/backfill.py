@@ -72,13 +72,13 @@ class Progress:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a backfill ended, and the days and runs (as URLs) that are not as they should be."""
+    """How a backfill ended; the days that failed, each with its reason; failed runs as URLs."""
 
     backfill_id: str
-    succeeded: bool
     known: list[coverage.Coverage]
-    failed: list[coverage.Coverage]
+    failed: list[tuple[coverage.Coverage, str]]
     failed_runs: list[str]
+    succeeded: bool
 
 
 def launch(url: str, target: Target, source: str | None = None) -> str:
@@ -114,12 +114,13 @@ def follow(
     target: Target,
     show: Callable[[Progress], None],
 ) -> Outcome:
-    """Wait for the end of the backfill, showing its progress every second. Raises BackfillError."""
+    """Wait for the end of the backfill, showing its progress. Raises BackfillError."""
     variables = {
         "id": backfill_id,
         "runs": {"tags": [{"key": "dagster/backfill", "value": backfill_id}]},
     }
     while True:
+        since = time.monotonic()
         answer = _ask(url, FOLLOW, variables)
         backfill = answer["partitionBackfillOrError"]
         if "status" not in backfill:
@@ -131,14 +132,27 @@ def follow(
         if backfill["status"] in ENDED:
             if backfill["error"]:
                 raise BackfillError(f"the backfill failed: {backfill['error']['message']}")
+            # Asked first: a day that the schedule has refreshed since bears another run's id.
+            if backfill["status"] in {"COMPLETED", "COMPLETED_SUCCESS"}:
+                return Outcome(backfill_id, known, failed=[], failed_runs=[], succeeded=True)
+            reasons = ((day, _failure(day, passes)) for day in known)
             return Outcome(
                 backfill_id,
-                succeeded=backfill["status"] in {"COMPLETED", "COMPLETED_SUCCESS"},
-                known=known,
-                failed=[day for day in known if day.error or day.run_id not in passes],
+                known,
+                failed=[(day, why) for day, why in reasons if why is not None],
                 failed_runs=[f"{url}/runs/{r['runId']}" for r in runs if r["status"] == "FAILURE"],
+                succeeded=False,
             )
-        time.sleep(POLL_SECONDS)
+        # Two years of five symbols are 5 million candles to count: watching must not be the load.
+        time.sleep(max(POLL_SECONDS, 5 * (time.monotonic() - since)))
+
+
+def _failure(day: coverage.Coverage, passes: set[str]) -> str | None:
+    if day.error:
+        return day.error
+    if day.run_id not in passes:
+        return "not reached"
+    return None if day.hours_current else "its hours were not computed"
 
 
 def _progress(known: Sequence[coverage.Coverage], passes: set[str]) -> Progress:

@@ -52,6 +52,7 @@ KST = ZoneInfo("Asia/Seoul")
 DEMO_DAYS = 28
 UPBIT_ANSWERS_WITHIN = 3.0
 PLAIN_PROGRESS_SECONDS = 5.0
+WAITING = "Dagster takes it up within 30 s"
 
 app = typer.Typer(
     help=(
@@ -216,6 +217,7 @@ def demo(
         environment = environment.model_copy(
             update={
                 "database_url": None,
+                "dagster_postgres_url": None,
                 "upbit_base_url": base_url,
                 "trading_pipelines_home": home,
             }
@@ -320,10 +322,14 @@ def env() -> None:
     Example: eval "$(trading-pipelines env)" && dg dev
     """
     environment = load_environment()
-    urls = database.prepare(environment)
-    home = environment.trading_pipelines_home / "dagster"
-    services.write_instance_settings(home)
-    for name, value in {**urls.environment(), "DAGSTER_HOME": str(home)}.items():
+    home = environment.trading_pipelines_home
+    services.write_instance_settings(home / "dagster")
+    variables = {
+        "TRADING_PIPELINES_HOME": str(home),
+        "DAGSTER_HOME": str(home / "dagster"),
+        "DAGSTER_POSTGRES_URL": database.prepare(environment).dagster,
+    }
+    for name, value in variables.items():
         sys.stdout.write(f"export {name}={shlex.quote(value)}\n")
 
 
@@ -416,11 +422,17 @@ def _drawing() -> Iterator[Callable[[backfills.Progress], None]]:
             BarColumn(),
             TaskProgressColumn(),
             TimeRemainingColumn(),
+            TextColumn("{task.description}"),
             console=out,
         ) as bar:
-            task = bar.add_task("", rows=0, requests=0)
+            task = bar.add_task(WAITING, rows=0, requests=0)
             yield lambda p: bar.update(
-                task, total=p.total, completed=p.done, rows=p.rows, requests=p.requests
+                task,
+                total=p.total,
+                completed=p.done,
+                rows=p.rows,
+                requests=p.requests,
+                description="" if p.done else WAITING,
             )
         return
     shown = -PLAIN_PROGRESS_SECONDS
@@ -434,13 +446,13 @@ def _drawing() -> Iterator[Callable[[backfills.Progress], None]]:
         if passed - shown < PLAIN_PROGRESS_SECONDS:
             return
         shown = passed
-        left = "?"
-        if first_done is not None and passed > first_done:
+        left = WAITING
+        if first_done is not None:
             seconds = (passed - first_done) * (progress.total / progress.done - 1)
-            left = f"{seconds:.0f} s"
+            left = f"{seconds:.0f} s left"
         out.print(
             f"{passed:5.0f} s  {progress.rows:>9,} rows  {progress.requests:>6,} requests  "
-            f"{progress.done / progress.total:6.1%}  {left} left"
+            f"{progress.done / progress.total:6.1%}  {left}"
         )
 
     yield line
@@ -448,7 +460,7 @@ def _drawing() -> Iterator[Callable[[backfills.Progress], None]]:
 
 def _show_summary(outcome: backfills.Outcome, title: str) -> None:
     _print_summary(outcome.known, title, datetime.now(UTC))
-    _print_days("[red]failed[/]", ((day, day.error or "not reached") for day in outcome.failed))
+    _print_days("[red]failed[/]", outcome.failed)
     for run in outcome.failed_runs:
         out.print(f"[red]failed[/] run {run}", soft_wrap=True)
 
@@ -465,13 +477,20 @@ def _print_days(heading: str, days: Iterable[tuple[coverage.Coverage, str]]) -> 
 
 
 def _print_summary(known: Sequence[coverage.Coverage], title: str, now: datetime) -> None:
-    table = Table(title=title, title_justify="left")
+    lines = coverage.summarise(known, now)
+    sources = ", ".join(dict.fromkeys(line.source for line in lines if line.source))
+    table = Table(
+        title=title,
+        title_justify="left",
+        caption=f"source: {escape(sources)}" if sources else None,
+        caption_justify="left",
+    )
     table.add_column("symbol")
     for name in ("days", "candles", "quiet minutes", "holes", "requests"):
         table.add_column(name, justify="right")
-    for name in ("first", "last", "source"):
+    for name in ("first", "last"):
         table.add_column(name)
-    for line in coverage.summarise(known, now):
+    for line in lines:
         table.add_row(
             line.symbol,
             f"{line.complete_days} of {line.days}",
@@ -481,7 +500,6 @@ def _print_summary(known: Sequence[coverage.Coverage], title: str, now: datetime
             f"{line.requests:,}",
             _kst(line.first),
             _kst(line.last),
-            line.source,
         )
     out.print(table)
 

@@ -1,8 +1,8 @@
 """The processes of one home: code server, web UI and daemon, started, watched and stopped together.
 
-One set a home, guarded by a lock that the children hold too, so that not even a killed parent lets
-two daemons run on one home. What is launched on them belongs in `backfill`, the database server in
-`database/`.
+The embedded server is watched beside them. One set a home, guarded by a lock that the children hold
+too, so that not even a killed parent lets two daemons run on one home. What is launched on them
+belongs in `backfill`, the database server itself in `database/`.
 """
 
 import contextlib
@@ -25,7 +25,8 @@ import dagster as dg
 import requests
 import yaml
 
-from trading_pipelines.database import DatabaseUrls
+from trading_pipelines.database import DatabaseUrls, embedded_server
+from trading_pipelines.database.embedded import EmbeddedServerError
 from trading_pipelines.settings import Environment
 
 INSTANCE_SETTINGS = Path(__file__).parent.parent / "config" / "dagster.yaml"
@@ -33,7 +34,7 @@ HOST = "127.0.0.1"
 START_SECONDS = 120
 # The daemon finishes the tick it is in; runs are interrupted and continue where they were.
 STOP_SECONDS = 30
-WATCH_SECONDS = 1.0
+WATCH_SECONDS = 2.0
 RESTART_SECONDS = 5.0
 
 
@@ -96,6 +97,7 @@ class Services:
         self, environment: Environment, urls: DatabaseUrls, config: Path, port: int | None = None
     ) -> None:
         self._home = environment.trading_pipelines_home
+        self._server = embedded_server(environment)
         self._port = port or _free_port()
         self.url = f"http://{HOST}:{self._port}"
         self._socket = self._home / "dagster" / "code.sock"
@@ -203,6 +205,9 @@ class Services:
 
     def _watch(self) -> None:
         while not self._stopping.wait(WATCH_SECONDS):
+            if self._server is not None:
+                with contextlib.suppress(EmbeddedServerError):  # and tried again the next time
+                    self._server.start()
             if all(map(self._alive, self._commands)):
                 continue
             if not self._alive("code-server") and "daemon" in self._children:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -114,6 +115,29 @@ def test_eight_starters_at_once_make_one_server_with_one_of_each_database(own_ho
     with psycopg.connect(EmbeddedServer(own_home).url("postgres")) as connection:
         names = {name for (name,) in connection.execute("SELECT datname FROM pg_database")}
     assert {"trading_pipelines", "trading_pipelines_dagster"} <= names
+
+
+STARTING = """
+import sys
+from pathlib import Path
+from trading_pipelines.database.embedded import EmbeddedServer
+
+EmbeddedServer(Path(sys.argv[1])).start()
+"""
+
+
+def test_a_first_start_that_was_killed_half_way_is_started_over(own_home: Path) -> None:
+    child = subprocess.Popen([sys.executable, "-c", STARTING, own_home], start_new_session=True)
+    begun = own_home / "postgres" / "data.new" / "PG_VERSION"
+    while not begun.exists():
+        assert child.poll() is None, "it was killed too late"
+        time.sleep(0.001)
+    os.killpg(child.pid, signal.SIGKILL)
+    child.wait()
+    server = EmbeddedServer(own_home)
+    assert server.start()
+    with psycopg.connect(server.url("postgres")) as connection:
+        assert connection.execute("SELECT 1").fetchone() == (1,)
 
 
 def test_rows_acknowledged_before_the_server_was_killed_are_there_after_the_next_start(

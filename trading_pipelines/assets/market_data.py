@@ -200,8 +200,8 @@ def build_checks(settings: StrategySettings) -> list[dg.AssetChecksDefinition]:
                         if name in blocking
                         else dg.AssetCheckSeverity.WARN
                     ),
-                    description=(f"{len(found)} findings in" if found else "nothing found in")
-                    + f" {len(wanted.symbols)} symbols x {len(wanted.days)} days",
+                    description=(f"{len(found)} findings in " if found else "nothing found in ")
+                    + f"{', '.join(wanted.symbols)}, {wanted.days[0]} to {wanted.days[-1]}",
                     metadata={"findings": _table(found)} if found else {},
                 )
 

@@ -8,6 +8,7 @@ stops only when it is told to. Which database is used, and what is in it, belong
 import fcntl
 import os
 import pwd
+import shutil
 import subprocess
 import tempfile
 import time
@@ -63,10 +64,14 @@ class EmbeddedServer:
             if self.is_running():
                 return False
             if not (self._data / "PG_VERSION").exists():
+                # Beside it and renamed: a killed initdb leaves what no server starts on.
+                fresh = self._root / "data.new"
+                shutil.rmtree(fresh, ignore_errors=True)
                 self._run_or_fail(
-                    "initdb", "-D", self._data, "-U", "postgres", "--auth=trust",
+                    "initdb", "-D", fresh, "-U", "postgres", "--auth=trust",
                     "--encoding=UTF8", "--locale=C", "--data-checksums",
                 )  # fmt: skip
+                fresh.rename(self._data)
             options = (
                 f"-c listen_addresses= -c unix_socket_directories='{self._socket}' "
                 "-c unix_socket_permissions=0700 -c timezone=UTC -c max_connections=200"
