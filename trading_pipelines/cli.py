@@ -78,6 +78,9 @@ def main() -> None:
     """Run the command line; expected failures are one message and exit status 1."""
     # What a command has started is stopped on its way out, not left behind.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    # A shell starts what it puts in the background with SIGINT ignored. Dagster's processes inherit
+    # that and take SIGTERM for the same: stopping them then took 30 s and a SIGKILL.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         app()
     except (

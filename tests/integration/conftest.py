@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -32,15 +33,18 @@ class Installation:
             "TRADING_PIPELINES_CONFIG": str(self.config),
         }
 
-    def configure(self, base_url: str, *, refresh: bool = False) -> None:
-        """Write settings for a replayed exchange whose rate limit is lifted."""
+    def configure(self, base_url: str) -> None:
+        """Write settings for a replayed exchange whose rate limit is lifted; no schedule."""
         self.variables["UPBIT_BASE_URL"] = base_url
         dump_strategy(
             StrategySettings(
                 symbols=SYMBOLS,
-                data=DataSettings(start_date=FIRST_DAY, refresh=refresh),
+                data=DataSettings(start_date=FIRST_DAY, refresh=False),
                 exchange=ExchangeSettings(
-                    requests_per_second=1000.0, backoff_seconds=0.01, max_backoff_seconds=0.1
+                    requests_per_second=1000.0,
+                    timeout_seconds=2.0,
+                    backoff_seconds=0.01,
+                    max_backoff_seconds=0.1,
                 ),
             ),
             self.config,
@@ -61,13 +65,22 @@ class Installation:
         )  # fmt: skip
 
 
-@pytest.fixture
-def installation() -> Iterator[Installation]:
+@contextmanager
+def installed() -> Iterator[Installation]:
     """A fresh installation; whatever it has started is stopped at the end."""
     home = Path(tempfile.mkdtemp(prefix="tp"))
     home.chmod(0o755)
-    installation = Installation(home)
-    yield installation
-    installation.run("down")
-    EmbeddedServer(home).stop()
-    shutil.rmtree(home)
+    try:
+        yield Installation(home)
+    finally:
+        Installation(home).run("down")
+        EmbeddedServer(home).stop()
+        EmbeddedServer(home / "demo").stop()
+        shutil.rmtree(home)
+
+
+@pytest.fixture
+def installation() -> Iterator[Installation]:
+    """An installation of the test's own."""
+    with installed() as installation:
+        yield installation

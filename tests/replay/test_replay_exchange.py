@@ -44,14 +44,16 @@ def frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
 
 
 @pytest.fixture(scope="module")
-def exchange(recording: Recording) -> Iterator[ReplayExchange]:
-    with ReplayExchange(recording, rate=None) as running:
+def exchange(recorded_market: Recording) -> Iterator[ReplayExchange]:
+    with ReplayExchange(recorded_market, rate=None) as running:
         yield running
 
 
-def test_a_row_has_upbits_fields_and_types(exchange: ReplayExchange, minutes: pd.DataFrame) -> None:
+def test_a_row_has_upbits_fields_and_types(
+    exchange: ReplayExchange, recorded: pd.DataFrame
+) -> None:
     (row,) = get(exchange, to="2025-09-01T00:03:00.000Z").json()
-    bitcoin = minutes[minutes["symbol"] == "KRW-BTC"].iloc[2]
+    bitcoin = recorded[recorded["symbol"] == "KRW-BTC"].iloc[2]
     assert bitcoin["timestamp_utc"] == datetime(2025, 9, 1, 0, 2, tzinfo=UTC)
     turnover, tick = row.pop("candle_acc_trade_price"), row.pop("timestamp")
     assert row == {
@@ -68,14 +70,14 @@ def test_a_row_has_upbits_fields_and_types(exchange: ReplayExchange, minutes: pd
 
 
 def test_pages_by_exclusive_to_hold_the_whole_recording_once(
-    exchange: ReplayExchange, minutes: pd.DataFrame
+    exchange: ReplayExchange, recorded: pd.DataFrame
 ) -> None:
     rows: list[dict[str, Any]] = []
     params: dict[str, Any] = {"market": "KRW-DOGE", "count": 200}
     while found := get(exchange, **params).json():
         rows += found
         params["to"] = found[-1]["candle_date_time_utc"]
-    whole = minutes[minutes["symbol"] == "KRW-DOGE"]
+    whole = recorded[recorded["symbol"] == "KRW-DOGE"]
     table = frame(rows)
     for name in ("timestamp_utc", *COLUMNS.values()):
         assert (table[name].to_numpy() == whole[name].to_numpy()).all()
@@ -121,9 +123,9 @@ def test_one_row_by_default_and_200_at_most(exchange: ReplayExchange) -> None:
 
 
 def test_a_page_reaches_back_over_quiet_minutes(
-    exchange: ReplayExchange, minutes: pd.DataFrame
+    exchange: ReplayExchange, recorded: pd.DataFrame
 ) -> None:
-    doge = minutes.loc[minutes["symbol"] == "KRW-DOGE", "timestamp_utc"]
+    doge = recorded.loc[recorded["symbol"] == "KRW-DOGE", "timestamp_utc"]
     hole = doge[doge.diff() > pd.Timedelta(minutes=1)].iloc[0]
     rows = get(exchange, market="KRW-DOGE", count=200, to=hole.isoformat()).json()
     assert len(rows) == 200
@@ -153,14 +155,14 @@ def test_to_is_utc_unless_it_carries_an_offset(exchange: ReplayExchange, to: str
 
 @pytest.mark.parametrize("unit", UNITS)
 def test_larger_candles_equal_a_resample(
-    exchange: ReplayExchange, minutes: pd.DataFrame, unit: int
+    exchange: ReplayExchange, recorded: pd.DataFrame, unit: int
 ) -> None:
     rows, to = list[dict[str, Any]](), "2025-09-19T12:07:00"
     for _ in range(2):
         rows += get(exchange, f"minutes/{unit}", market="KRW-DOGE", count=200, to=to).json()
         to = rows[-1]["candle_date_time_utc"]
     table = frame(rows).set_index("timestamp_utc")
-    doge = minutes[minutes["symbol"] == "KRW-DOGE"].set_index("timestamp_utc")
+    doge = recorded[recorded["symbol"] == "KRW-DOGE"].set_index("timestamp_utc")
     how = {"open": "first", "high": "max", "low": "min", "close": "last", "volume": "sum"}
     want = doge.resample(f"{unit}min").agg(how).dropna()
     want = want[want.index < pd.Timestamp("2025-09-19T12:07:00Z")].tail(400)
@@ -171,9 +173,11 @@ def test_larger_candles_equal_a_resample(
         assert np.allclose(table[name], want[name], rtol=0, atol=1e-5)
 
 
-def test_the_newest_candle_forms_and_then_closes(recording: Recording) -> None:
+def test_the_newest_candle_forms_and_then_closes(recorded_market: Recording) -> None:
     start = datetime(2025, 9, 10, 13, 30, tzinfo=UTC)
-    with ReplayExchange(recording, rate=None, clock=start + timedelta(seconds=30)) as exchange:
+    with ReplayExchange(
+        recorded_market, rate=None, clock=start + timedelta(seconds=30)
+    ) as exchange:
         forming, before = get(exchange, count=2).json()
         assert forming == get(exchange).json()[0] | {
             name: forming[name] for name in forming if "acc" in name or name == "timestamp"
@@ -185,7 +189,7 @@ def test_the_newest_candle_forms_and_then_closes(recording: Recording) -> None:
     assert 0 < forming["candle_acc_trade_volume"] < closed["candle_acc_trade_volume"]
     assert forming["trade_price"] != closed["trade_price"]
     assert forming["timestamp"] < closed["timestamp"]
-    final = recording.newest("KRW-BTC", int(start.timestamp()) // 60 + 1, 2)
+    final = recorded_market.newest("KRW-BTC", int(start.timestamp()) // 60 + 1, 2)
     assert closed["trade_price"] == final.close[1]
     assert closed["candle_acc_trade_volume"] == final.volume[1]
     assert before["trade_price"] == final.close[0]
@@ -210,9 +214,9 @@ def test_a_forming_candle_only_widens(one: int, other: int, row: int) -> None:
     assert [column[-1] for column in last[1:5]] == [column[-1] for column in final[1:5]]
 
 
-def test_nothing_from_the_future_is_shown(recording: Recording) -> None:
+def test_nothing_from_the_future_is_shown(recorded_market: Recording) -> None:
     clock = datetime(2025, 9, 10, 13, 30, 20, tzinfo=UTC)
-    with ReplayExchange(recording, rate=None, clock=clock) as exchange:
+    with ReplayExchange(recorded_market, rate=None, clock=clock) as exchange:
         for unit in UNITS:
             row = get(exchange, f"minutes/{unit}", to="2026-01-01T00:00:00").json()[0]
             assert row["candle_date_time_utc"] <= "2025-09-10T13:30:00"
@@ -226,14 +230,14 @@ def test_nothing_from_the_future_is_shown(recording: Recording) -> None:
 
 
 def test_the_clock_ticks_on_from_where_it_is_set_and_dates_the_answers(
-    recording: Recording,
+    recorded_market: Recording,
 ) -> None:
     def off(exchange: ReplayExchange, expected: datetime) -> float:
         date = parsedate_to_datetime(get(exchange).headers["Date"])
         return (date - expected).total_seconds()
 
     shift = timedelta(days=-100)
-    with ReplayExchange(recording, rate=None, clock=END) as exchange:
+    with ReplayExchange(recorded_market, rate=None, clock=END) as exchange:
         assert 0 <= off(exchange, END) < 5
         started = exchange.now()
         deadline = time.monotonic() + 5
@@ -245,7 +249,7 @@ def test_the_clock_ticks_on_from_where_it_is_set_and_dates_the_answers(
         exchange.set_clock(None)
         assert -1 <= off(exchange, datetime.now(tz=UTC)) < 5
     with pytest.raises(ValueError, match="no offset"):
-        ReplayExchange(recording, clock=END.replace(tzinfo=None))
+        ReplayExchange(recorded_market, clock=END.replace(tzinfo=None))
 
 
 def test_wrong_requests_are_answered_as_upbit_does(exchange: ReplayExchange) -> None:
@@ -276,8 +280,8 @@ def test_every_answer_names_its_source(exchange: ReplayExchange, tmp_path: Path)
         assert get(odd, market="A-B").headers["Replay-Source"].startswith("recording \\ud55c\\n")
 
 
-def test_past_the_limit_429_in_three_forms_then_418(recording: Recording) -> None:
-    with ReplayExchange(recording) as exchange, requests.Session() as session:
+def test_past_the_limit_429_in_three_forms_then_418(recorded_market: Recording) -> None:
+    with ReplayExchange(recorded_market) as exchange, requests.Session() as session:
         url = f"{exchange.url}/v1/candles/minutes/1?market=KRW-ETH"
         answers = [session.get(url, timeout=5) for _ in range(17)]
         stats = exchange.stats()
@@ -294,8 +298,8 @@ def test_past_the_limit_429_in_three_forms_then_418(recording: Recording) -> Non
     assert stats.markets == {"KRW-ETH": 17}
 
 
-def test_a_second_later_the_limit_is_free_again(recording: Recording) -> None:
-    with ReplayExchange(recording, rate=20.0) as exchange:
+def test_a_second_later_the_limit_is_free_again(recorded_market: Recording) -> None:
+    with ReplayExchange(recorded_market, rate=20.0) as exchange:
         began = time.monotonic()
         while time.monotonic() < began + 1.6:
             if get(exchange).status_code == 429:
@@ -305,9 +309,9 @@ def test_a_second_later_the_limit_is_free_again(recording: Recording) -> None:
     assert stats.refused > 0
 
 
-def test_an_answer_leaves_after_the_latency(recording: Recording) -> None:
+def test_an_answer_leaves_after_the_latency(recorded_market: Recording) -> None:
     with (
-        ReplayExchange(recording, rate=None, latency=0.2) as exchange,
+        ReplayExchange(recorded_market, rate=None, latency=0.2) as exchange,
         ThreadPoolExecutor(8) as pool,
     ):
         began = time.monotonic()
@@ -317,24 +321,24 @@ def test_an_answer_leaves_after_the_latency(recording: Recording) -> None:
 
 
 def test_a_stopped_exchange_answers_nobody_not_even_on_an_open_connection(
-    recording: Recording,
+    recorded_market: Recording,
 ) -> None:
     with requests.Session() as session:
-        with ReplayExchange(recording) as exchange:
+        with ReplayExchange(recorded_market) as exchange:
             url = f"{exchange.url}/v1/candles/minutes/1?market=KRW-ETH"
             assert session.get(url, timeout=5).status_code == 200
         with pytest.raises(requests.ConnectionError):
             session.get(url, timeout=5)
 
 
-def test_ccxt_reads_markets_and_candles(exchange: ReplayExchange, minutes: pd.DataFrame) -> None:
+def test_ccxt_reads_markets_and_candles(exchange: ReplayExchange, recorded: pd.DataFrame) -> None:
     client = ccxt.upbit({"urls": {"api": {"public": exchange.url, "private": exchange.url}}})
     assert "DOGE/KRW" in client.load_markets()
     since = datetime(2025, 9, 10, tzinfo=UTC)
     rows = client.fetch_ohlcv("BTC/KRW", "1m", int(since.timestamp() * 1000), 200)
-    times = minutes["timestamp_utc"]
+    times = recorded["timestamp_utc"]
     window = (times >= since) & (times < since + timedelta(minutes=200))
-    want = minutes[window & (minutes["symbol"] == "KRW-BTC")]
+    want = recorded[window & (recorded["symbol"] == "KRW-BTC")]
     assert [row[1:] for row in rows] == want.iloc[:, 2:].to_numpy().tolist()
     assert [row[0] for row in rows] == [int(t.timestamp() * 1000) for t in want["timestamp_utc"]]
 
@@ -348,8 +352,8 @@ def test_a_generated_market_is_served_the_same_way() -> None:
         assert get(exchange).headers["Replay-Source"] == "generated market (seed 7)"
 
 
-def test_a_standalone_exchange_is_controlled_over_http(recording: Recording) -> None:
-    with ReplayExchange(recording, rate=None) as exchange:
+def test_a_standalone_exchange_is_controlled_over_http(recorded_market: Recording) -> None:
+    with ReplayExchange(recorded_market, rate=None) as exchange:
 
         def post(what: str, content: Any) -> requests.Response:
             return requests.post(f"{exchange.url}/replay/{what}", json=content, timeout=5)

@@ -19,8 +19,8 @@ PAGE: dict[str, Any] = {"market": "KRW-BTC", "count": 5, "to": "2025-09-03T12:00
 
 
 @pytest.fixture(scope="module")
-def exchange(recording: Recording) -> Iterator[ReplayExchange]:
-    with ReplayExchange(recording, rate=None) as running:
+def exchange(recorded_market: Recording) -> Iterator[ReplayExchange]:
+    with ReplayExchange(recorded_market, rate=None) as running:
         yield running
 
 
@@ -138,8 +138,8 @@ def test_reset_comes_before_any_byte(
     assert not capsys.readouterr().err
 
 
-def test_timeout_holds_the_answer_until_the_exchange_stops(recording: Recording) -> None:
-    with ReplayExchange(recording, faults=[Fault("timeout", count=1)]) as exchange:
+def test_timeout_holds_the_answer_until_the_exchange_stops(recorded_market: Recording) -> None:
+    with ReplayExchange(recorded_market, faults=[Fault("timeout", count=1)]) as exchange:
         url = f"{exchange.url}/v1/candles/minutes/1"
         with pytest.raises(requests.ReadTimeout):
             requests.get(url, params=PAGE, timeout=0.2)

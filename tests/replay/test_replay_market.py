@@ -26,12 +26,12 @@ def same(one: Candles, other: Candles) -> bool:
     return all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
 
 
-def test_a_recording_is_read_whole(recording: Recording, minutes: pd.DataFrame) -> None:
-    assert recording.label == "recording upbit_krw5_1m_20250901_20250921.parquet"
-    assert recording.first == datetime(2025, 9, 1, tzinfo=UTC)
-    assert recording.end == datetime(2025, 9, 22, tzinfo=UTC)
-    for symbol, rows in minutes.groupby("symbol"):
-        held = recording.candles(str(symbol), 0, 10**9)
+def test_a_recording_is_read_whole(recorded_market: Recording, recorded: pd.DataFrame) -> None:
+    assert recorded_market.label == "recording upbit_krw5_1m_20250901_20250921.parquet"
+    assert recorded_market.first == datetime(2025, 9, 1, tzinfo=UTC)
+    assert recorded_market.end == datetime(2025, 9, 22, tzinfo=UTC)
+    for symbol, rows in recorded.groupby("symbol"):
+        held = recorded_market.candles(str(symbol), 0, 10**9)
         assert (held.minute * 60 == rows["timestamp_utc"].astype("int64") // 1000).all()
         for name in ("open", "high", "low", "close", "volume"):
             assert (getattr(held, name) == rows[name].to_numpy()).all()
