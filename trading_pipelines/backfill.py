@@ -12,12 +12,15 @@ from typing import Any
 
 import psycopg
 import requests
+import tenacity
 
 from trading_pipelines.candles import coverage
 from trading_pipelines.candles.windows import MINUTE, day_interval
 
 ASSETS = ("candles_1m", "candles_1h")
 POLL_SECONDS = 1.0
+# A web server that dies is started again within ten seconds.
+PATIENCE_SECONDS = 30
 ENDED = {"COMPLETED", "COMPLETED_SUCCESS", "COMPLETED_FAILED", "FAILED", "CANCELED"}
 
 LAUNCH = """
@@ -121,7 +124,7 @@ def follow(
     }
     while True:
         since = time.monotonic()
-        answer = _ask(url, FOLLOW, variables)
+        answer = _patiently(url, FOLLOW, variables)
         backfill = answer["partitionBackfillOrError"]
         if "status" not in backfill:
             raise BackfillError(f"the backfill {backfill_id} is gone: {backfill.get('message')}")
@@ -176,6 +179,10 @@ def _progress(known: Sequence[coverage.Coverage], passes: set[str]) -> Progress:
     )
 
 
+class _NoAnswerError(BackfillError):
+    pass
+
+
 def _ask(url: str, query: str, variables: dict[str, Any]) -> dict[str, Any]:
     try:
         answer = requests.post(
@@ -183,10 +190,21 @@ def _ask(url: str, query: str, variables: dict[str, Any]) -> dict[str, Any]:
         )
         body = answer.json()
     except (requests.RequestException, ValueError) as error:
-        raise BackfillError(f"Dagster's web server at {url} does not answer: {error}") from error
+        raise _NoAnswerError(
+            f"Dagster's web server at {url} does not answer ({error}); a backfill that was "
+            "launched goes on whenever the services run"
+        ) from error
     if body.get("errors"):
         raise BackfillError(
             f"Dagster's web server refused the query: {body['errors'][0]['message']}"
         )
     data: dict[str, Any] = body["data"]
     return data
+
+
+_patiently = tenacity.retry(
+    retry=tenacity.retry_if_exception_type(_NoAnswerError),
+    stop=tenacity.stop_after_delay(PATIENCE_SECONDS),
+    wait=tenacity.wait_fixed(POLL_SECONDS),
+    reraise=True,
+)(_ask)

@@ -5,20 +5,31 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import date
+from decimal import Decimal
 from pathlib import Path
 
+import pandas as pd
+import psycopg
 import pytest
 
 from tests.conftest import FIRST_DAY, SYMBOLS
+from trading_pipelines import database, services
+from trading_pipelines.candles.windows import MINUTE
 from trading_pipelines.database.embedded import EmbeddedServer
+from trading_pipelines.replay import Recording, ReplayExchange
 from trading_pipelines.settings import (
     DataSettings,
     ExchangeSettings,
     StrategySettings,
     dump_strategy,
 )
+
+AWAIT_SECONDS = 240
+PRICES = ["open", "high", "low", "close", "volume"]
 
 
 class Installation:
@@ -50,6 +61,37 @@ class Installation:
             self.config,
         )
 
+    @property
+    def url(self) -> str:
+        """Where the services run, or "" when they do not or not yet."""
+        running = services.running(self.home)
+        return running.url if running else ""
+
+    @property
+    def children(self) -> dict[str, int]:
+        """The process of each service."""
+        running = services.running(self.home)
+        return running.children if running else {}
+
+    @property
+    def market_url(self) -> str:
+        """The embedded market database."""
+        return EmbeddedServer(self.home).url(database.SCHEMA)
+
+    def stored(self) -> pd.DataFrame:
+        """Return every one-minute candle of the database."""
+        with psycopg.connect(self.market_url) as connection:
+            rows = connection.execute(
+                "SELECT symbol, timestamp, open_price, high_price, low_price, close_price, volume "
+                "FROM market_data WHERE interval = '1m' ORDER BY symbol, timestamp"
+            ).fetchall()
+        return pd.DataFrame(rows, columns=["symbol", "timestamp_utc", *PRICES])
+
+    def backfill(self, first: date, last: date, *symbols: str) -> subprocess.CompletedProcess[str]:
+        """Run the command to its end."""
+        days = ("--start", f"{first}", "--end", f"{last}")
+        return self.run("backfill", "--symbols", ",".join(symbols), *days)
+
     def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run the command line to its end."""
         return subprocess.run(
@@ -63,6 +105,35 @@ class Installation:
             [sys.executable, "-m", "trading_pipelines.cli", *arguments],
             env=self.variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )  # fmt: skip
+
+
+def exact(frame: pd.DataFrame) -> list[tuple[str, pd.Timestamp, list[Decimal]]]:
+    """Return rows whose numbers are compared as decimals of eight places, not as floats."""
+    return [
+        (symbol, pd.Timestamp(start), [Decimal(str(n)).quantize(Decimal("1e-8")) for n in numbers])
+        for symbol, start, *numbers in frame[["symbol", "timestamp_utc", *PRICES]].itertuples(
+            index=False
+        )
+    ]
+
+
+def await_that(holds: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + AWAIT_SECONDS
+    while not holds():
+        assert time.monotonic() < deadline, f"not in {AWAIT_SECONDS} s: {what}"
+        time.sleep(0.2)
+
+
+@pytest.fixture(scope="module")
+def exchange(recorded_market: Recording) -> Iterator[ReplayExchange]:
+    with ReplayExchange(recorded_market, rate=None, clock=recorded_market.end + MINUTE) as exchange:
+        yield exchange
+
+
+@pytest.fixture(autouse=True)
+def _sound(exchange: ReplayExchange) -> None:
+    exchange.set_faults([])
+    exchange.latency = 0.0
 
 
 @contextmanager

@@ -6,9 +6,10 @@ Thin: what is asked, stored and counted is in `candles/`. What candles mean belo
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NoReturn
 
 import dagster as dg
+import psycopg
 
 from trading_pipelines.candles import checks, coverage, resample
 from trading_pipelines.candles.download import FailedDay, download
@@ -60,10 +61,11 @@ def build_assets(partitions: dg.MultiPartitionsDefinition) -> list[dg.AssetsDefi
                 context.run.root_run_id or context.run_id,
             )
             known = coverage.read(connection, wanted.symbols, wanted.days)
-        metadata = {partition_key(d.symbol, d.day): _minutes_metadata(d) for d in known}
-        if failed:
-            _fail(context, failed, metadata)
-        for key, values in metadata.items():
+            minutes = {partition_key(d.symbol, d.day): _minutes_metadata(d) for d in known}
+            if failed:
+                # The step fails, and candles_1h after it: the good partitions must not wait for it.
+                _fail(context, failed, minutes, _compute_hours(context, connection, wanted))
+        for key, values in minutes.items():
             context.add_asset_metadata(values, partition_key=key)
 
     @dg.asset(
@@ -84,22 +86,9 @@ def build_assets(partitions: dg.MultiPartitionsDefinition) -> list[dg.AssetsDefi
     def candles_1h(context: dg.AssetExecutionContext, database: DatabaseResource) -> None:
         wanted = of_run(context.partition_keys)
         with database.connect() as connection:
-            hours = resample.resample(
-                connection,
-                wanted.symbols,
-                wanted.days,
-                context.run.root_run_id or context.run_id,
-            )
-        for day in hours:
-            context.add_asset_metadata(
-                {
-                    "rows": day.rows,
-                    "repaired": day.repaired,
-                    "quiet": day.quiet,
-                    **_times(first=day.first, last=day.last),
-                },
-                partition_key=partition_key(day.symbol, day.day),
-            )
+            hours = _compute_hours(context, connection, wanted)
+        for key, values in hours.items():
+            context.add_asset_metadata(values, partition_key=key)
 
     return [candles_1m, candles_1h]
 
@@ -119,21 +108,39 @@ def _minutes_metadata(day: coverage.Coverage) -> dict[str, Any]:
     }
 
 
+def _compute_hours(
+    context: dg.AssetExecutionContext, connection: psycopg.Connection, wanted: SymbolDays
+) -> dict[str, dict[str, Any]]:
+    """Bring candles_1h up to date; return the metadata of each partition."""
+    run_id = context.run.root_run_id or context.run_id
+    return {
+        partition_key(day.symbol, day.day): {
+            "rows": day.rows,
+            "repaired": day.repaired,
+            "quiet": day.quiet,
+            **_times(first=day.first, last=day.last),
+        }
+        for day in resample.resample(connection, wanted.symbols, wanted.days, run_id)
+    }
+
+
 def _times(**times: datetime | None) -> dict[str, dg.TimestampMetadataValue]:
     return {name: dg.MetadataValue.timestamp(at) for name, at in times.items() if at is not None}
 
 
 def _fail(
-    context: dg.AssetExecutionContext, failed: Sequence[FailedDay], metadata: dict[str, Any]
-) -> None:
+    context: dg.AssetExecutionContext,
+    failed: Sequence[FailedDay],
+    minutes: dict[str, dict[str, Any]],
+    hours: dict[str, dict[str, Any]],
+) -> NoReturn:
     """Fail the step for the failed partitions alone: the good ones are reported first."""
-    keys = {partition_key(day.symbol, day.day) for day in failed}
-    for key in metadata.keys() - keys:
-        context.log_event(
-            dg.AssetMaterialization(CANDLES_1M, partition=key, metadata=metadata[key])
-        )
+    for key in minutes.keys() - {partition_key(day.symbol, day.day) for day in failed}:
+        for asset, metadata in ((CANDLES_1M, minutes), (CANDLES_1H, hours)):
+            if values := metadata.get(key):
+                context.log_event(dg.AssetMaterialization(asset, partition=key, metadata=values))
     raise dg.Failure(
-        description=f"{len(failed)} of {len(metadata)} partitions failed, the others are stored. "
+        description=f"{len(failed)} of {len(minutes)} partitions failed, the others are stored. "
         + "; ".join(dict.fromkeys(day.error for day in failed[:3])),
         metadata={"failed": _table(failed)},
     )

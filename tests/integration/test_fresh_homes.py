@@ -1,0 +1,90 @@
+"""Commands that start what they need on a home of their own, and a home where all was killed."""
+
+import os
+import signal
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pandas as pd
+
+from tests.conftest import FIRST_DAY, LAST_DAY, SYMBOLS
+from tests.integration.conftest import Installation, await_that, exact
+from trading_pipelines import backfill, database, services
+from trading_pipelines.database.embedded import EmbeddedServer
+from trading_pipelines.replay import Fault, ReplayExchange
+
+
+def test_a_backfill_killed_half_way_goes_on_by_itself_and_ends_in_the_same_rows(
+    installation: Installation, exchange: ReplayExchange, recorded: pd.DataFrame
+) -> None:
+    exchange.latency = 0.05
+    installation.configure(exchange.url)
+    up = installation.start("up", "--port", "0")
+    await_that(lambda: bool(installation.url), "up says where it runs")
+    target = backfill.Target(tuple(SYMBOLS), FIRST_DAY, LAST_DAY)
+    before = exchange.stats().requests
+    backfill_id = backfill.launch(installation.url, target)
+    await_that(lambda: exchange.stats().requests - before > 150, "the backfill is under way")
+    for pid in installation.children.values():
+        with suppress(ProcessLookupError):
+            os.killpg(pid, signal.SIGKILL)
+    up.kill()
+    up.wait()
+    EmbeddedServer(installation.home)._run("pg_ctl", "stop", "-m", "immediate", "-D",
+                                           installation.home / "postgres" / "data")  # fmt: skip
+    asked = exchange.stats().requests - before
+    assert asked < 700, "it was killed half-way"
+
+    exchange.latency = 0.0
+    again = installation.start("up", "--port", "0")
+    await_that(lambda: bool(installation.url), "up starts again on the same home")
+    with database.connect(installation.market_url) as connection:
+        outcome = backfill.follow(connection, installation.url, backfill_id, target, lambda _: None)
+    assert outcome.succeeded
+    assert outcome.failed == []
+    assert exact(installation.stored()) == exact(recorded)
+    # Of 760 requests; at most one page in flight a run and the days begun are asked for again.
+    assert exchange.stats().requests - before < 800, "what was committed was not asked for again"
+    again.terminate()
+    again.wait(60)
+
+
+def test_a_one_off_backfill_starts_what_it_needs_names_what_failed_and_needs_no_settings(
+    installation: Installation, exchange: ReplayExchange, recorded: pd.DataFrame
+) -> None:
+    exchange.set_faults([Fault.parse("html_200:market=KRW-DOGE")])
+    installation.variables["UPBIT_BASE_URL"] = exchange.url
+    assert not installation.config.exists()
+    done = installation.run(
+        "backfill", "--symbols", "KRW-BTC,KRW-DOGE", "--start", "2025-09-03", "--end", "2025-09-03"
+    )
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "KRW-DOGE 2025-09-03: " in done.stdout
+    assert "the answer is no list of candles: '<" in done.stdout
+    assert services.running(installation.home) is None
+    server = EmbeddedServer(installation.home)
+    assert not server.is_running(), "what it started is stopped"
+    server.start()
+    days = recorded[recorded.timestamp_utc.dt.strftime("%Y-%m-%d") == "2025-09-03"]
+    assert exact(installation.stored()) == exact(days[days.symbol == "KRW-BTC"])
+
+
+def test_the_demo_replays_a_recording_says_so_and_leaves_nothing_running(
+    installation: Installation, recorded: pd.DataFrame, tmp_path: Path
+) -> None:
+    installation.variables["UPBIT_BASE_URL"] = "http://127.0.0.1:1"
+    installation.variables["TRADING_PIPELINES_CONFIG"] = "config/strategy.yaml"
+    installation.variables["DAGSTER_POSTGRES_URL"] = "postgresql+psycopg2://not@the/demos"
+    file = tmp_path / "two_days.parquet"
+    recorded[recorded.timestamp_utc < datetime(2025, 9, 3, tzinfo=UTC)].to_parquet(file)
+    done = installation.run("demo", "--recording", f"{file}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Upbit is not used (no answer within 3 s): replaying a recording two_days" in done.stdout
+    assert "│ 2 of 2 │   2,859 │            21 │     0 │       15 │ 2025-09-01 09:00 KST │" in (
+        done.stdout
+    ), done.stdout
+    assert "source: recording two_days.parquet" in done.stdout
+    home = installation.home / "demo"
+    assert services.running(home) is None
+    assert not EmbeddedServer(home).is_running()

@@ -1,0 +1,108 @@
+"""What `make up` runs, against the real daemon: backfills, faults, and its parts killed."""
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import suppress
+from datetime import date
+
+import pandas as pd
+import psycopg
+import pytest
+import requests
+
+from tests.conftest import FIRST_DAY, LAST_DAY, SYMBOLS
+from tests.integration.conftest import Installation, await_that, exact, installed
+from trading_pipelines import services
+from trading_pipelines.replay import Fault, ReplayExchange
+from trading_pipelines.replay.faults import KINDS
+
+
+@pytest.fixture(scope="module")
+def up(exchange: ReplayExchange) -> Iterator[Installation]:
+    """An installation that runs as `make up` runs it; its tables are as the last test left them."""
+    with installed() as installation:
+        installation.configure(exchange.url)
+        process = installation.start("up", "--port", "0")
+        await_that(lambda: bool(installation.url), "up says where it runs")
+        yield installation
+        assert process.poll() is None, "it still runs"
+
+
+def freeze(installation: Installation) -> int:
+    """Leave what the bot's collector left: minutes stored while they formed, and stale rows."""
+    with psycopg.connect(installation.market_url) as connection:
+        connection.execute(
+            "INSERT INTO market_data AS stored (symbol, interval, timestamp, open_price, "
+            "high_price, low_price, close_price, volume) SELECT symbol, '1m', "
+            "'2025-09-10 12:00Z'::timestamptz + interval '7 minutes' * n, 300, 301, 299, 300, 0.5 "
+            "FROM generate_series(0, 99) AS n, unnest(%s::text[]) AS symbol "
+            "ON CONFLICT (symbol, interval, timestamp) DO UPDATE SET volume = stored.volume / 2",
+            [["KRW-BTC", "KRW-SOL"]],
+        )
+    return 200
+
+
+def test_a_backfill_equals_the_recording_row_by_row_and_repairs_what_was_there_before(
+    up: Installation, recorded: pd.DataFrame
+) -> None:
+    frozen = freeze(up)
+    done = up.backfill(FIRST_DAY, LAST_DAY, *SYMBOLS)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert exact(up.stored()) == exact(recorded)
+    line = "21 of 21 │  30,238 │             2 │     0 │      152 │ 2025-09-01 09:00 KST"
+    assert line in done.stdout
+    with psycopg.connect(up.market_url) as connection:
+        counts = connection.execute(
+            "SELECT interval, sum(repaired), sum(rows) FROM trading_pipelines.candle_coverage "
+            "GROUP BY interval ORDER BY interval"
+        ).fetchall()
+    assert counts == [("1h", 0, 21 * 24 * 5), ("1m", frozen, len(recorded))]
+    assert "services: http://127.0.0.1" in up.run("status").stdout
+
+
+def test_with_every_fault_at_once_only_the_day_in_trouble_fails_and_nothing_else_is_lost(
+    up: Installation, exchange: ReplayExchange, recorded: pd.DataFrame
+) -> None:
+    with psycopg.connect(up.market_url) as connection:
+        connection.execute("TRUNCATE market_data, trading_pipelines.candle_coverage")
+    transient = [kind for kind in KINDS if not kind.startswith("418")]
+    exchange.set_faults(
+        [
+            Fault.parse("502:market=KRW-DOGE,between=2025-09-03T00:00/2025-09-04T00:00"),
+            # Never six in a row, which is when a request is given up.
+            *(Fault(kind, every=5 + n, count=1) for n, kind in enumerate(transient)),
+        ]
+    )
+    done = up.backfill(date(2025, 9, 2), date(2025, 9, 4), *SYMBOLS)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert set(exchange.stats().faults) >= set(transient)
+    assert "failed KRW-DOGE 2025-09-03: KRW-DOGE 2025-09-03 00:00 to 03:20 UTC: HTTP 502" in (
+        done.stdout
+    )
+    assert "failed: 1 of 15 partitions" in done.stderr, done.stdout
+    asked = recorded.timestamp_utc.between("2025-09-02T00:00Z", "2025-09-04T23:59Z")
+    trouble = (recorded.symbol == "KRW-DOGE") & (recorded.timestamp_utc.dt.day == 3)
+    assert exact(up.stored()) == exact(recorded[asked & ~trouble])
+
+
+def test_a_home_that_is_in_use_is_refused(up: Installation) -> None:
+    second = up.run("up", "--port", "0")
+    assert second.returncode == 1
+    assert "running already" in second.stderr
+
+
+def test_a_killed_database_and_daemon_are_back_by_themselves(up: Installation) -> None:
+    daemon = up.children["daemon"]
+    os.kill(int((up.home / "postgres/data/postmaster.pid").read_text().split()[0]), signal.SIGKILL)
+    os.kill(daemon, signal.SIGKILL)
+
+    def healed() -> bool:
+        with suppress(psycopg.OperationalError, requests.RequestException, KeyError, TypeError):
+            psycopg.connect(up.market_url).close()
+            state = requests.post(f"{up.url}/graphql", json={"query": services.STATE}, timeout=10)
+            daemons = state.json()["data"]["instance"]["daemonHealth"]["allDaemonStatuses"]
+            return up.children["daemon"] != daemon and all(d["healthy"] for d in daemons)
+        return False
+
+    await_that(healed, "another postmaster and another daemon")
