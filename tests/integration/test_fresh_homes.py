@@ -81,7 +81,7 @@ def test_the_demo_replays_a_recording_says_so_and_leaves_nothing_running(
     done = installation.run("demo", "--recording", f"{file}")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Upbit is not used (no answer within 3 s): replaying a recording two_days" in done.stdout
-    assert "│ 2 of 2 │   2,859 │            21 │     0 │       15 │ 2025-09-01 09:00 KST │" in (
+    assert "│ 2 of 2 │   2,859 │            21 │     0 │       16 │ 2025-09-01 09:00 KST │" in (
         done.stdout
     ), done.stdout
     assert "source: recording two_days.parquet" in done.stdout
