@@ -25,7 +25,7 @@ import dagster as dg
 import requests
 import yaml
 
-from trading_pipelines.database import DatabaseUrls, embedded_server
+from trading_pipelines.database import DatabaseUrls, connect, embedded_server
 from trading_pipelines.database.embedded import EmbeddedServerError
 from trading_pipelines.settings import Environment
 
@@ -91,7 +91,7 @@ def write_instance_settings(dagster_home: Path) -> None:
 
 
 class Services:
-    """Code server, web UI and daemon as a context manager; raises ServicesError."""
+    """Code server, web UI and daemon as a context manager; raises ServicesError, DatabaseError."""
 
     def __init__(
         self, environment: Environment, urls: DatabaseUrls, config: Path, port: int | None = None
@@ -275,6 +275,8 @@ def _report_dead_runs(variables: Mapping[str, str]) -> None:
     The default launcher can't ask a run of another code server whether it lives; such a run would
     stay `STARTED` for ever and keep its partitions from being refreshed.
     """
+    with connect(variables["DAGSTER_POSTGRES_URL"]):
+        pass  # Dagster's own error has three pages of traceback and no advice
     # dagster.yaml names the storage by this variable, in our own process too.
     os.environ["DAGSTER_POSTGRES_URL"] = variables["DAGSTER_POSTGRES_URL"]
     statuses = [
