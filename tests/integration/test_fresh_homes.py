@@ -3,7 +3,7 @@
 import os
 import signal
 from contextlib import suppress
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from pathlib import Path
 
 import pandas as pd
@@ -56,9 +56,8 @@ def test_a_one_off_backfill_starts_what_it_needs_names_what_failed_and_needs_no_
     exchange.set_faults([Fault.parse("html_200:market=KRW-DOGE")])
     installation.variables["UPBIT_BASE_URL"] = exchange.url
     assert not installation.config.exists()
-    done = installation.run(
-        "backfill", "--symbols", "KRW-BTC,KRW-DOGE", "--start", "2025-09-03", "--end", "2025-09-03"
-    )
+    day = date(2025, 9, 3)
+    done = installation.backfill(day, day, "KRW-BTC", "KRW-DOGE")
     assert done.returncode == 1, done.stdout + done.stderr
     assert "KRW-DOGE 2025-09-03: " in done.stdout
     assert "the answer is no list of candles: '<" in done.stdout

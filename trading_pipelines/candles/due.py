@@ -70,8 +70,9 @@ def reason(known: Coverage, now: datetime) -> Reason | None:
 def runs(due: Mapping[tuple[str, date], Reason], symbols: Sequence[str]) -> list[DueRun]:
     """Cover the due (symbol, day)s with few runs, the newest days first.
 
-    Days in trouble get a run a symbol: in a run over several symbols one failure keeps the hours of
-    all from being computed. The open day goes before history, which may take long after downtime.
+    Days in trouble get a run a symbol: in a run over several symbols one broken contract keeps the
+    hours of all from being computed. The open day goes before history, which may take long after
+    downtime.
     """
     by_kind: dict[str, dict[str, set[date]]] = {}
     for (symbol, day), why in due.items():
