@@ -1,12 +1,14 @@
-# The way into the project: `make help`. Needs Python 3.11 or newer, nothing else.
+# The way into the project: `make help`. Needs Python 3.11 or newer, nothing else; the tests need
+# redis-server too, and install it where there is apt-get.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 ARGS ?=
+BENCH ?= backfill
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up down status test lint types bench screenshots lock clean
+.PHONY: help demo up down status test redis-server lint types bench screenshots lock clean
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -23,8 +25,15 @@ down: $(READY) ## Stop what `make up` started
 status: $(READY) ## Show to when the candles are complete and what is due
 	@$(BIN)/trading-pipelines status
 
-test: $(READY) ## Run all tests that need neither n8n nor a browser
+test: $(READY) redis-server ## Run all tests that need neither n8n nor a browser
 	$(BIN)/python -m pytest $(ARGS)
+
+redis-server:
+	@command -v $@ >/dev/null || ! command -v apt-get >/dev/null || { \
+		test "$$(id -u)" = 0 || sudo=$$(command -v sudo); \
+		echo "installing $@, which the tests start"; \
+		$$sudo apt-get update -qq && \
+		$$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq $@ >/dev/null; }
 
 lint: $(READY) ## Check style, and who imports whom
 	$(BIN)/ruff check .
@@ -34,8 +43,8 @@ lint: $(READY) ## Check style, and who imports whom
 types: $(READY) ## Check types
 	$(BIN)/mypy
 
-bench: $(READY) ## Measure the download against the replay exchange
-	$(BIN)/python benchmarks/backfill.py $(ARGS)
+bench: $(READY) ## Measure (BENCH=backfill, signals or volatility)
+	$(BIN)/python benchmarks/$(BENCH).py $(ARGS)
 
 screenshots: $(READY) ## Take the pictures of the docs (needs chromium)
 	$(BIN)/pip install --quiet playwright==1.65.2

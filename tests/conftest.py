@@ -13,6 +13,7 @@ import psycopg
 import pytest
 
 from trading_pipelines import database
+from trading_pipelines.candles.resample import resample
 from trading_pipelines.database.embedded import EmbeddedServer
 from trading_pipelines.replay import Recording
 from trading_pipelines.settings import Environment
@@ -23,6 +24,16 @@ SYMBOLS = ["KRW-BTC", "KRW-ETH", "KRW-XRP", "KRW-SOL", "KRW-DOGE"]
 FIRST_DAY, LAST_DAY = date(2025, 9, 1), date(2025, 9, 21)
 RECORDED_DAYS = [FIRST_DAY + timedelta(days=n) for n in range(21)]
 
+PRICES = ["open", "high", "low", "close", "volume"]
+COVERED = """
+INSERT INTO trading_pipelines.candle_coverage
+    (symbol, interval, day, status, fetched_until, confirmed_until, rows)
+SELECT symbol, '1m', (timestamp AT TIME ZONE 'UTC')::date AS day, 'complete',
+    (min(timestamp AT TIME ZONE 'UTC')::date + 1)::timestamp AT TIME ZONE 'UTC',
+    (min(timestamp AT TIME ZONE 'UTC')::date + 1)::timestamp AT TIME ZONE 'UTC', count(*)
+FROM market_data GROUP BY symbol, 3
+"""
+
 _numbers = itertools.count()
 
 
@@ -30,7 +41,7 @@ _numbers = itertools.count()
 def _clean_environment() -> Iterator[None]:
     """A variable of the developer's shell must not lead a test to a real database."""
     with pytest.MonkeyPatch.context() as patch:
-        for name in (*database.VARIABLES, "UPBIT_BASE_URL", "DAGSTER_HOME"):
+        for name in (*database.VARIABLES, "UPBIT_BASE_URL", "REDIS_URL", "DAGSTER_HOME"):
             patch.delenv(name, raising=False)
         patch.setenv("PATH", f"{Path(shutil.which('python') or '').parent}:{os.environ['PATH']}")
         yield
@@ -97,6 +108,43 @@ def recorded(recording: Path) -> pd.DataFrame:
 def recorded_market(recording: Path) -> Recording:
     """The recording as a market to replay; read once."""
     return Recording.load(recording)
+
+
+def days_of(first: date, last: date) -> list[date]:
+    return [first + timedelta(days=n) for n in range((last - first).days + 1)]
+
+
+def store_minutes(connection: psycopg.Connection, minutes: pd.DataFrame) -> None:
+    """Store minutes as a download of their whole days would have, and their hours."""
+    with connection.cursor().copy(
+        "COPY market_data (symbol, interval, timestamp, open_price, high_price, low_price, "
+        "close_price, volume) FROM STDIN"
+    ) as copy:
+        for row in minutes[["symbol", "timestamp_utc", *PRICES]].to_dict("split")["data"]:
+            copy.write_row([row[0], "1m", *row[1:]])
+    connection.execute(COVERED)
+    symbols = list(dict.fromkeys(minutes.symbol))
+    first, last = minutes.timestamp_utc.min().date(), minutes.timestamp_utc.max().date()
+    resample(connection, symbols, days_of(first, last), "run")
+
+
+@pytest.fixture(scope="session")
+def recorded_template(server: EmbeddedServer, template: str, recorded: pd.DataFrame) -> str:
+    """The name of a database that holds the recording, its coverage and its hours."""
+    with psycopg.connect(server.url("postgres"), autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE template_recorded TEMPLATE {template}")
+    with database.connect(server.url("template_recorded")) as connection:
+        store_minutes(connection, recorded)
+    return "template_recorded"
+
+
+@pytest.fixture
+def recorded_url(server: EmbeddedServer, recorded_template: str) -> str:
+    """The URL of a fresh database that holds the recording."""
+    name = f"recorded_{next(_numbers)}"
+    with psycopg.connect(server.url("postgres"), autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name} TEMPLATE {recorded_template}")
+    return server.url(name)
 
 
 def environment(home: Path) -> Environment:

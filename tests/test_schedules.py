@@ -13,6 +13,8 @@ from trading_pipelines.definitions import build_definitions
 from trading_pipelines.partitions import RANGE_END, RANGE_START, range_tags
 from trading_pipelines.resources.database import DatabaseResource
 from trading_pipelines.settings import DataSettings, StrategySettings
+from trading_pipelines.signals import due as signals_due
+from trading_pipelines.signals.compute import compute
 
 SYMBOLS = ["KRW-BTC", "KRW-ETH", "KRW-XRP"]
 SETTINGS = StrategySettings(symbols=SYMBOLS, data=DataSettings(look_back_days=3))
@@ -33,7 +35,9 @@ def instance(market_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[dg.Da
         yield instance
 
 
-def tick(instance: dg.DagsterInstance) -> Sequence[dg.RunRequest] | str:
+def tick(
+    instance: dg.DagsterInstance, schedule: str = "refresh_market_data"
+) -> Sequence[dg.RunRequest] | str:
     """Evaluate the schedule; return its run requests, or why it skips."""
     definitions = build_definitions(SETTINGS)
     with dg.build_schedule_context(
@@ -42,7 +46,7 @@ def tick(instance: dg.DagsterInstance) -> Sequence[dg.RunRequest] | str:
         resources={"database": DatabaseResource()},
         repository_def=definitions.get_repository_def(),
     ) as context:
-        data = definitions.resolve_schedule_def("refresh_market_data").evaluate_tick(context)
+        data = definitions.resolve_schedule_def(schedule).evaluate_tick(context)
     return data.run_requests or str(data.skip_message)
 
 
@@ -140,3 +144,74 @@ def test_nothing_is_asked_during_a_block(
         "VALUES ('upbit', now() + interval '1 hour')"
     )
     assert str(tick(instance)).startswith("the exchange has blocked this address until")
+
+
+def selected(requests: Sequence[dg.RunRequest] | str) -> list[list[str]]:
+    assert not isinstance(requests, str), requests
+    return [[key.path[0] for key in request.asset_selection or []] for request in requests]
+
+
+def test_what_has_closed_is_labelled_in_one_run_and_shown(
+    instance: dg.DagsterInstance, connection: psycopg.Connection
+) -> None:
+    complete(connection, *SYMBOLS)
+    requests = tick(instance, "update_regime")
+    assert ranges(requests) == [(f"{TODAY - DAY * 3}|KRW-BTC", f"{YESTERDAY}|KRW-XRP")]
+    assert selected(requests) == [["regime_labels", "current_signals"]]
+    assert "realized_volatility" in str(tick(instance, "update_volatility"))
+
+
+def test_a_label_that_is_older_than_its_candles_is_asked_for_alone(
+    instance: dg.DagsterInstance, connection: psycopg.Connection
+) -> None:
+    complete(connection, *SYMBOLS)
+    days = [TODAY - DAY * n for n in (3, 2, 1)]
+    compute(connection, signals_due.REGIME_LABELS, SYMBOLS, days, SETTINGS, "run")
+    assert str(tick(instance, "update_regime")) == (
+        f"looked at {TODAY - DAY * 3} to {TODAY}: regime_labels 0 due of 12, 0 of them in flight"
+    )
+    connection.execute(
+        "UPDATE trading_pipelines.candle_coverage SET changed_at = now() "
+        "WHERE symbol = 'KRW-XRP' AND interval = '1h' AND day = %s",
+        [YESTERDAY],
+    )
+    healed = f"{YESTERDAY}|KRW-XRP"
+    assert ranges(tick(instance, "update_regime")) == [(healed, healed)]
+
+
+def test_labels_in_flight_are_not_asked_for_again_and_candles_in_flight_do_not_count(
+    instance: dg.DagsterInstance, connection: psycopg.Connection
+) -> None:
+    complete(connection, *SYMBOLS)
+    definitions = build_definitions(SETTINGS)
+    tags = range_tags(SYMBOLS, TODAY - DAY * 3, YESTERDAY)
+    instance.create_run_for_job(
+        definitions.resolve_job_def("refresh_market_data_job"),
+        tags=tags,
+        asset_selection=frozenset({dg.AssetKey("candles_1m")}),
+    )
+    assert selected(tick(instance, "update_regime")) == [["regime_labels", "current_signals"]]
+    instance.create_run_for_job(
+        definitions.resolve_job_def("update_regime_job"),
+        tags=tags,
+        asset_selection=frozenset({dg.AssetKey("regime_labels")}),
+    )
+    assert "regime_labels 9 due of 12, 9 of them in flight" in str(tick(instance, "update_regime"))
+
+
+def test_the_model_of_a_day_is_asked_for_when_its_variances_are_there(
+    instance: dg.DagsterInstance, connection: psycopg.Connection
+) -> None:
+    complete(connection, *SYMBOLS)
+    assert "volatility_model 0 due of 4" in str(tick(instance, "retrain_volatility"))
+    day = TODAY - DAY * 2
+    compute(connection, signals_due.REALIZED_VOLATILITY, SYMBOLS, [day], SETTINGS, "run")
+    requests = tick(instance, "retrain_volatility")
+    assert ranges(requests) == [(f"{day}", f"{day}")]
+    assert selected(requests) == [["volatility_model"]]
+    definitions = build_definitions(SETTINGS)
+    instance.create_run_for_job(
+        definitions.resolve_job_def("retrain_volatility_job"), tags=range_tags([], day, day)
+    )
+    assert "1 due of 4, 1 of them in flight" in str(tick(instance, "retrain_volatility"))
+    assert "realized_volatility" in str(tick(instance, "update_volatility")), "another partition"

@@ -34,7 +34,7 @@ DATA_KEYS = (
     "start_date, source_timeframe, indicator_timeframe, min_hourly_candles_for_regime, "
     "refresh, look_back_days"
 )
-SECTIONS = "symbols, data, regime_detection, exchange"
+SECTIONS = "symbols, data, regime_detection, volatility, exchange"
 ROOT_KEYS = f"{SECTIONS}, regimes, risk_management, regime_change_policy"
 REGIME = "regime_detection"
 MINIMUM = "data.min_hourly_candles_for_regime"
@@ -90,6 +90,15 @@ def test_the_defaults_are_the_documented_ones() -> None:
             "check_interval_hours": 1,
             "unknown_fallback": "SIDEWAYS",
             "redis_ttl_seconds": 3900,
+        },
+        "volatility": {
+            "training_days": 30,
+            "min_training_days": 14,
+            "horizons": [1, 24],
+            "ridge_alpha": 10.0,
+            "high_percentile": 90.0,
+            "threshold_days": 30,
+            "min_threshold_days": 14,
         },
         "exchange": {
             "requests_per_second": 10.0,
@@ -208,6 +217,39 @@ def test_a_wrong_regime_setting(tmp_path: Path, text: str, expected: str) -> Non
         (
             "data:\n  look_back_days: 366",
             "2: data.look_back_days: is 366; allowed: a whole number of at least 1 and at most 365",
+        ),
+        (
+            "volatility:\n  horizons: [1, 24, 1]",
+            "2: volatility.horizons: lists 1 again; allowed: each horizon once",
+        ),
+        (
+            "volatility:\n  horizons:\n  - 1\n  - 73",
+            "4: volatility.horizons: is 73; allowed: a whole number of at least 1 and at most 72",
+        ),
+        (
+            "volatility:\n  horizons: []",
+            (
+                "2: volatility.horizons: is []; allowed: a list of hours ahead, 1 to 72, "
+                "such as [1, 24]"
+            ),
+        ),
+        (
+            "volatility:\n  training_days: 30\n  min_training_days: 31",
+            (
+                "3: volatility.min_training_days: min_training_days 31 with training_days 30; "
+                "allowed: min_training_days up to training_days"
+            ),
+        ),
+        (
+            "volatility:\n  threshold_days: 14\n  min_threshold_days: 20",
+            (
+                "3: volatility.min_threshold_days: min_threshold_days 20 with threshold_days 14; "
+                "allowed: min_threshold_days up to threshold_days"
+            ),
+        ),
+        (
+            "volatility:\n  high_percentile: 100",
+            "2: volatility.high_percentile: is 100; allowed: a number above 0 and below 100",
         ),
         (
             "exchange:\n  attempts: 21",
@@ -470,6 +512,7 @@ def test_the_environment_has_defaults(
         variables.setenv(name.upper(), "")
     environment = load_environment()
     assert environment.database_url is None
+    assert environment.redis_url is None
     assert environment.upbit_base_url == "https://api.upbit.com"
     assert environment.trading_pipelines_home == Path.cwd() / ".data"
     assert environment.trading_pipelines_config == Path("config/strategy.yaml")
@@ -535,6 +578,55 @@ def test_a_wrong_database_url_is_named_and_never_shown(
     with pytest.raises(ValidationError) as direct:
         Environment()
     assert "s3cret" not in str(direct.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://localhost",
+        "redis://redis-0.redis_svc:6379/0",
+        "redis://127.0.0.1:6379/1?username=bot&password=s3cret",
+        "redis://[::1]:6379",
+        "rediss://:p%40w@cache.example.com:6380/0?ssl_cert_reqs=none",
+        "unix:///run/redis/redis.sock",
+        "unix://bot:s3cret@/run/redis.sock?db=2",
+    ],
+)
+def test_a_redis_url(variables: pytest.MonkeyPatch, url: str) -> None:
+    variables.setenv("REDIS_URL", url)
+    environment = load_environment()
+    assert environment.redis_url == SecretStr(url)
+    assert "s3cret" not in f"{environment!r} {environment.model_dump_json()}"
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "s3cret",
+        "http://:s3cret@cache",
+        "redis:/:s3cret@cache",
+        "redis://:s3cret@",
+        "redis://:s3cret/x@cache:6379/0",
+        "redis://:s3cret@x@cache",
+        "redis://:s3cret]@cache",
+        "redis://:s3cret\u2100@cache",
+        "redis://:s3cret@cache:port",
+        "redis://:s3cret@cache/zero",
+        "redis://:s3cret@cache/0&db=1",
+        "redis://:s3cret@cache?db=one",
+        "redis://:s3cret@cache?socket_timeout=600",
+        "redis://:s3cret@cache\n",
+        "unix://run/redis.sock?password=s3cret",
+        "unix://?password=s3cret",
+    ],
+)
+def test_a_wrong_redis_url_is_named_and_never_shown(
+    variables: pytest.MonkeyPatch, url: str
+) -> None:
+    variables.setenv("REDIS_URL", url)
+    with pytest.raises(SettingsError, match=r"^REDIS_URL: not a Redis URL; allowed: ") as caught:
+        load_environment()
+    assert "s3cret" not in "".join(traceback.format_exception(caught.value))
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,9 @@ import tenacity
 
 from trading_pipelines.candles import coverage
 from trading_pipelines.candles.windows import MINUTE, day_interval
+from trading_pipelines.signals import due as signals
 
-ASSETS = ("candles_1m", "candles_1h")
+CANDLES = ("candles_1m", "candles_1h")
 POLL_SECONDS = 1.0
 # A web server that dies is started again within ten seconds.
 PATIENCE_SECONDS = 30
@@ -84,20 +85,28 @@ class Outcome:
     succeeded: bool
 
 
-def launch(url: str, target: Target, source: str | None = None) -> str:
+def launch(
+    url: str, target: Target, source: str | None = None, *, with_signals: bool = False
+) -> str:
     """Launch the native backfill of the market data assets; return its id. Raises BackfillError.
 
-    `source` tags its runs, so that the UI says it when the market is not the real one.
+    `source` tags its runs, so that the UI says it when the market is not the real one. With the
+    signals, the model is fitted on the symbols of the instance's settings, whatever the target's.
     """
     ranges = [
         {"start": f"{target.first}|{symbol}", "end": f"{target.last}|{symbol}"}
         for symbol in target.symbols
     ]
+    ranges_of = dict.fromkeys(CANDLES, ranges)
+    if with_signals:
+        days = [{"start": f"{target.first}", "end": f"{target.last}"}]
+        ranges_of |= {one.asset: days if one.pooled else ranges for one in signals.SIGNALS}
     parameters = {
         "title": f"{len(target.symbols)} symbols, {target.first} to {target.last}",
         "tags": [{"key": "source", "value": source}] if source else [],
         "partitionsByAssets": [
-            {"assetKey": {"path": [asset]}, "partitions": {"ranges": ranges}} for asset in ASSETS
+            {"assetKey": {"path": [asset]}, "partitions": {"ranges": ranges}}
+            for asset, ranges in ranges_of.items()
         ],
     }
     answer = _ask(url, LAUNCH, {"parameters": parameters})["launchPartitionBackfill"]

@@ -1,4 +1,4 @@
-"""The command line: `trading-pipelines demo | up | down | backfill | status | replay | env | db …`.
+"""The command line: `trading-pipelines demo | up | down | backfill | status | signals | …`.
 
 Reads the environment, calls the packages that do the work and draws what they say. Exit status: 0
 done, 1 failed (with the partitions named), 2 wrong usage. Nothing here is imported elsewhere.
@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, NoReturn
-from zoneinfo import ZoneInfo
 
 import psycopg
 import requests
@@ -31,6 +30,7 @@ from trading_pipelines import database, services
 from trading_pipelines.candles import coverage, due
 from trading_pipelines.candles.windows import DAY, MINUTE, contiguous
 from trading_pipelines.database.embedded import EmbeddedServer, EmbeddedServerError
+from trading_pipelines.korean_time import kst
 from trading_pipelines.replay import (
     BadRecording,
     Fault,
@@ -47,12 +47,16 @@ from trading_pipelines.settings import (
     load_environment,
     load_strategy,
 )
+from trading_pipelines.signals import due as signals_due
+from trading_pipelines.signals import publish
+from trading_pipelines.signals.due import Computed
+from trading_pipelines.signals.publish import CurrentSignal
 
-KST = ZoneInfo("Asia/Seoul")
 DEMO_DAYS = 28
 UPBIT_ANSWERS_WITHIN = 3.0
 PLAIN_PROGRESS_SECONDS = 5.0
 WAITING = "Dagster takes it up within 30 s"
+SIGNALS_FOLLOW = "labels, models and forecasts follow"
 
 app = typer.Typer(
     help=(
@@ -180,7 +184,7 @@ def demo(
         int | None, typer.Option(help="Port of the web UI (default: a free one).")
     ] = None,
 ) -> None:
-    """Show the main job on real input: a native backfill of 28 days, then a table of what came.
+    """Show the main job on real input: a native backfill of 28 days, then what came of it.
 
     Has a home and an embedded database of its own, made anew each time.
 
@@ -227,9 +231,12 @@ def demo(
         )
         urls = stack.enter_context(_database(environment))
         running = stack.enter_context(services.Services(environment, urls, config, port))
-        outcome = _run_backfill(urls, running.url, target, source)
+        outcome = _run_backfill(urls, running.url, target, source, with_signals=True)
         _show_summary(outcome, f"{target.first} to {target.last} (UTC days), from {source}")
+        with database.connect(urls.market) as connection:
+            _print_signals(publish.current_signals(connection, settings.symbols))
         out.print(f"partitions  {running.url}/assets/candles_1m?view=partitions")
+        out.print(f"pictures    {running.url}/assets/signals_overview?view=overview")
         out.print(f"backfill    {running.url}/runs/b/{outcome.backfill_id}")
         if sys.stdout.isatty():
             out.print("\nThe UI stays open until Ctrl-C.")
@@ -239,7 +246,7 @@ def demo(
 
 @app.command()
 def status() -> None:
-    """Show to when the candles are complete, what is due and why, in Korean time.
+    """Show to when candles and signals are complete, what is due and why, in Korean time.
 
     Example: trading-pipelines status
     """
@@ -249,22 +256,33 @@ def status() -> None:
     days = due.look_back(settings.data.start_date, settings.data.look_back_days, now)
     with _connection(environment) as connection:
         known = coverage.read(connection, settings.symbols, days)
+        computed = {
+            asked: signals_due.read(connection, asked, settings.symbols, days, settings)
+            for asked in signals_due.SIGNALS
+        }
     running = services.running(environment.trading_pipelines_home)
     out.print(f"services: {running.url or 'starting' if running else 'not running'}")
-    _print_summary(known, f"{days[0]} to {days[-1]} (UTC days), now {_kst(now)}", now)
+    _print_summary(known, f"{days[0]} to {days[-1]} (UTC days), now {kst(now)}", now)
     reasons = ((day, due.reason(day, now)) for day in known)
     _print_days(
         "due",
-        (
-            (
-                day,
-                f"{why}"
-                + (f": {day.error}, again after {_kst(day.retry_at)}" if day.error else ""),
-            )
-            for day, why in reasons
-            if why not in {None, due.Reason.OPEN}
-        ),
+        ((day, _why(day, why)) for day, why in reasons if why not in {None, due.Reason.OPEN}),
     )
+    for asked, partitions in computed.items():
+        stale = ((one, signals_due.reason(one, asked, settings, now)) for one in partitions)
+        _print_days(f"due {asked.asset}", ((one, _why(one, why)) for one, why in stale if why))
+
+
+@app.command()
+def signals() -> None:
+    """Show each symbol's newest regime and volatility, as of when and until when, in Korean time.
+
+    Example: trading-pipelines signals
+    """
+    environment = load_environment()
+    settings = load_strategy(environment.trading_pipelines_config)
+    with _connection(environment) as connection:
+        _print_signals(publish.current_signals(connection, settings.symbols))
 
 
 @app.command()
@@ -406,18 +424,27 @@ def _answers(base_url: str, symbol: str) -> bool:
 
 
 def _run_backfill(
-    urls: database.DatabaseUrls, url: str, target: backfills.Target, source: str | None = None
+    urls: database.DatabaseUrls,
+    url: str,
+    target: backfills.Target,
+    source: str | None = None,
+    *,
+    with_signals: bool = False,
 ) -> backfills.Outcome:
-    backfill_id = backfills.launch(url, target, source)
+    backfill_id = backfills.launch(url, target, source, with_signals=with_signals)
     out.print(f"backfill {backfill_id} of {len(target.symbols)} symbols x {len(target.days)} days: "
               f"{url}/runs/b/{backfill_id}")  # fmt: skip
-    with database.connect(urls.market) as connection, _drawing() as show:
+    after = SIGNALS_FOLLOW if with_signals else ""
+    with database.connect(urls.market) as connection, _drawing(after) as show:
         return backfills.follow(connection, url, backfill_id, target, show)
 
 
 @contextlib.contextmanager
-def _drawing() -> Iterator[Callable[[backfills.Progress], None]]:
-    """Yield what draws progress: a bar at a terminal, a plain line every few seconds elsewhere."""
+def _drawing(after: str) -> Iterator[Callable[[backfills.Progress], None]]:
+    """Yield what draws progress: a bar at a terminal, a plain line every few seconds elsewhere.
+
+    `after` is what is waited for when the candles are there.
+    """
     started = time.monotonic()
     if out.is_terminal:
         with Progress(
@@ -435,7 +462,7 @@ def _drawing() -> Iterator[Callable[[backfills.Progress], None]]:
                 completed=p.done,
                 rows=p.rows,
                 requests=p.requests,
-                description="" if p.done else WAITING,
+                description=(after if p.done == p.total else "") if p.done else WAITING,
             )
         return
     shown = -PLAIN_PROGRESS_SECONDS
@@ -452,7 +479,7 @@ def _drawing() -> Iterator[Callable[[backfills.Progress], None]]:
         left = WAITING
         if first_done is not None:
             seconds = (passed - first_done) * (progress.total / progress.done - 1)
-            left = f"{seconds:.0f} s left"
+            left = f"{seconds:.0f} s left" if seconds or not after else after
         out.print(
             f"{passed:5.0f} s  {progress.rows:>9,} rows  {progress.requests:>6,} requests  "
             f"{progress.done / progress.total:6.1%}  {left}"
@@ -468,7 +495,12 @@ def _show_summary(outcome: backfills.Outcome, title: str) -> None:
         out.print(f"[red]failed[/] run {run}", soft_wrap=True)
 
 
-def _print_days(heading: str, days: Iterable[tuple[coverage.Coverage, str]]) -> None:
+def _why(known: coverage.Coverage | Computed, reason: object) -> str:
+    failed = f": {known.error}, again after {kst(known.retry_at)}" if known.error else ""
+    return f"{reason}{failed}"
+
+
+def _print_days(heading: str, days: Iterable[tuple[coverage.Coverage | Computed, str]]) -> None:
     """Print days and what is said of them, unbroken stretches of one symbol in one line."""
     by_saying: dict[tuple[str, str], list[date]] = {}
     for day, saying in days:
@@ -476,7 +508,8 @@ def _print_days(heading: str, days: Iterable[tuple[coverage.Coverage, str]]) -> 
     for (symbol, saying), stretch in by_saying.items():
         for first, last in contiguous(stretch):
             until = f" to {last}" if last > first else ""
-            out.print(f"{heading} {symbol} {first}{until}: {escape(saying)}", soft_wrap=True)
+            where = " ".join(filter(None, (heading, symbol, f"{first}{until}")))
+            out.print(f"{where}: {escape(saying)}", soft_wrap=True)
 
 
 def _print_summary(known: Sequence[coverage.Coverage], title: str, now: datetime) -> None:
@@ -501,10 +534,33 @@ def _print_summary(known: Sequence[coverage.Coverage], title: str, now: datetime
             f"{line.quiet:,}",
             f"{line.holes:,}",
             f"{line.requests:,}",
-            _kst(line.first),
-            _kst(line.last),
+            kst(line.first),
+            kst(line.last),
         )
     out.print(table)
+
+
+def _print_signals(found: Sequence[CurrentSignal]) -> None:
+    table = Table(title="current signals", title_justify="left")
+    for name in ("symbol", "regime", "since", "as of"):
+        table.add_column(name)
+    for name in ("fast over slow", "volatility a year"):
+        table.add_column(name, justify="right")
+    for name in ("high", "status", "valid until"):
+        table.add_column(name)
+    for one in found:
+        table.add_row(
+            one.symbol,
+            one.regime or "-",
+            kst(one.regime_since),
+            kst(one.regime_as_of),
+            "-" if one.regime_diff_pct is None else f"{one.regime_diff_pct:+.2f} %",
+            "-" if one.annualized_volatility is None else f"{one.annualized_volatility:.0%}",
+            {True: "yes", False: "no", None: "not known"}[one.is_high_volatility],
+            one.volatility_status or "-",
+            kst(one.volatility_valid_until),
+        )
+    out.print(table if found else "no signals yet")
 
 
 def _exit_by(outcome: backfills.Outcome) -> None:
@@ -512,10 +568,6 @@ def _exit_by(outcome: backfills.Outcome) -> None:
         _fail(f"{len(outcome.failed)} of {len(outcome.known)} partitions")
     if not outcome.succeeded:
         _fail(f"see the runs of backfill {outcome.backfill_id} in the UI")
-
-
-def _kst(moment: datetime | None) -> str:
-    return f"{moment.astimezone(KST):%Y-%m-%d %H:%M} KST" if moment else "-"
 
 
 def _await_interrupt() -> None:

@@ -9,11 +9,18 @@ from typing import Any
 
 import dagster as dg
 
-from trading_pipelines.assets import market_data
-from trading_pipelines.partitions import symbol_days
+from trading_pipelines.assets import market_data, overview, regimes, volatility
+from trading_pipelines.partitions import days, symbol_days
 from trading_pipelines.resources.database import DatabaseResource
 from trading_pipelines.resources.exchange import ExchangeResource
-from trading_pipelines.schedules import build_purge_run_events, build_refresh_market_data
+from trading_pipelines.resources.redis import RedisResource
+from trading_pipelines.schedules import (
+    build_purge_run_events,
+    build_refresh_market_data,
+    build_retrain_volatility,
+    build_update_regime,
+    build_update_volatility,
+)
 from trading_pipelines.settings import StrategySettings, load_environment, load_strategy
 
 
@@ -23,12 +30,24 @@ def build_definitions(
     """Return everything Dagster knows of this project, for the given settings."""
     partitions = symbol_days(settings)
     return dg.Definitions(
-        assets=market_data.build_assets(partitions),
-        asset_checks=market_data.build_checks(settings),
-        schedules=[build_refresh_market_data(settings, partitions), build_purge_run_events()],
+        assets=[
+            *market_data.build_assets(partitions),
+            *regimes.build_assets(settings, partitions),
+            *volatility.build_assets(settings, partitions, days(settings)),
+            *overview.build_assets(settings),
+        ],
+        asset_checks=[*market_data.build_checks(settings), *volatility.build_checks(settings)],
+        schedules=[
+            build_refresh_market_data(settings, partitions),
+            build_update_regime(settings, partitions),
+            build_update_volatility(settings, partitions),
+            build_retrain_volatility(settings, days(settings)),
+            build_purge_run_events(),
+        ],
         resources={
             "database": DatabaseResource(),
             "exchange": ExchangeResource.of(settings.exchange),
+            "redis": RedisResource(),
             **(resource_overrides or {}),
         },
         # The steps are small: a process for each costs 5-13 s on two cores.

@@ -1,6 +1,7 @@
-"""The partitions every market asset shares: symbol × UTC day.
+"""The partitions that assets share: symbol × UTC day, and the UTC day alone for what is pooled.
 
-Keys are Dagster's, `2026-11-24|KRW-BTC`. What a partition holds belongs to its asset.
+Keys are Dagster's, `2026-11-24|KRW-BTC` and `2026-11-24`. What a partition holds belongs to its
+asset.
 """
 
 from collections.abc import Iterable, Sequence
@@ -17,15 +18,17 @@ RANGE_START = "dagster/asset_partition_range_start"
 RANGE_END = "dagster/asset_partition_range_end"
 
 
+def days(settings: StrategySettings) -> dg.DailyPartitionsDefinition:
+    """Return each UTC day from `data.start_date` up to the one that is open now."""
+    return dg.DailyPartitionsDefinition(
+        start_date=settings.data.start_date.isoformat(), end_offset=1
+    )
+
+
 def symbol_days(settings: StrategySettings) -> dg.MultiPartitionsDefinition:
-    """Return symbol × UTC day from `data.start_date` up to the day that is open now."""
+    """Return symbol × UTC day, over the same days."""
     return dg.MultiPartitionsDefinition(
-        {
-            SYMBOL: dg.StaticPartitionsDefinition(settings.symbols),
-            DAY: dg.DailyPartitionsDefinition(
-                start_date=settings.data.start_date.isoformat(), end_offset=1
-            ),
-        }
+        {SYMBOL: dg.StaticPartitionsDefinition(settings.symbols), DAY: days(settings)}
     )
 
 
@@ -38,12 +41,14 @@ class SymbolDays:
 
 
 def partition_key(symbol: str, day: date) -> str:
-    """Return Dagster's key of the partition."""
+    """Return Dagster's key of the partition; of the day alone without a symbol."""
+    if not symbol:
+        return day.isoformat()
     return dg.MultiPartitionKey({SYMBOL: symbol, DAY: day.isoformat()})
 
 
 def split(keys: Iterable[str]) -> list[tuple[str, date]]:
-    """Return (symbol, UTC day) of each partition key."""
+    """Return (symbol, UTC day) of each partition key; the symbol is empty where it is pooled."""
     return [
         (symbol, date.fromisoformat(day)) for day, _, symbol in (k.partition("|") for k in keys)
     ]
@@ -53,14 +58,18 @@ def of_run(keys: Sequence[str]) -> SymbolDays:
     """Return the rectangle that a run's partition keys span; Dagster's ranges are rectangles."""
     pairs = split(keys)
     return SymbolDays(
-        symbols=list(dict.fromkeys(symbol for symbol, _ in pairs)),
+        symbols=list(dict.fromkeys(symbol for symbol, _ in pairs if symbol)),
         days=sorted({day for _, day in pairs}),
     )
 
 
 def range_tags(symbols: Sequence[str], first: date, last: date) -> dict[str, str]:
-    """Return the tags by which one run materialises neighbouring symbols over unbroken days."""
+    """Return the tags by which one run materialises neighbouring symbols over unbroken days.
+
+    Without symbols: the days of a pooled asset.
+    """
+    ends = symbols or [""]
     return {
-        RANGE_START: partition_key(symbols[0], first),
-        RANGE_END: partition_key(symbols[-1], last),
+        RANGE_START: partition_key(ends[0], first),
+        RANGE_END: partition_key(ends[-1], last),
     }

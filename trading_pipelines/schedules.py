@@ -1,22 +1,31 @@
-"""When to ask what is due. What is due comes from the data, in `candles/due`, never from the clock.
+"""When to ask what is due. That comes from the data, in `candles/due` and `signals/due`.
 
 A tick that was missed therefore costs nothing but time: the next one finds the same days due.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 
 import dagster as dg
 
 from trading_pipelines.assets.market_data import CANDLES_1H, CANDLES_1M
+from trading_pipelines.assets.overview import CURRENT_SIGNALS, SIGNALS_OVERVIEW
 from trading_pipelines.candles import coverage, due, rate_limit
+from trading_pipelines.candles.windows import DAY
 from trading_pipelines.database.run_events import purge_run_events
 from trading_pipelines.partitions import RANGE_END, RANGE_START, range_tags, split
 from trading_pipelines.resources.database import DatabaseResource
 from trading_pipelines.settings import StrategySettings
+from trading_pipelines.signals import due as signals_due
+from trading_pipelines.signals.due import Signal
 
 PARTITION = "dagster/partition"
-CANDLES = {dg.AssetKey(CANDLES_1M), dg.AssetKey(CANDLES_1H)}
+# What a person or the bot looks at, refreshed by the runs that bring something newer.
+SHOWN_WITH = {
+    signals_due.REGIME_LABELS: [CURRENT_SIGNALS],
+    signals_due.VOLATILITY_FORECAST: [CURRENT_SIGNALS],
+    signals_due.VOLATILITY_SCORE: [SIGNALS_OVERVIEW],
+}
 # Five symbols refreshed every five minutes write some 300 runs a day.
 KEEP_RUN_EVENTS = timedelta(days=30)
 UNFINISHED = [
@@ -28,20 +37,21 @@ UNFINISHED = [
 ]
 
 
-def in_flight(instance: dg.DagsterInstance, partitions: dg.MultiPartitionsDefinition) -> set[str]:
-    """Return the keys of candle partitions that queued or running runs will write."""
+def in_flight(
+    instance: dg.DagsterInstance, asset: str, partitions: dg.PartitionsDefinition[str]
+) -> set[str]:
+    """Return the keys of the asset's partitions that queued or running runs will write."""
     keys: set[str] = set()
     for run in instance.get_runs(dg.RunsFilter(statuses=UNFINISHED)):
-        if run.asset_selection and not run.asset_selection & CANDLES:
+        if run.asset_selection and dg.AssetKey(asset) not in run.asset_selection:
             continue
         if PARTITION in run.tags:
             keys.add(run.tags[PARTITION])
         elif RANGE_START in run.tags:
-            keys.update(
-                partitions.get_partition_keys_in_range(
-                    dg.PartitionKeyRange(run.tags[RANGE_START], run.tags[RANGE_END])
-                )
-            )
+            span = dg.PartitionKeyRange(run.tags[RANGE_START], run.tags[RANGE_END])
+            # A range of another kind of partition has no key of ours.
+            if partitions.has_partition_key(span.start):
+                keys.update(partitions.get_partition_keys_in_range(span))
     return keys
 
 
@@ -61,11 +71,7 @@ def build_refresh_market_data(
         job=job,
         cron_schedule="*/5 * * * *",
         execution_timezone="UTC",
-        default_status=(
-            dg.DefaultScheduleStatus.RUNNING
-            if settings.data.refresh
-            else dg.DefaultScheduleStatus.STOPPED
-        ),
+        default_status=_status(settings),
         description=(
             "Asks the tables which days of the look-back are missing, incomplete, damaged or open, "
             "and launches as few runs as their ranges allow. It needs no catching up: what a "
@@ -85,7 +91,8 @@ def build_refresh_market_data(
         reasons = {
             (day.symbol, day.day): why for day in known if (why := due.reason(day, now)) is not None
         }
-        flying = split(in_flight(context.instance, partitions))
+        flying = set(split(in_flight(context.instance, CANDLES_1M, partitions)))
+        flying |= set(split(in_flight(context.instance, CANDLES_1H, partitions)))
         runs = due.runs(
             {key: why for key, why in reasons.items() if key not in flying}, settings.symbols
         )
@@ -93,7 +100,7 @@ def build_refresh_market_data(
             waiting = sum(why is due.Reason.WAITING for why in reasons.values())
             yield dg.SkipReason(
                 f"looked at {len(known)} partitions from {days[0]} to {days[-1]}: "
-                f"{len(reasons)} due, {len(reasons.keys() & set(flying))} of them in flight, "
+                f"{len(reasons)} due, {len(reasons.keys() & flying)} of them in flight, "
                 f"{waiting} waiting after a failure"
             )
         for run in runs:
@@ -107,6 +114,125 @@ def build_refresh_market_data(
             )
 
     return refresh_market_data
+
+
+def build_update_regime(
+    settings: StrategySettings, partitions: dg.MultiPartitionsDefinition
+) -> dg.ScheduleDefinition:
+    """Return the schedule that labels each hour when it has closed."""
+    return _build_update(
+        "update_regime",
+        [signals_due.REGIME_LABELS],
+        settings,
+        partitions,
+        "Labels each hour within a minute or two of its close, and again what was computed from "
+        "candles that have changed since.",
+    )
+
+
+def build_update_volatility(
+    settings: StrategySettings, partitions: dg.MultiPartitionsDefinition
+) -> dg.ScheduleDefinition:
+    """Return the schedule that measures, forecasts and scores what has closed."""
+    return _build_update(
+        "update_volatility",
+        [
+            signals_due.REALIZED_VOLATILITY,
+            signals_due.VOLATILITY_FORECAST,
+            signals_due.GARCH_BASELINE,
+            signals_due.VOLATILITY_SCORE,
+        ],
+        settings,
+        partitions,
+        "Measures and forecasts each hour when it has closed, scores each day when it has, and "
+        "again what was computed from candles or a model that have changed since.",
+    )
+
+
+def build_retrain_volatility(
+    settings: StrategySettings, partitions: dg.DailyPartitionsDefinition
+) -> dg.ScheduleDefinition:
+    """Return the schedule that fits the volatility model of each UTC day at 00:05 after it."""
+    return _build_update(
+        "retrain_volatility",
+        [signals_due.VOLATILITY_MODEL],
+        settings,
+        partitions,
+        "Fits the model of the day that has closed, at 00:05 UTC (09:05 KST), and again those "
+        "whose training data have changed since.",
+    )
+
+
+def _build_update(
+    name: str,
+    asked: Sequence[Signal],
+    settings: StrategySettings,
+    partitions: dg.PartitionsDefinition[str],
+    description: str,
+) -> dg.ScheduleDefinition:
+    """Return a schedule that asks every minute which partitions of the signals are due.
+
+    Labels are hourly and the model daily because their inputs are. The question costs some
+    milliseconds; asked hourly, a label whose candles came ten seconds late would be an hour late.
+    """
+    shown = {shown for signal in asked for shown in SHOWN_WITH.get(signal, [])}
+    job = dg.define_asset_job(
+        f"{name}_job",
+        selection=dg.AssetSelection.assets(*(signal.asset for signal in asked), *shown),
+        partitions_def=partitions,
+        description=description,
+    )
+
+    @dg.schedule(
+        name=name,
+        job=job,
+        cron_schedule="* * * * *",
+        execution_timezone="UTC",
+        default_status=_status(settings),
+        description=f"{description} Asks the tables every minute; most often nothing is due.",
+    )
+    def update(
+        context: dg.ScheduleEvaluationContext, database: DatabaseResource
+    ) -> Iterator[dg.RunRequest | dg.SkipReason]:
+        now = datetime.now(UTC)
+        days = due.look_back(settings.data.start_date, settings.data.look_back_days, now)
+        requests: list[dg.RunRequest] = []
+        seen: list[str] = []
+        for signal in asked:
+            with database.connect() as connection:
+                known = signals_due.read(connection, signal, settings.symbols, days, settings)
+            reasons = {
+                (one.symbol, one.day): why
+                for one in known
+                if (why := signals_due.reason(one, signal, settings, now)) is not None
+            }
+            flying = set(split(in_flight(context.instance, signal.asset, partitions)))
+            wanted = {key: why for key, why in reasons.items() if key not in flying}
+            for symbols, first, last in signals_due.runs(wanted, settings.symbols):
+                also = SHOWN_WITH.get(signal, []) if last >= days[-1] - DAY else []
+                requests.append(
+                    dg.RunRequest(
+                        # Keys dedupe for ever: a later tick may ask for the same again.
+                        run_key=f"{context.scheduled_execution_time.isoformat()} {signal.asset} "
+                        f"{', '.join(symbols)} {first} to {last}",
+                        tags=range_tags(symbols, first, last),
+                        asset_selection=[dg.AssetKey(name) for name in (signal.asset, *also)],
+                    )
+                )
+            seen.append(
+                f"{signal.asset} {len(reasons)} due of {len(known)}, "
+                f"{len(reasons.keys() & flying)} of them in flight"
+            )
+        yield from requests
+        if not requests:
+            yield dg.SkipReason(f"looked at {days[0]} to {days[-1]}: {'; '.join(seen)}")
+
+    return update
+
+
+def _status(settings: StrategySettings) -> dg.DefaultScheduleStatus:
+    running = settings.data.refresh
+    return dg.DefaultScheduleStatus.RUNNING if running else dg.DefaultScheduleStatus.STOPPED
 
 
 def build_purge_run_events() -> dg.ScheduleDefinition:

@@ -58,6 +58,32 @@ def _above(lower: str) -> AfterValidator:
     return AfterValidator(check)
 
 
+def _not_above(upper: str) -> AfterValidator:
+    """Demand at most the field `upper` of volatility, which stands before this one."""
+
+    def check(value: int, info: ValidationInfo) -> int:
+        name, high = str(info.field_name), info.data.get(upper)
+        if high is not None and value > high:
+            places = (("volatility", key) for key in (name, upper))
+            raise _wrong(f"{name} {value} with {upper} {high}", f"{name} up to {upper}", *places)
+        return value
+
+    return AfterValidator(check)
+
+
+def _each_once(values: list[Any], info: ValidationInfo) -> list[Any]:
+    again = [n for n, value in enumerate(values) if value in values[:n]]
+    if again:
+        names = ", ".join(dict.fromkeys(str(values[n]) for n in again))
+        place = ("symbols",) if info.field_name == "symbols" else ("volatility", info.field_name)
+        raise _wrong(
+            f"lists {names} again",
+            f"each {str(info.field_name).removesuffix('s')} once",
+            (*place, again[0]),
+        )
+    return values
+
+
 def _day(value: object) -> object:
     return date.fromisoformat(value) if isinstance(value, str) else value
 
@@ -110,6 +136,22 @@ class RegimeDetectionSettings(_Section):
     redis_ttl_seconds: _Count = 3900
 
 
+class VolatilitySettings(_Section):
+    """The volatility model (days of training, hours ahead, ridge) and when volatility is high."""
+
+    training_days: Annotated[int, Field(ge=30, le=90)] = 30
+    min_training_days: Annotated[int, Field(ge=14, le=90), _not_above("training_days")] = 14
+    horizons: Annotated[
+        list[Annotated[int, Field(ge=1, le=72)]],
+        AfterValidator(_each_once),
+        Field(min_length=1, description="a list of hours ahead, 1 to 72, such as [1, 24]"),
+    ] = [1, 24]
+    ridge_alpha: _Positive = 10.0
+    high_percentile: Annotated[float, Field(gt=0, lt=100)] = 90.0
+    threshold_days: Annotated[int, Field(ge=14, le=90)] = 30
+    min_threshold_days: Annotated[int, Field(ge=7, le=90), _not_above("threshold_days")] = 14
+
+
 class ExchangeSettings(_Section):
     """How the exchange is asked: one rate for the whole installation; waits in seconds."""
 
@@ -123,28 +165,20 @@ class ExchangeSettings(_Section):
 class StrategySettings(_Section):
     """config/strategy.yaml: what is left out has its default; unknown keys are errors."""
 
-    symbols: list[_Symbol] = Field(
+    symbols: Annotated[list[_Symbol], AfterValidator(_each_once)] = Field(
         default=["KRW-BTC", "KRW-ETH", "KRW-XRP", "KRW-SOL", "KRW-DOGE"],
         min_length=1,
         description="a list of at least one symbol, such as [KRW-BTC]",
     )
     data: DataSettings = DataSettings()
     regime_detection: RegimeDetectionSettings = RegimeDetectionSettings()
+    volatility: VolatilitySettings = VolatilitySettings()
     exchange: ExchangeSettings = ExchangeSettings()
 
-    @field_validator("data", "regime_detection", "exchange", mode="before")
+    @field_validator("data", "regime_detection", "volatility", "exchange", mode="before")
     @classmethod
     def _heading_alone_is_left_out(cls, section: object) -> object:
         return {} if section is None else section
-
-    @field_validator("symbols")
-    @classmethod
-    def _each_once(cls, symbols: list[str]) -> list[str]:
-        again = [n for n, symbol in enumerate(symbols) if symbol in symbols[:n]]
-        if again:
-            names = ", ".join(dict.fromkeys(symbols[n] for n in again))
-            raise _wrong(f"lists {names} again", "each symbol once", ("symbols", again[0]))
-        return symbols
 
     @field_validator("regime_detection")
     @classmethod
@@ -183,7 +217,7 @@ class _File:
         # A section's keys are the deepest settings: anything below them is a value of wrong type.
         if isinstance(node, yaml.MappingNode) and len(at) <= 1:
             return dict(self._pairs(node, at))
-        if isinstance(node, yaml.SequenceNode) and len(at) == 1:
+        if isinstance(node, yaml.SequenceNode) and at:
             self.lines |= {(*at, n): _line(item) for n, item in enumerate(node.value)}
         return self._loader.construct_object(node, deep=True)
 
@@ -245,7 +279,12 @@ def _allowed(schema: dict[str, Any]) -> str:
     if "const" in schema or "enum" in schema:
         return " or ".join(schema.get("enum") or [schema["const"]])
     kinds = {"integer": "a whole number", "number": "a number", "boolean": "true or false"}
-    bounds = {"minimum": "of at least", "exclusiveMinimum": "above", "maximum": "and at most"}
+    bounds = {
+        "minimum": "of at least",
+        "exclusiveMinimum": "above",
+        "maximum": "and at most",
+        "exclusiveMaximum": "and below",
+    }
     limits = [f"{words} {schema[key]:g}" for key, words in bounds.items() if key in schema]
     return " ".join([kinds[schema["type"]], *limits])
 
@@ -310,6 +349,13 @@ def dump_strategy(settings: StrategySettings, path: Path) -> None:
 # Own patterns, because the errors of urllib quote the URL, password included.
 _DATABASE_URL = r"(postgres|postgresql(\+\w+)?)://[^/?#\s]*/[^/?#@\s]+(\?[^#\s]*)?"
 _EXCHANGE_URL = r"https?://[^/?#@\s]+(/[^?#@\s]*)?(?<!/v1)"
+# Of the options, those that say where and as whom: the time-outs are not the operator's.
+_REDIS_USER = r"([^/?#@\[\]\s\x7f-\U0010ffff]*@)?"
+_REDIS_OPTION = r"(db=[0-9]+|(username|password|ssl_[a-z_]+)=[^?&#\s]+)"
+_REDIS_URL = (
+    rf"(rediss?://{_REDIS_USER}(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_.-]+)(:[0-9]{{1,5}})?(/[0-9]*)?"
+    rf"|unix://{_REDIS_USER}/[^?#\s]+)(\?{_REDIS_OPTION}(&{_REDIS_OPTION})*)?"
+)
 
 
 def _database_url(url: SecretStr | None) -> SecretStr | None:
@@ -328,16 +374,28 @@ def _exchange_url(url: str) -> str:
     return url.rstrip("/")
 
 
+def _redis_url(url: SecretStr | None) -> SecretStr | None:
+    if url and not re.fullmatch(_REDIS_URL, url.get_secret_value()):
+        allowed = (
+            "redis://user:password@host:6379/0, the same with rediss, or unix:///path/of/socket, "
+            "with / ? # @ [ ] in the password as %XX"
+        )
+        raise _wrong("not a Redis URL", allowed)
+    return url
+
+
 class Environment(BaseSettings):
     """The environment's variables, named like the fields in capitals; an empty one is not set.
 
-    Without a `database_url` the embedded server is used. Read it with `load_environment`.
+    Without a `database_url` the embedded server is used, without a `redis_url` no Redis. Read it
+    with `load_environment`.
     """
 
     model_config = SettingsConfigDict(frozen=True, env_ignore_empty=True, hide_input_in_errors=True)
 
     database_url: Annotated[SecretStr | None, AfterValidator(_database_url)] = None
     dagster_postgres_url: SecretStr | None = None
+    redis_url: Annotated[SecretStr | None, AfterValidator(_redis_url)] = None
     upbit_base_url: Annotated[str, AfterValidator(_exchange_url)] = "https://api.upbit.com"
     trading_pipelines_home: Annotated[Path, AfterValidator(Path.absolute)] = Path(".data")
     trading_pipelines_config: Path = Path("config/strategy.yaml")

@@ -18,6 +18,7 @@ from trading_pipelines.settings import DataSettings, ExchangeSettings, StrategyS
 
 BTC, DOGE = "KRW-BTC", "KRW-DOGE"
 SECOND_DAY = FIRST_DAY + timedelta(days=1)
+JOB = "refresh_market_data_job"
 SETTINGS = StrategySettings(
     symbols=[BTC, DOGE],
     data=DataSettings(start_date=FIRST_DAY),
@@ -32,7 +33,7 @@ class Dagster:
 
     def __init__(self, instance: dg.DagsterInstance) -> None:
         self.instance = instance
-        self._job = build_definitions(SETTINGS).resolve_implicit_global_asset_job_def()
+        self._job = build_definitions(SETTINGS).resolve_job_def(JOB)
 
     def run(self, first: date, last: date, *symbols: str) -> dg.ExecuteInProcessResult:
         return self._job.execute_in_process(
@@ -133,7 +134,7 @@ def test_an_unusual_step_of_the_price_warns_and_blocks_nothing(
         "UPDATE market_data SET open_price = 2 * open_price, high_price = 3 * high_price"
         " WHERE timestamp = '2025-09-01 12:00Z'"
     )
-    alone = build_definitions(SETTINGS).resolve_implicit_global_asset_job_def()
+    alone = build_definitions(SETTINGS).resolve_job_def(JOB)
     result = alone.execute_in_process(
         instance=dagster.instance,
         tags=range_tags([BTC], FIRST_DAY, FIRST_DAY),

@@ -4,6 +4,7 @@ import itertools
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -36,6 +37,17 @@ CREATE TABLE market_data (
 KEY = """
 ALTER TABLE market_data ADD CONSTRAINT uq_market_data_symbol_interval_ts
     UNIQUE (symbol, interval, timestamp)
+"""
+REGIME_HISTORY = """
+CREATE TABLE regime_history (
+    id bigserial PRIMARY KEY,
+    detected_at timestamptz,
+    regime varchar(10) NOT NULL,
+    ma50 numeric(20, 8),
+    ma200 numeric(20, 8),
+    diff_pct numeric(10, 4),
+    coin_symbol varchar(10) NOT NULL
+)
 """
 INDEX = "CREATE INDEX its_index ON market_data (symbol, interval, timestamp DESC)"
 OUR_INDEX = "idx_market_data_symbol_interval_ts"
@@ -88,7 +100,8 @@ def everything(connection: psycopg.Connection) -> dict[str, object]:
     """Return every table of the database, its shape and its rows with their versions."""
     tables = connection.execute(
         "SELECT format('%I.%I', table_schema, table_name) FROM information_schema.tables "
-        "WHERE table_schema IN ('public', 'trading_pipelines') ORDER BY 1"
+        "WHERE table_schema IN ('public', 'trading_pipelines') AND table_type = 'BASE TABLE' "
+        "ORDER BY 1"
     ).fetchall()
     return {
         name: (
@@ -120,18 +133,23 @@ def test_what_is_made_for_a_bot_that_comes_later_is_what_the_bot_would_have_made
 ) -> None:
     for statement in (MARKET_DATA, KEY, INDEX.replace("its_index", OUR_INDEX)):
         aged.execute(statement)
-    table = "public.market_data"
-    assert described(connection, table) == described(aged, table)
+    aged.execute(REGIME_HISTORY)
+    ours = "idx_regime_history_symbol_detected_at ON regime_history"
+    aged.execute(f"CREATE INDEX {ours} (coin_symbol, detected_at DESC)")
+    for table in ("public.market_data", "public.regime_history"):
+        assert described(connection, table) == described(aged, table)
 
 
 def test_a_table_that_the_bot_has_made_stays_as_it_is(
     empty_url: str, aged: psycopg.Connection
 ) -> None:
-    for statement in (MARKET_DATA, KEY, INDEX, ROWS):
+    history = "INSERT INTO regime_history (regime, coin_symbol) VALUES ('BULL', 'KRW-BTC')"
+    for statement in (MARKET_DATA, KEY, INDEX, ROWS, REGIME_HISTORY, history):
         aged.execute(statement)
-    before = everything(aged)["public.market_data"]
+    before = everything(aged)
     database.upgrade(empty_url)
-    assert everything(aged)["public.market_data"] == before
+    after = everything(aged)
+    assert {table: after[table] for table in before} == before
     doubles = aged.execute("SELECT to_regclass('trading_pipelines.market_data_doubles')")
     assert doubles.fetchone() == (None,)
 
@@ -262,3 +280,9 @@ def test_eight_upgrades_at_once_make_one(empty_url: str, aged: psycopg.Connectio
     assert everything(aged) == once
     count = aged.execute("SELECT count(*) FROM trading_pipelines.market_data_doubles").fetchone()
     assert count == (40,)
+
+
+def test_upgrades_in_the_threads_of_one_process_do_not_disturb_each_other(empty_url: str) -> None:
+    with ThreadPoolExecutor(8) as threads:
+        for done in [threads.submit(database.upgrade, empty_url) for _ in range(24)]:
+            done.result()

@@ -87,13 +87,24 @@ def runs(due: Mapping[tuple[str, date], Reason], symbols: Sequence[str]) -> list
     found = [
         DueRun(group, first, last, hours_only=kind == Reason.HOURS)
         for kind, days_of in by_kind.items()
-        for (first, last), wanting in _by_stretch(days_of).items()
-        for group in _neighbours(wanting, symbols)
+        for group, first, last in rectangles(days_of, symbols)
     ]
     return sorted(found, key=lambda run: (run.last, run.first), reverse=True)
 
 
-def _by_stretch(days_of: dict[str, set[date]]) -> dict[tuple[date, date], set[str]]:
+def rectangles(
+    days_of: Mapping[str, set[date]], symbols: Sequence[str]
+) -> list[tuple[tuple[str, ...], date, date]]:
+    """Cover the symbols' days with (neighbouring symbols, first day, last day), newest first."""
+    found = [
+        (group, first, last)
+        for (first, last), wanting in _by_stretch(days_of).items()
+        for group in _neighbours(wanting, symbols)
+    ]
+    return sorted(found, key=lambda one: (one[2], one[1]), reverse=True)
+
+
+def _by_stretch(days_of: Mapping[str, set[date]]) -> dict[tuple[date, date], set[str]]:
     stretches: dict[tuple[date, date], set[str]] = {}
     for symbol, days in days_of.items():
         for stretch in contiguous(days):

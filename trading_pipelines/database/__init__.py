@@ -5,6 +5,7 @@ Two databases on one server: the market database (the bot's tables in `public`, 
 set, else on the embedded server of the home. Queries belong to the packages that ask them.
 """
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +20,9 @@ from trading_pipelines.database.embedded import EmbeddedServer
 from trading_pipelines.settings import Environment
 
 SCHEMA = "trading_pipelines"
+# Alembic keeps its context in module globals: of four schedules that were asked in the same second
+# in the threads of one code server, one or two failed with KeyError 'script'.
+_ONE_UPGRADE = threading.Lock()
 VARIABLES = ("DATABASE_URL", "DAGSTER_POSTGRES_URL")
 
 
@@ -78,7 +82,8 @@ def upgrade(market_url: str) -> None:
     config = Config()
     config.set_main_option("script_location", "trading_pipelines:database/migrations")
     config.attributes["url"] = market_url
-    command.upgrade(config, "head")
+    with _ONE_UPGRADE:
+        command.upgrade(config, "head")
 
 
 @contextmanager

@@ -1,0 +1,327 @@
+"""How good the volatility forecasts are, walked forward over recordings, against what they must be.
+
+Measured, with the project's own functions and default settings: models refitted at each 00:00 UTC,
+forecasts as of every hour, 1 and 24 hours ahead, on what had closed by then. The loss is QLIKE
+(Patton 2011), lower is better; all rows of a table answer the same questions. Scored are forecasts
+whose status is OK; realised variances, EWMA and random walk are floored by the model's floor. The
+Diebold-Mariano t is of the mean loss difference over the symbols as of each hour, with Newey-West
+errors; below -2 ours is better. Files of candles longer than five minutes have no realised
+variance: Parkinson's range stands for it, as feature and as what happened.
+
+Not measured: the database and Dagster (benchmarks/signals.py has the first), and live data. The
+days of a recording are shared by two processes, so seconds are those of a core that has company.
+"""
+
+import math
+import multiprocessing
+import os
+import sys
+import time
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Annotated, NamedTuple
+
+import numpy as np
+import pandas as pd
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from trading_pipelines.settings import VolatilitySettings
+from trading_pipelines.signals import garch, realized, score, volatility
+from trading_pipelines.signals.volatility import FEWEST_SYMBOLS, WARM_UP_HOURS, Status
+
+DATA = Path(__file__).parents[2] / "shared/data"
+RECORDINGS = [
+    DATA / "upbit_krw5_1m_20250901_20250921.parquet",
+    DATA / "binance_btcusdt_1m_20250801_20251031.parquet",
+    DATA / "upbit_krw5_1h_20220101_20250630.parquet",
+]
+SINCE = {RECORDINGS[2]: datetime(2024, 10, 1)}  # noqa: DTZ001 - as typer gives it
+SETTINGS = VolatilitySettings()
+PROCESSES, DAYS_A_TASK = 2, 20
+BEFORE = timedelta(days=SETTINGS.threshold_days + 2)  # as far as thresholds and EWMA look back
+AFTER = timedelta(days=2)  # the outcomes of a day's last forecasts
+GARCH = {"garch": garch.TRAINING_DAYS, "garch_30": 30}
+RIVALS = {
+    "variance": "ours",
+    "garch": "GARCH(1,1)",
+    "garch_30": "GARCH(1,1), 30 days",
+    "ewma": "EWMA",
+    "walk": "random walk",
+}
+KEY = ["symbol", "as_of", "horizon"]
+# By kind of recording: horizon, figure, at least, at most.
+FIGURES = {
+    "minutes of several symbols": [
+        (1, "ratio to GARCH(1,1)", 0.0, 0.80),
+        (1, "worst symbol's ratio to GARCH(1,1)", 0.0, 1.0),
+        (1, "ratio to random walk", 0.0, 0.70),
+        (24, "ratio to GARCH(1,1)", 0.0, 0.95),
+        (1, "coverage", 0.85, 0.95),
+        (24, "coverage", 0.85, 0.95),
+    ],
+    "minutes of one or two symbols": [(1, "ratio to GARCH(1,1)", 0.0, 0.90)],
+    "hours": [
+        (24, "ratio to GARCH(1,1)", 0.0, 0.90),
+        (1, "ratio to GARCH(1,1)", 0.0, 0.80),
+        (24, "flag fires", 0.05, 0.15),
+        (24, "flag precision / base rate", 2.5, math.inf),
+    ],
+}
+
+
+class Recording(NamedTuple):
+    """A file's hours, indexed by their close, a column a symbol."""
+
+    name: str
+    kind: str
+    variances: pd.DataFrame
+    closes: pd.DataFrame
+    by_range: pd.Series
+    """Each symbol's share of hours whose variance is measured by their range."""
+
+    def days(self, since: datetime | None) -> list[datetime]:
+        """Return the midnights (UTC) as of which models are fitted."""
+        first = self.variances.index[0].ceil("D")
+        first = max(first, since.replace(tzinfo=UTC)) if since else first
+        days = pd.date_range(first, self.variances.index[-1], freq="D", inclusive="left")
+        return [day.to_pydatetime() for day in days]
+
+
+class Evaluated(NamedTuple):
+    """Some days of a recording: a row a forecast, and the seconds spent on fits."""
+
+    rows: pd.DataFrame
+    ours_seconds: float
+    garch_seconds: float
+    garch_fits: int
+
+
+def load(path: Path) -> Recording:
+    """Read candles of any length that divides five minutes or an hour."""
+    frame = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)
+    if "symbol" not in frame:
+        frame["symbol"] = path.stem
+    frame["timestamp_utc"] = pd.to_datetime(frame["timestamp_utc"], utc=True)
+    frame = frame.sort_values("timestamp_utc").drop_duplicates(["symbol", "timestamp_utc"])
+    candle = frame.groupby("symbol")["timestamp_utc"].diff().mode()[0]
+    has_bars = realized.BAR % candle == pd.Timedelta(0)
+    until = (frame["timestamp_utc"].max() + candle).floor("h")
+    frame = frame[frame["timestamp_utc"] < until].set_index("timestamp_utc")
+    variances, closes, by_range = {}, {}, {}
+    for symbol, candles in frame.groupby("symbol"):
+        hours = _bars(candles, realized.HOUR)
+        hours.index += realized.HOUR
+        closes[symbol] = hours["close"]
+        if has_bars:
+            measured = realized.realized_variance(_bars(candles, realized.BAR), until)
+            variances[symbol] = measured["realized_variance"]
+            by_range[symbol] = (measured["estimator"] == realized.Estimator.PARKINSON).mean()
+        else:
+            variances[symbol] = realized.parkinson(hours["high"], hours["low"])
+            by_range[symbol] = 1.0
+    several = len(variances) >= FEWEST_SYMBOLS
+    minutes = f"minutes of {'several' if several else 'one or two'} symbols"
+    panel = pd.DataFrame(variances).asfreq("h")
+    kind = minutes if has_bars else "hours"
+    return Recording(path.name, kind, panel, pd.DataFrame(closes), pd.Series(by_range))
+
+
+def _bars(candles: pd.DataFrame, width: pd.Timedelta) -> pd.DataFrame:
+    return candles.groupby(pd.DatetimeIndex(candles.index).floor(width)).agg(
+        open=("open", "first"),
+        high=("high", "max"),
+        low=("low", "min"),
+        close=("close", "last"),
+        minutes=("close", "size"),
+    )
+
+
+def evaluate(recording: Recording, days: Sequence[datetime]) -> Evaluated:
+    """Forecast as of every hour of the days; what happened beside it."""
+    variances = recording.variances.loc[: days[-1] + AFTER]
+    closes = recording.closes.loc[: variances.index[-1]]
+    returns = {
+        symbol: garch.hourly_returns(closes[symbol].dropna(), variances.index[-1].to_pydatetime())
+        for symbol in closes
+    }
+    ours, theirs, ours_seconds, garch_seconds, fits = [], [], 0.0, 0.0, 0
+    for day in days:
+        as_ofs = [
+            as_of
+            for as_of in (day + timedelta(hours=n) for n in range(24))
+            if as_of <= variances.index[-1]
+        ]
+        started = time.perf_counter()
+        models = [volatility.fit(variances, day, h, SETTINGS) for h in SETTINGS.horizons]
+        ours_seconds += time.perf_counter() - started
+        for model in models:
+            forecast = volatility.forecast(model, variances, as_ofs)
+            ours.append(forecast.assign(horizon=model.horizon, floor=model.floor))
+        started = time.perf_counter()
+        for symbol in [s for s, status in models[0].statuses.items() if status is Status.OK]:
+            known = returns[symbol].loc[: as_ofs[-1]]
+            found = {
+                name: garch.fit(known[known.index > day - timedelta(days=length)], day)
+                for name, length in GARCH.items()
+            }
+            fits += len(found)
+            for horizon in SETTINGS.horizons:
+                ahead = {n: garch.forecast(m, known, as_ofs, horizon) for n, m in found.items()}
+                theirs.append(pd.DataFrame(ahead).assign(symbol=symbol, horizon=horizon))
+        garch_seconds += time.perf_counter() - started
+    near, forecasts = variances.loc[days[0] - BEFORE :], pd.concat(ours)
+    rows = pd.concat(
+        [
+            _with_truth(
+                forecasts[(forecasts["symbol"] == symbol) & (forecasts["horizon"] == horizon)],
+                near[symbol],
+                horizon,
+            )
+            for symbol in near
+            for horizon in SETTINGS.horizons
+        ]
+    )
+    if theirs:
+        rows = rows.merge(pd.concat(theirs).rename_axis("as_of").reset_index(), "left", KEY)
+    return Evaluated(rows, ours_seconds, garch_seconds, fits)
+
+
+def _with_truth(rows: pd.DataFrame, hourly: pd.Series, horizon: int) -> pd.DataFrame:
+    as_ofs, floor = list(rows["as_of"]), rows["floor"].to_numpy()
+    truth = {
+        "realized": volatility.outcome(hourly, horizon),
+        "walk": volatility.trailing_mean(hourly, horizon),
+        "ewma": volatility.ewma(hourly),
+    }
+    floored = {n: np.maximum(v.reindex(as_ofs).to_numpy(), floor) for n, v in truth.items()}
+    known = volatility.thresholds(hourly, horizon, as_ofs, SETTINGS)
+    return rows.assign(**floored, threshold=known.to_numpy())
+
+
+def figures(rows: pd.DataFrame, horizon: int) -> tuple[pd.DataFrame, pd.Series, dict[str, float]]:
+    """Return the table of losses, each symbol's ratio to GARCH, and every other figure."""
+    losses = pd.DataFrame({n: score.qlike(rows["realized"], rows[n]) for n in RIVALS})
+    means, by_symbol = losses.mean(), losses.groupby(rows["symbol"]).mean()
+    worse = losses.rsub(losses["variance"], axis=0).groupby(rows["as_of"]).mean()
+    table = pd.DataFrame(
+        {
+            "QLIKE": means,
+            "ratio": means["variance"] / means,
+            "t": [score.hac_t_value(worse[name], horizon + 24) for name in RIVALS],
+        }
+    )
+    held = rows["realized"].between(rows["low"], rows["high"])
+    told = rows.dropna(subset="threshold")
+    fires, high = (told[name] > told["threshold"] for name in ("variance", "realized"))
+    ratios = by_symbol["variance"] / by_symbol["garch"]
+    found = {f"ratio to {label}": table["ratio"][name] for name, label in RIVALS.items()}
+    found |= {
+        "worst symbol's ratio to GARCH(1,1)": ratios.max(),
+        "coverage": held.mean(),
+        "bias": rows["realized"].mean() / rows["variance"].mean(),
+        "flag fires": fires.mean(),
+        "flag precision": high[fires].mean(),
+        "base rate": high.mean(),
+        "flag precision / base rate": high[fires].mean() / high.mean(),
+    }
+    return table, ratios, found
+
+
+def report(out: Console, recording: Recording, days: int, parts: Sequence[Evaluated]) -> None:
+    """Print a recording's tables, and which figures it reached."""
+    rows = pd.concat([part.rows for part in parts], ignore_index=True)
+    symbols = recording.variances.columns
+    ranged = recording.by_range[recording.by_range > 0]
+    shares = ", ".join(f"{symbol} {share:.0%}" for symbol, share in ranged.items())
+    measured = "five-minute returns" + (f", by range in part: {shares}" if shares else "")
+    if recording.kind == "hours":
+        measured = "no minutes: Parkinson's range of each hour instead of realised variance"
+    out.print(f"\n[bold]{recording.name}[/]: {len(symbols)} symbol(s), {days} days; {measured}")
+    counts = rows["status"].value_counts()
+    said = ", ".join(f"{status} {count:,}" for status, count in counts.items())
+    out.print(f"forecasts by status, of {len(rows):,}: {said}; scored are those that are OK")
+    ok = rows[rows["status"] == Status.OK]
+    if ok.empty or ok["realized"].isna().all():
+        training = SETTINGS.min_training_days * math.ceil(FEWEST_SYMBOLS / len(symbols))
+        out.print(
+            f"Nothing to evaluate: a model needs {training} days of training after "
+            f"{WARM_UP_HOURS // 24} of warm-up, and then days to be judged by. No figure checked."
+        )
+        return
+    missing = {n: ok[n].isna().sum() for n in ("realized", "walk", "garch", "garch_30")}
+    said = ", ".join(f"{name} {count:,}" for name, count in missing.items() if count)
+    out.print(f"not scored for want of: {said or 'nothing'}")
+    ok = ok.dropna(subset=["realized", *RIVALS])
+    by_horizon = {}
+    for horizon in SETTINGS.horizons:
+        scored = ok[ok["horizon"] == horizon]
+        table, ratios, found = figures(scored, horizon)
+        by_horizon[horizon] = found
+        out.print(_table(table, f"{horizon} h ahead, {len(scored):,} forecasts"))
+        each = ", ".join(f"{symbol} {ratio:.3f}" for symbol, ratio in ratios.items())
+        out.print(f"ratio to GARCH(1,1) by symbol: {each}")
+        out.print(
+            "90 % interval holds {coverage:.1%}; mean realised / mean forecast {bias:.3f}; flag "
+            "fires {flag fires:.1%}, precision {flag precision:.3f}, base rate {base rate:.3f}, "
+            "precision/base {flag precision / base rate:.2f}".format(**found)
+        )
+    fits = max(1, sum(part.garch_fits for part in parts))
+    out.print(
+        f"fitting ours: {sum(part.ours_seconds for part in parts) / days:.3f} s a day for both "
+        f"horizons; GARCH: {sum(part.garch_seconds for part in parts) / fits:.3f} s a symbol, day "
+        "and window"
+    )
+    for horizon, name, least, most in FIGURES[recording.kind]:
+        value = by_horizon[horizon][name]
+        verdict = "reached" if least <= value <= most else "NOT reached"
+        wanted = f"<= {most:g}" if not least else f"{least:g} to {most:g}"
+        wanted = f">= {least:g}" if most == math.inf else wanted
+        out.print(f"{verdict}: {horizon} h {name} {value:.3f}, wanted {wanted}")
+
+
+def _table(losses: pd.DataFrame, title: str) -> Table:
+    table = Table("", "QLIKE", "ours / that", "Diebold-Mariano t", title=title)
+    for name, label in RIVALS.items():
+        loss, ratio, t = losses.loc[name]
+        rest = ("", "") if name == "variance" else (f"{ratio:.3f}", f"{t:.2f}")
+        table.add_row(label, f"{loss:.4f}", *rest)
+    return table
+
+
+def main(
+    recording: Annotated[list[Path] | None, typer.Option()] = None,
+    since: Annotated[datetime | None, typer.Option(formats=["%Y-%m-%d"])] = None,
+) -> None:
+    """Evaluate each RECORDING (parquet or CSV; those of ../shared/data) from SINCE on (UTC)."""
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # read by the processes that are started below
+    out = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
+    load_before, started = os.getloadavg()[0], time.perf_counter()
+    if missing := [str(path) for path in recording or RECORDINGS if not path.exists()]:
+        sys.exit(f"no such recording: {', '.join(missing)}")
+    with out.status("measuring"):
+        recordings = {path: load(path) for path in recording or RECORDINGS}
+        days = {path: one.days(since or SINCE.get(path)) for path, one in recordings.items()}
+        if empty := [str(path) for path, of in days.items() if not of]:
+            sys.exit(f"no day to evaluate: {', '.join(empty)}")
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(PROCESSES, mp_context=context) as pool:
+            started_tasks = {
+                path: [
+                    pool.submit(evaluate, one, days[path][n : n + DAYS_A_TASK])
+                    for n in range(0, len(days[path]), DAYS_A_TASK)
+                ]
+                for path, one in recordings.items()
+            }
+            parts = {path: [task.result() for task in of] for path, of in started_tasks.items()}
+    for path, one in recordings.items():
+        report(out, one, len(days[path]), parts[path])
+    seconds = time.perf_counter() - started
+    out.print(f"\n{seconds:.0f} s with {PROCESSES} processes; load before {load_before:.1f}")
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,72 @@
+"""Signals computed on the recorded three weeks, as a run would compute them."""
+
+import itertools
+from collections.abc import Iterator, Sequence
+from datetime import date
+
+import psycopg
+import pytest
+
+from tests.conftest import FIRST_DAY, LAST_DAY, SYMBOLS, days_of
+from trading_pipelines import database
+from trading_pipelines.database.embedded import EmbeddedServer
+from trading_pipelines.settings import DataSettings, StrategySettings
+from trading_pipelines.signals import due
+from trading_pipelines.signals.compute import Partition, compute
+
+_numbers = itertools.count()
+
+SETTINGS = StrategySettings(data=DataSettings(start_date=FIRST_DAY))
+
+
+class Bench:
+    """Computes signals on one database, as a run would."""
+
+    def __init__(self, connection: psycopg.Connection, settings: StrategySettings) -> None:
+        self.connection = connection
+        self.settings = settings
+
+    def compute(
+        self, signal: due.Signal, symbols: Sequence[str], first: date, last: date | None = None
+    ) -> list[Partition]:
+        days = days_of(first, last or first)
+        return compute(self.connection, signal, symbols, days, self.settings, "run")
+
+    def rows(self, table: str, where: str = "true") -> list[tuple[str]]:
+        """Return the rows as Postgres writes them: equal means equal to the bit.
+
+        But for the numbers that regime_history has given to its rows.
+        """
+        cursor = self.connection.execute(
+            f"SELECT (to_jsonb(stored) - 'history_id')::text "
+            f"FROM trading_pipelines.{table} AS stored WHERE {where} ORDER BY 1"
+        )
+        return cursor.fetchall()
+
+
+@pytest.fixture(scope="session")
+def computed_template(server: EmbeddedServer, recorded_template: str) -> str:
+    """The name of a database that holds the recording and every signal of it."""
+    with psycopg.connect(server.url("postgres"), autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE template_computed TEMPLATE {recorded_template}")
+    with database.connect(server.url("template_computed")) as connection:
+        for signal in due.SIGNALS:
+            Bench(connection, SETTINGS).compute(signal, SYMBOLS, FIRST_DAY, LAST_DAY)
+    return "template_computed"
+
+
+@pytest.fixture
+def computed(server: EmbeddedServer, computed_template: str) -> Iterator[Bench]:
+    """The recording, and every signal of it."""
+    name = f"computed_{next(_numbers)}"
+    with psycopg.connect(server.url("postgres"), autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name} TEMPLATE {computed_template}")
+    with database.connect(server.url(name)) as connection:
+        yield Bench(connection, SETTINGS)
+
+
+@pytest.fixture
+def bench(recorded_url: str) -> Iterator[Bench]:
+    """The recording, and nothing computed from it yet."""
+    with database.connect(recorded_url) as connection:
+        yield Bench(connection, SETTINGS)

@@ -1,0 +1,124 @@
+"""What a person and the bot should find at once: the current signals, and pictures of them.
+
+Unpartitioned, refreshed with the schedules, times in Korean time. What is shown is computed in
+`signals/`.
+"""
+
+import base64
+from collections.abc import Iterable
+from dataclasses import asdict
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import dagster as dg
+
+from trading_pipelines.assets.partitioned import OWNERS
+from trading_pipelines.korean_time import kst
+from trading_pipelines.resources.database import DatabaseResource
+from trading_pipelines.resources.redis import RedisResource
+from trading_pipelines.settings import StrategySettings
+from trading_pipelines.signals import diagnostics, plots, publish
+from trading_pipelines.signals.publish import CurrentSignal
+
+CURRENT_SIGNALS = "current_signals"
+SIGNALS_OVERVIEW = "signals_overview"
+GROUP = "signals"
+DIAGNOSED = timedelta(days=90)
+
+
+def build_assets(settings: StrategySettings) -> list[dg.AssetsDefinition]:
+    """Return current_signals and signals_overview."""
+
+    @dg.asset(
+        name=CURRENT_SIGNALS,
+        deps=["regime_labels", "volatility_forecast"],
+        group_name=GROUP,
+        owners=OWNERS,
+        kinds={"postgres", "redis"},
+        description=(
+            "Per symbol the newest label and since when, the newest volatility, whether it is "
+            "high, as of when and until when: the view `trading_pipelines.current_signals`. Where "
+            "REDIS_URL is set, also the bot's keys `market:regime:{symbol}` and "
+            "`coinpilot:volatility_state`, which expire `redis_ttl_seconds` after their as-of. "
+            "Refreshed with each hour's labels and forecasts."
+        ),
+    )
+    def current_signals(
+        context: dg.AssetExecutionContext, database: DatabaseResource, redis: RedisResource
+    ) -> dg.MaterializeResult[None]:
+        with database.connect() as connection:
+            signals = publish.current_signals(connection, settings.symbols)
+        published = redis.publish(signals, settings, datetime.now(UTC))
+        metadata: dict[str, Any] = {"signals": _table(map(_shown, signals))}
+        if published:
+            metadata["redis_keys"] = len(published.keys)
+            trouble = [published.skipped] if published.skipped else []
+            trouble += [f"{key} is {age} old" for key, age in published.stale.items()]
+            if trouble:
+                metadata["redis_not_written"] = "; ".join(trouble)
+                context.log.warning("not written to Redis: %s", "; ".join(trouble))
+        return dg.MaterializeResult(metadata=metadata)
+
+    @dg.asset(
+        name=SIGNALS_OVERVIEW,
+        deps=[CURRENT_SIGNALS, "volatility_score"],
+        group_name=GROUP,
+        owners=OWNERS,
+        kinds={"matplotlib"},
+        description=(
+            "Pictures and tables, refreshed daily when the day has been scored: per symbol the "
+            "price with its regimes, forecast against realised volatility, the score against "
+            "GARCH; the current signals; and what the regimes have been worth in 90 days."
+        ),
+    )
+    def signals_overview(database: DatabaseResource) -> dg.MaterializeResult[None]:
+        now = datetime.now(UTC)
+        with database.connect() as connection:
+            picture = plots.draw(connection, settings.symbols, now)
+            signals = publish.current_signals(connection, settings.symbols)
+            diagnosed = diagnostics.read(
+                connection, settings.symbols, now - DIAGNOSED, settings.regime_detection
+            )
+        encoded = base64.b64encode(picture).decode()
+        return dg.MaterializeResult(
+            metadata={
+                "plots": dg.MetadataValue.md(f"![signals](data:image/png;base64,{encoded})"),
+                "signals": _table(map(_shown, signals)),
+                "labels": _table(map(_labels_shown, diagnosed)),
+                "regimes": _table(
+                    {"symbol": one.symbol, "regime": regime, **asdict(figures)}
+                    for one in diagnosed
+                    for regime, figures in one.regimes.items()
+                ),
+            }
+        )
+
+    return [current_signals, signals_overview]
+
+
+def _shown(signal: CurrentSignal) -> dict[str, Any]:
+    return {
+        name: kst(value)
+        if isinstance(value, datetime)
+        else str(value).partition(".")[0]
+        if isinstance(value, timedelta)
+        else value
+        for name, value in asdict(signal).items()
+    }
+
+
+def _labels_shown(one: diagnostics.RegimeDiagnostics) -> dict[str, Any]:
+    transitions = ", ".join(f"{change} {n}" for change, n in one.transitions.items())
+    return {k: v for k, v in asdict(one).items() if k != "regimes"} | {"transitions": transitions}
+
+
+def _table(rows: Iterable[dict[str, Any]]) -> dg.TableMetadataValue:
+    return dg.MetadataValue.table(
+        [
+            dg.TableRecord(
+                {key: "" if value is None else f"{value:.4g}" if isinstance(value, float)
+                 else str(value) for key, value in row.items()}
+            )
+            for row in rows
+        ]
+    )  # fmt: skip

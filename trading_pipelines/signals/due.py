@@ -1,0 +1,280 @@
+"""What of the signals is due, asked of the tables; and the record of what was computed from what.
+
+A partition is due when it is missing, or when the version of anything it was computed from has
+changed: a healed hole makes due exactly the days it touches. The versions are the view
+`input_versions`. Which runs are in flight is Dagster's knowledge; how a partition is computed
+belongs in `compute`.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date, datetime, timedelta
+from enum import StrEnum
+
+import psycopg
+from psycopg.rows import class_row
+
+from trading_pipelines.candles.coverage import RETRY_FIRST, RETRY_LONGEST
+from trading_pipelines.candles.due import rectangles
+from trading_pipelines.candles.windows import HOUR, day_interval
+from trading_pipelines.settings import StrategySettings
+from trading_pipelines.signals import garch, realized, regime, volatility
+
+NOTHING = timedelta(0)
+POOLED = ""
+"""Stands where the symbol would, for an asset over all symbols."""
+
+
+@dataclass(frozen=True)
+class Signal:
+    """One asset of signals: what its partition of day d is computed from."""
+
+    asset: str
+    inputs: Callable[[StrategySettings], dict[str, int]]
+    """Upstream assets, each with the number of days before d that are looked at."""
+    pooled: bool = False
+    closed_days_only: bool = False
+    """An open day is not computed hour by hour."""
+    settles: timedelta = NOTHING
+    """After midnight: until then the last candles of the day may still be on their way."""
+
+
+def _longest_horizon_days(settings: StrategySettings) -> int:
+    return -(-max(settings.volatility.horizons) // 24)
+
+
+REGIME_LABELS = Signal("regime_labels", lambda s: {"candles_1h": regime.window_days(s)})
+REALIZED_VOLATILITY = Signal(
+    "realized_volatility", lambda _: {"candles_1m": realized.ZERO_SHARE_HOURS // 24}
+)
+VOLATILITY_MODEL = Signal(
+    "volatility_model",
+    lambda s: {
+        "realized_volatility": volatility.training_days(s.volatility, len(s.symbols))
+        + volatility.WARM_UP_HOURS // 24
+        - 1
+    },
+    pooled=True,
+    closed_days_only=True,
+    settles=timedelta(minutes=5),
+)
+VOLATILITY_FORECAST = Signal(
+    "volatility_forecast",
+    lambda s: {
+        "realized_volatility": max(s.volatility.threshold_days, volatility.EWMA_HOURS // 24)
+        + _longest_horizon_days(s),
+        "volatility_model": 1,
+    },
+)
+GARCH_BASELINE = Signal(
+    "garch_baseline", lambda _: {"candles_1h": garch.TRAINING_DAYS + 1}, closed_days_only=True
+)
+VOLATILITY_SCORE = Signal(
+    "volatility_score",
+    lambda s: {
+        "volatility_forecast": _longest_horizon_days(s),
+        "garch_baseline": _longest_horizon_days(s),
+        "realized_volatility": 2 * _longest_horizon_days(s),
+    },
+    closed_days_only=True,
+)
+
+
+SIGNALS = (
+    REGIME_LABELS,
+    REALIZED_VOLATILITY,
+    VOLATILITY_MODEL,
+    VOLATILITY_FORECAST,
+    GARCH_BASELINE,
+    VOLATILITY_SCORE,
+)
+
+
+class Reason(StrEnum):
+    """Why a partition is due, or why it is not although it is not what it should be."""
+
+    MISSING = "missing"
+    STALE = "older than its inputs"
+    FAILED = "failed"
+    WAITING = "waiting"
+    """Failed a short while ago; not tried before its retry_at."""
+
+
+@dataclass(frozen=True)
+class Computed:
+    """What is known of one partition; the digest and the reach of its inputs as they are now."""
+
+    asset: str
+    symbol: str
+    day: date
+    computed_until: datetime | None
+    computed_from: str | None
+    failures: int
+    error: str | None
+    retry_at: datetime | None
+    inputs: str | None
+    until: datetime | None
+    """As of when it can be computed: how far its inputs reach."""
+    has_all_inputs: bool
+
+
+# The inputs of one partition, as they are seen by this transaction.
+FOUND = """
+SELECT md5(string_agg(concat_ws(' ', version.asset, version.symbol, version.day, version.version),
+        ';' ORDER BY version.asset, version.symbol, version.day)) AS inputs,
+    max(version.computed_until) FILTER (
+        WHERE version.day = {day} AND version.asset = (%(inputs)s::text[])[1]) AS until,
+    count(DISTINCT version.asset) AS assets
+FROM unnest(%(inputs)s::text[], %(days_before)s::int[]) AS input (asset, days_before)
+JOIN trading_pipelines.input_versions AS version ON version.asset = input.asset
+    AND version.symbol = ANY (ARRAY['', {symbol}] || %(pooled)s::text[])
+    AND version.day BETWEEN coalesce({inputs_from}, {day} - input.days_before) AND {day}
+    -- The same for all inputs, which an index can use: with years of history 40 times as fast.
+    AND version.day >= coalesce({inputs_from}, {day} - %(longest)s)
+"""
+OF_A_TICK = FOUND.format(symbol="symbols.symbol", day="days.day", inputs_from="known.inputs_from")
+OF_A_RECORD = FOUND.format(
+    symbol="%(symbol)s", day="%(day)s::date", inputs_from="%(inputs_from)s::date"
+)
+READ = f"""
+SELECT %(asset)s AS asset, symbols.symbol, days.day, known.computed_until,
+    known.inputs AS computed_from, coalesce(known.failures, 0) AS failures, known.error,
+    known.retry_at, found.inputs, found.until,
+    found.assets = cardinality(%(inputs)s::text[]) AS has_all_inputs
+FROM unnest(%(symbols)s::text[]) WITH ORDINALITY AS symbols (symbol, place)
+CROSS JOIN unnest(%(days)s::date[]) AS days (day)
+LEFT JOIN trading_pipelines.signal_coverage AS known
+    ON known.asset = %(asset)s AND known.symbol = symbols.symbol AND known.day = days.day
+CROSS JOIN LATERAL (
+{OF_A_TICK}
+) AS found
+ORDER BY place, days.day
+"""  # noqa: S608 - constants
+RECORD = f"""
+INSERT INTO trading_pipelines.signal_coverage AS known
+    (asset, symbol, day, computed_until, inputs_from, inputs, run_id)
+SELECT %(asset)s, %(symbol)s, %(day)s, %(until)s, %(inputs_from)s::date, found.inputs, %(run_id)s
+FROM (
+{OF_A_RECORD}
+) AS found
+ON CONFLICT (asset, symbol, day) DO UPDATE SET
+    computed_until = excluded.computed_until, inputs_from = excluded.inputs_from,
+    inputs = excluded.inputs, run_id = excluded.run_id,
+    changed_at = CASE WHEN %(changed)s THEN clock_timestamp() ELSE known.changed_at END,
+    failures = 0, error = NULL, retry_at = NULL
+"""  # noqa: S608 - constants
+FAIL = """
+INSERT INTO trading_pipelines.signal_coverage AS known
+    (asset, symbol, day, run_id, failures, error, retry_at)
+VALUES (%(asset)s, %(symbol)s, %(day)s, %(run_id)s, 1, %(error)s, now() + %(first)s)
+ON CONFLICT (asset, symbol, day) DO UPDATE SET
+    failures = known.failures + 1, error = excluded.error, run_id = excluded.run_id,
+    retry_at = now() + least(%(first)s * 2 ^ least(known.failures, 10), %(longest)s)
+"""
+
+
+def _arguments(signal: Signal, settings: StrategySettings) -> dict[str, object]:
+    inputs = signal.inputs(settings)
+    return {
+        "asset": signal.asset,
+        "inputs": list(inputs),
+        "days_before": list(inputs.values()),
+        "longest": max(inputs.values()),
+        "pooled": list(settings.symbols) if signal.pooled else [],
+    }
+
+
+def read(
+    connection: psycopg.Connection,
+    signal: Signal,
+    symbols: Sequence[str],
+    days: Iterable[date],
+    settings: StrategySettings,
+) -> list[Computed]:
+    """Return one entry a partition, in the symbols' order and by day; one a day where pooled."""
+    arguments = {"symbols": [POOLED] if signal.pooled else list(symbols), "days": list(days)}
+    with connection.cursor(row_factory=class_row(Computed)) as cursor:
+        cursor.execute(READ, arguments | _arguments(signal, settings))
+        return cursor.fetchall()
+
+
+def is_ready(known: Computed, signal: Signal) -> bool:
+    """Return whether the partition's inputs are there, and the day closed where it has to be."""
+    if known.until is None or not known.has_all_inputs:
+        return False
+    return not signal.closed_days_only or known.until == day_interval(known.day).end
+
+
+def reason(
+    known: Computed, signal: Signal, settings: StrategySettings, now: datetime
+) -> Reason | None:
+    """Return why the partition is due at `now`, or None; None too while its inputs are missing."""
+    day_end = day_interval(known.day).end
+    is_settling = NOTHING <= now - day_end < signal.settles
+    if not is_ready(known, signal) or is_settling:
+        return None
+    if known.retry_at and known.retry_at > now:
+        return Reason.WAITING
+    if known.failures:
+        return Reason.FAILED
+    if known.computed_until is None:
+        return Reason.MISSING
+    # An open day is looked at when `check_interval_hours` more have closed, a closed one at once.
+    next_look = min(known.computed_until + HOUR * settings.regime_detection.check_interval_hours,
+                    day_end)  # fmt: skip
+    is_early = known.until is not None and known.computed_until < known.until < next_look
+    return None if is_early or known.computed_from == known.inputs else Reason.STALE
+
+
+def runs(
+    reasons: Mapping[tuple[str, date], Reason], symbols: Sequence[str]
+) -> list[tuple[tuple[str, ...], date, date]]:
+    """Cover the due (symbol, day)s with few (symbols, first day, last day), the newest first."""
+    days_of: dict[str, set[date]] = {}
+    for (symbol, day), why in reasons.items():
+        if why is not Reason.WAITING:
+            days_of.setdefault(symbol, set()).add(day)
+    return rectangles(days_of, [POOLED, *symbols])
+
+
+def record(
+    connection: psycopg.Connection,
+    signal: Signal,
+    known: Computed,
+    settings: StrategySettings,
+    run_id: str,
+    *,
+    changed: bool,
+    inputs_from: date | None = None,
+) -> None:
+    """Record what the partition was computed from, in the transaction that read and wrote it.
+
+    That transaction sees one snapshot (REPEATABLE READ): the versions are those of the rows read.
+    """
+    arguments = {
+        "symbol": known.symbol,
+        "day": known.day,
+        "until": known.until,
+        "inputs_from": inputs_from,
+        "run_id": run_id,
+        "changed": changed,
+    }
+    connection.execute(RECORD, arguments | _arguments(signal, settings))
+
+
+def record_failure(
+    connection: psycopg.Connection, known: Computed, error: str, run_id: str
+) -> None:
+    """Record a failed attempt; what was computed before stays, and is tried again with back-off."""
+    connection.execute(
+        FAIL,
+        {
+            "asset": known.asset,
+            "symbol": known.symbol,
+            "day": known.day,
+            "run_id": run_id,
+            "error": error,
+            "first": RETRY_FIRST,
+            "longest": RETRY_LONGEST,
+        },
+    )

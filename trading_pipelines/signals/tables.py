@@ -1,0 +1,228 @@
+"""The signals' tables: inputs read as frames, partitions replaced as a whole, in few statements.
+
+Frames are indexed by the close of the hour (UTC), as the arithmetic takes them. What is in a row is
+decided in `compute`.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import date, datetime
+from typing import Any
+
+import pandas as pd
+import psycopg
+from psycopg import sql
+
+from trading_pipelines.candles.windows import Interval, day_interval
+from trading_pipelines.signals.realized import HOUR
+from trading_pipelines.signals.regime import Close
+
+CLOSES = """
+SELECT timestamp, close_price FROM trading_pipelines.candles_1h
+WHERE symbol = %s AND timestamp >= %s AND timestamp < %s ORDER BY timestamp
+"""
+BARS = """
+SELECT date_bin('5 minutes', timestamp, 'epoch'::timestamptz) AS bar,
+    (array_agg(open_price ORDER BY timestamp))[1]::double precision AS open,
+    max(high_price)::double precision AS high, min(low_price)::double precision AS low,
+    (array_agg(close_price ORDER BY timestamp DESC))[1]::double precision AS close,
+    count(*) AS minutes
+FROM public.market_data
+WHERE symbol = %s AND interval = '1m' AND timestamp >= %s AND timestamp < %s
+GROUP BY 1 ORDER BY 1
+"""
+VARIANCES = """
+SELECT symbol, hour, realized_variance FROM trading_pipelines.realized_volatility
+WHERE symbol = ANY(%s) AND hour >= %s AND hour < %s
+"""
+MODELS = """
+SELECT day, horizon, model FROM trading_pipelines.volatility_model WHERE day BETWEEN %s AND %s
+"""
+FORECASTS = """
+SELECT ours.as_of, ours.horizon, ours.valid_until, ours.variance, ours.low, ours.high,
+    ours.threshold, ours.is_high_volatility, garch.variance AS garch,
+    (model.model->>'floor')::double precision AS floor
+FROM trading_pipelines.volatility_forecast AS ours
+LEFT JOIN trading_pipelines.garch_baseline AS garch USING (symbol, as_of, horizon)
+LEFT JOIN trading_pipelines.volatility_model AS model
+    ON model.day = ours.model_day AND model.horizon = ours.horizon
+WHERE ours.symbol = %s AND ours.valid_until > %s AND ours.valid_until <= %s
+ORDER BY ours.as_of, ours.horizon
+"""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of ours: its key, and the columns that a partition writes beside it."""
+
+    name: str
+    key: tuple[str, ...]
+    values: tuple[str, ...]
+    time: str
+    """The key's column that says which partition a row is of: a date, or a moment."""
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The order of a row's values."""
+        return self.key + self.values
+
+
+REGIME_LABELS = Table(
+    "regime_labels",
+    ("symbol", "hour"),
+    ("label", "ma_fast", "ma_slow", "diff_pct", "candles", "empty_hours", "hysteresis_label"),
+    time="hour",
+)
+REALIZED_VOLATILITY = Table(
+    "realized_volatility",
+    ("symbol", "hour"),
+    ("realized_variance", "estimator", "zero_share", "minutes"),
+    time="hour",
+)
+VOLATILITY_MODEL = Table("volatility_model", ("day", "horizon"), ("status", "model"), time="day")
+VOLATILITY_FORECAST = Table(
+    "volatility_forecast",
+    ("symbol", "as_of", "horizon"),
+    ("valid_until", "model_day", "status", "variance", "low", "high", "annualized_volatility",
+     "threshold", "is_high_volatility"),
+    time="as_of",
+)  # fmt: skip
+GARCH_BASELINE = Table(
+    "garch_baseline",
+    ("symbol", "as_of", "horizon"),
+    ("converged", "warnings", "variance"),
+    time="as_of",
+)
+VOLATILITY_SCORE = Table(
+    "volatility_score",
+    ("symbol", "day", "horizon"),
+    ("forecasts", "qlike", "qlike_garch", "qlike_random_walk", "bias", "intervals", "covered",
+     "flags", "flagged", "high", "flagged_and_high"),
+    time="day",
+)  # fmt: skip
+
+
+def replace(
+    connection: psycopg.Connection,
+    table: Table,
+    symbol: str,
+    times: Sequence[Any],
+    rows: Iterable[Sequence[Any]],
+) -> set[Any]:
+    """Make `rows` what the table holds of the symbol at `times`; return the times that changed.
+
+    Rows that are as they should be are not touched. Runs in the caller's transaction. `symbol` is
+    empty for a table without symbols.
+    """
+    names = {
+        "table": sql.Identifier("trading_pipelines", table.name),
+        "columns": sql.SQL(", ").join(map(sql.Identifier, table.columns)),
+        "key": sql.SQL(", ").join(map(sql.Identifier, table.key)),
+        "time": sql.Identifier(table.time),
+        "set": _list("{0} = excluded.{0}", table.values),
+        "stored": _list("stored.{0}", table.values),
+        "wanted": _list("excluded.{0}", table.values),
+        "same": _list("stored.{0} = staged.{0}", table.key, " AND "),
+        "symbol": sql.SQL("stored.symbol = %(symbol)s AND" if "symbol" in table.key else ""),
+    }
+    with connection.cursor() as cursor:
+        cursor.execute("DROP TABLE IF EXISTS staged")
+        cursor.execute(_filled("CREATE TEMP TABLE staged (LIKE {table}) ON COMMIT DROP", names))
+        with cursor.copy(_filled("COPY staged ({columns}) FROM STDIN", names)) as copy:
+            for row in rows:
+                copy.write_row(row)
+        cursor.execute(
+            _filled(
+                "DELETE FROM {table} AS stored WHERE {symbol} stored.{time} = ANY(%(times)s) "
+                "AND NOT EXISTS (SELECT FROM staged WHERE {same}) RETURNING {time}",
+                names,
+            ),
+            {"symbol": symbol, "times": list(times)},
+        )
+        changed = {time for (time,) in cursor}
+        cursor.execute(
+            _filled(
+                "INSERT INTO {table} AS stored ({columns}) SELECT {columns} FROM staged "
+                "ON CONFLICT ({key}) DO UPDATE SET {set} "
+                "WHERE ({stored}) IS DISTINCT FROM ({wanted}) RETURNING {time}",
+                names,
+            )
+        )
+        return changed | {time for (time,) in cursor}
+
+
+def _filled(text: str, names: dict[str, sql.Composable]) -> sql.Composed:
+    return sql.SQL(text).format(**names)
+
+
+def _list(template: str, columns: Sequence[str], joint: str = ", ") -> sql.Composed:
+    pieces = (sql.SQL(template).format(sql.Identifier(column)) for column in columns)
+    return sql.SQL(joint).join(pieces)
+
+
+def closes(connection: psycopg.Connection, symbol: str, stretch: Interval) -> list[Close]:
+    """Return the symbol's hourly closes in the stretch, in order."""
+    return [Close(*row) for row in connection.execute(CLOSES, [symbol, *_ends(stretch)])]
+
+
+def bars(connection: psycopg.Connection, symbol: str, stretch: Interval) -> pd.DataFrame:
+    """Return the symbol's traded five-minute bars, indexed by their start."""
+    cursor = connection.execute(BARS, [symbol, *_ends(stretch)])
+    columns = ["bar", "open", "high", "low", "close", "minutes"]
+    frame = pd.DataFrame(cursor.fetchall(), columns=columns)
+    frame["bar"] = pd.to_datetime(frame["bar"], utc=True)
+    return frame.set_index("bar")
+
+
+def hourly_closes(connection: psycopg.Connection, symbol: str, stretch: Interval) -> pd.Series:
+    """Return the symbol's hourly closes as floats, indexed by the close of the hour."""
+    found = closes(connection, symbol, stretch)
+    index = pd.DatetimeIndex([close.hour for close in found], tz="UTC") + HOUR
+    return pd.Series([float(close.price) for close in found], index=index, dtype=float)
+
+
+def variances(
+    connection: psycopg.Connection, symbols: Sequence[str], stretch: Interval
+) -> pd.DataFrame:
+    """Return hourly realised variances, a column for each of `symbols`."""
+    cursor = connection.execute(VARIANCES, [list(symbols), *_ends(stretch)])
+    rows = pd.DataFrame(cursor.fetchall(), columns=["symbol", "hour", "variance"])
+    rows["hour"] = pd.to_datetime(rows["hour"], utc=True) + HOUR
+    panel = rows.pivot_table("variance", "hour", "symbol", dropna=False, aggfunc="first")
+    return panel.reindex(columns=list(symbols)).astype(float).sort_index()
+
+
+def models(
+    connection: psycopg.Connection, first: date, last: date
+) -> dict[tuple[date, int], dict[str, Any]]:
+    """Return the stored models of the days, by day and horizon."""
+    return {
+        (day, horizon): model for day, horizon, model in connection.execute(MODELS, [first, last])
+    }
+
+
+def forecasts(connection: psycopg.Connection, symbol: str, stretch: Interval) -> pd.DataFrame:
+    """Return the forecasts whose horizon ended in the stretch, with GARCH's beside them."""
+    cursor = connection.execute(FORECASTS, [symbol, *_ends(stretch)])
+    assert cursor.description is not None
+    frame = pd.DataFrame(cursor.fetchall(), columns=[column.name for column in cursor.description])
+    for column in ("as_of", "valid_until"):
+        frame[column] = pd.to_datetime(frame[column], utc=True)
+    return frame
+
+
+def stretch_of(first: date, last: date) -> Interval:
+    """Return the UTC days `first` to `last`, inclusive, as one interval."""
+    return Interval(day_interval(first).start, day_interval(last).end)
+
+
+def hours_of(day: date) -> list[datetime]:
+    """Return the starts of the day's hours."""
+    return [
+        moment.to_pydatetime()
+        for moment in pd.date_range(day_interval(day).start, periods=24, freq="h")
+    ]
+
+
+def _ends(stretch: Interval) -> tuple[datetime, datetime]:
+    return stretch.start, stretch.end
