@@ -10,9 +10,10 @@ from pathlib import Path
 from playwright.sync_api import sync_playwright
 
 IMAGES = Path(__file__).parent / "images"
-# Name of the picture: path, and a text that the page shows once it has filled.
+# Name of the picture: path, a text that the page shows once it has filled, and what to click then.
 PAGES = {
-    "partitions": ("/assets/candles_1m?view=partitions&partition={day}%7CKRW-DOGE", "quiet"),
+    "partitions": ("/assets/candles_1m?view=partitions&partition={day}%7CKRW-DOGE", "quiet", ""),
+    "signals": ("/assets/signals_overview", "Show Markdown", "Show Markdown"),
 }
 
 
@@ -26,9 +27,11 @@ def main(url: str, day: str) -> None:
         page = browser.new_page(
             viewport={"width": 1400, "height": 800}, timezone_id="Asia/Seoul", locale="en-GB"
         )
-        for name, (path, text) in PAGES.items():
+        for name, (path, text, button) in PAGES.items():
             page.goto(url + path.format(day=day))
             page.get_by_text(text).first.wait_for(timeout=60_000)
+            if button:
+                page.get_by_text(button).first.click()
             page.wait_for_load_state("networkidle")
             page.screenshot(path=IMAGES / f"{name}.png")
         browser.close()

@@ -74,13 +74,18 @@ def template(server: EmbeddedServer) -> str:
     return "template_market"
 
 
-@pytest.fixture
-def market_url(server: EmbeddedServer, template: str) -> str:
-    """The URL of a fresh, migrated market database."""
-    name = f"market_{next(_numbers)}"
+def copied(server: EmbeddedServer, template: str) -> str:
+    """Return the URL of a fresh copy of a database."""
+    name = f"{template}_{next(_numbers)}"
     with psycopg.connect(server.url("postgres"), autocommit=True) as connection:
         connection.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
     return server.url(name)
+
+
+@pytest.fixture
+def market_url(server: EmbeddedServer, template: str) -> str:
+    """The URL of a fresh, migrated market database."""
+    return copied(server, template)
 
 
 @pytest.fixture
@@ -141,10 +146,7 @@ def recorded_template(server: EmbeddedServer, template: str, recorded: pd.DataFr
 @pytest.fixture
 def recorded_url(server: EmbeddedServer, recorded_template: str) -> str:
     """The URL of a fresh database that holds the recording."""
-    name = f"recorded_{next(_numbers)}"
-    with psycopg.connect(server.url("postgres"), autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {name} TEMPLATE {recorded_template}")
-    return server.url(name)
+    return copied(server, recorded_template)
 
 
 def environment(home: Path) -> Environment:

@@ -17,6 +17,7 @@ import tenacity
 from trading_pipelines.candles import coverage
 from trading_pipelines.candles.windows import MINUTE, day_interval
 from trading_pipelines.signals import due as signals
+from trading_pipelines.signals.publish import CURRENT_SIGNALS, SIGNALS_OVERVIEW
 
 CANDLES = ("candles_1m", "candles_1h")
 POLL_SECONDS = 1.0
@@ -97,15 +98,16 @@ def launch(
         {"start": f"{target.first}|{symbol}", "end": f"{target.last}|{symbol}"}
         for symbol in target.symbols
     ]
-    ranges_of = dict.fromkeys(CANDLES, ranges)
+    ranges_of: dict[str, Any] = dict.fromkeys(CANDLES, ranges)
     if with_signals:
+        ranges_of |= {CURRENT_SIGNALS: None, SIGNALS_OVERVIEW: None}
         days = [{"start": f"{target.first}", "end": f"{target.last}"}]
         ranges_of |= {one.asset: days if one.pooled else ranges for one in signals.SIGNALS}
     parameters = {
         "title": f"{len(target.symbols)} symbols, {target.first} to {target.last}",
         "tags": [{"key": "source", "value": source}] if source else [],
         "partitionsByAssets": [
-            {"assetKey": {"path": [asset]}, "partitions": {"ranges": ranges}}
+            {"assetKey": {"path": [asset]}, "partitions": ranges and {"ranges": ranges}}
             for asset, ranges in ranges_of.items()
         ],
     }

@@ -521,7 +521,7 @@ def _print_summary(known: Sequence[coverage.Coverage], title: str, now: datetime
         caption=f"source: {escape(sources)}" if sources else None,
         caption_justify="left",
     )
-    table.add_column("symbol")
+    table.add_column("symbol", no_wrap=True)
     for name in ("days", "candles", "quiet minutes", "holes", "requests"):
         table.add_column(name, justify="right")
     for name in ("first", "last"):
@@ -542,24 +542,12 @@ def _print_summary(known: Sequence[coverage.Coverage], title: str, now: datetime
 
 def _print_signals(found: Sequence[CurrentSignal]) -> None:
     table = Table(title="current signals", title_justify="left")
-    for name in ("symbol", "regime", "since", "as of"):
-        table.add_column(name)
-    for name in ("fast over slow", "volatility a year"):
-        table.add_column(name, justify="right")
-    for name in ("high", "status", "valid until"):
-        table.add_column(name)
-    for one in found:
-        table.add_row(
-            one.symbol,
-            one.regime or "-",
-            kst(one.regime_since),
-            kst(one.regime_as_of),
-            "-" if one.regime_diff_pct is None else f"{one.regime_diff_pct:+.2f} %",
-            "-" if one.annualized_volatility is None else f"{one.annualized_volatility:.0%}",
-            {True: "yes", False: "no", None: "not known"}[one.is_high_volatility],
-            one.volatility_status or "-",
-            kst(one.volatility_valid_until),
-        )
+    rows = [one.shown() for one in found]
+    for heading in rows[0] if rows else []:
+        # In 80 columns a time is folded, a symbol never.
+        table.add_column(heading, no_wrap=heading in {"symbol", "regime"}, overflow="fold")
+    for row in rows:
+        table.add_row(*row.values())
     out.print(table if found else "no signals yet")
 
 

@@ -17,9 +17,7 @@ from trading_pipelines.resources.redis import RedisResource
 from trading_pipelines.schedules import (
     build_purge_run_events,
     build_refresh_market_data,
-    build_retrain_volatility,
-    build_update_regime,
-    build_update_volatility,
+    build_signal_schedules,
 )
 from trading_pipelines.settings import StrategySettings, load_environment, load_strategy
 
@@ -39,9 +37,7 @@ def build_definitions(
         asset_checks=[*market_data.build_checks(settings), *volatility.build_checks(settings)],
         schedules=[
             build_refresh_market_data(settings, partitions),
-            build_update_regime(settings, partitions),
-            build_update_volatility(settings, partitions),
-            build_retrain_volatility(settings, days(settings)),
+            *build_signal_schedules(settings, partitions, days(settings)),
             build_purge_run_events(),
         ],
         resources={

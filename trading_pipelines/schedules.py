@@ -9,7 +9,6 @@ from datetime import UTC, datetime, timedelta
 import dagster as dg
 
 from trading_pipelines.assets.market_data import CANDLES_1H, CANDLES_1M
-from trading_pipelines.assets.overview import CURRENT_SIGNALS, SIGNALS_OVERVIEW
 from trading_pipelines.candles import coverage, due, rate_limit
 from trading_pipelines.candles.windows import DAY
 from trading_pipelines.database.run_events import purge_run_events
@@ -18,6 +17,7 @@ from trading_pipelines.resources.database import DatabaseResource
 from trading_pipelines.settings import StrategySettings
 from trading_pipelines.signals import due as signals_due
 from trading_pipelines.signals.due import Signal
+from trading_pipelines.signals.publish import CURRENT_SIGNALS, SIGNALS_OVERVIEW
 
 PARTITION = "dagster/partition"
 # What a person or the bot looks at, refreshed by the runs that bring something newer.
@@ -69,7 +69,9 @@ def build_refresh_market_data(
     @dg.schedule(
         name="refresh_market_data",
         job=job,
-        cron_schedule="*/5 * * * *",
+        # Not on the hour: a run that started 5 s after it found the last minute not yet closed, and
+        # the hour's label came five minutes late.
+        cron_schedule="1-59/5 * * * *",
         execution_timezone="UTC",
         default_status=_status(settings),
         description=(
@@ -116,51 +118,44 @@ def build_refresh_market_data(
     return refresh_market_data
 
 
-def build_update_regime(
-    settings: StrategySettings, partitions: dg.MultiPartitionsDefinition
-) -> dg.ScheduleDefinition:
-    """Return the schedule that labels each hour when it has closed."""
-    return _build_update(
-        "update_regime",
-        [signals_due.REGIME_LABELS],
-        settings,
-        partitions,
-        "Labels each hour within a minute or two of its close, and again what was computed from "
-        "candles that have changed since.",
-    )
-
-
-def build_update_volatility(
-    settings: StrategySettings, partitions: dg.MultiPartitionsDefinition
-) -> dg.ScheduleDefinition:
-    """Return the schedule that measures, forecasts and scores what has closed."""
-    return _build_update(
-        "update_volatility",
-        [
-            signals_due.REALIZED_VOLATILITY,
-            signals_due.VOLATILITY_FORECAST,
-            signals_due.GARCH_BASELINE,
-            signals_due.VOLATILITY_SCORE,
-        ],
-        settings,
-        partitions,
-        "Measures and forecasts each hour when it has closed, scores each day when it has, and "
-        "again what was computed from candles or a model that have changed since.",
-    )
-
-
-def build_retrain_volatility(
-    settings: StrategySettings, partitions: dg.DailyPartitionsDefinition
-) -> dg.ScheduleDefinition:
-    """Return the schedule that fits the volatility model of each UTC day at 00:05 after it."""
-    return _build_update(
-        "retrain_volatility",
-        [signals_due.VOLATILITY_MODEL],
-        settings,
-        partitions,
-        "Fits the model of the day that has closed, at 00:05 UTC (09:05 KST), and again those "
-        "whose training data have changed since.",
-    )
+def build_signal_schedules(
+    settings: StrategySettings,
+    partitions: dg.MultiPartitionsDefinition,
+    days: dg.DailyPartitionsDefinition,
+) -> list[dg.ScheduleDefinition]:
+    """Return update_regime, update_volatility and retrain_volatility, whose model is by day."""
+    volatility = [
+        signals_due.REALIZED_VOLATILITY,
+        signals_due.VOLATILITY_FORECAST,
+        signals_due.GARCH_BASELINE,
+        signals_due.VOLATILITY_SCORE,
+    ]
+    return [
+        _build_update(
+            "update_regime",
+            [signals_due.REGIME_LABELS],
+            settings,
+            partitions,
+            "Labels each hour within a minute or two of its candles, and again what was computed "
+            "from candles that have changed since.",
+        ),
+        _build_update(
+            "update_volatility",
+            volatility,
+            settings,
+            partitions,
+            "Measures and forecasts each hour when it has closed, scores each day when it has, and "
+            "again what was computed from candles or a model that have changed since.",
+        ),
+        _build_update(
+            "retrain_volatility",
+            [signals_due.VOLATILITY_MODEL],
+            settings,
+            days,
+            "Fits the model of the day that has closed, at 00:05 UTC (09:05 KST), and again those "
+            "whose training data have changed since.",
+        ),
+    ]
 
 
 def _build_update(

@@ -1,12 +1,13 @@
 """The assets as Dagster runs them: real tables, a replayed exchange, an ephemeral instance."""
 
 from collections.abc import Iterator
-from datetime import date, timedelta
+from datetime import timedelta
 
 import dagster as dg
 import psycopg
 import pytest
 
+from tests.assets.conftest import Dagster, metadata
 from tests.conftest import FIRST_DAY
 from trading_pipelines.assets.market_data import CANDLES_1H, CANDLES_1M
 from trading_pipelines.candles import coverage
@@ -28,24 +29,6 @@ SETTINGS = StrategySettings(
 )
 
 
-class Dagster:
-    """Runs partitions in process on one ephemeral instance."""
-
-    def __init__(self, instance: dg.DagsterInstance) -> None:
-        self.instance = instance
-        self._job = build_definitions(SETTINGS).resolve_job_def(JOB)
-
-    def run(self, first: date, last: date, *symbols: str) -> dg.ExecuteInProcessResult:
-        return self._job.execute_in_process(
-            instance=self.instance,
-            tags=range_tags(symbols, first, last),
-            raise_on_error=False,
-        )
-
-    def materialized(self, asset: str) -> set[str]:
-        return self.instance.get_materialized_partitions(dg.AssetKey(asset))
-
-
 @pytest.fixture
 def dagster(
     market_url: str, exchange: ReplayExchange, monkeypatch: pytest.MonkeyPatch
@@ -53,7 +36,7 @@ def dagster(
     monkeypatch.setenv("DATABASE_URL", market_url)
     monkeypatch.setenv("UPBIT_BASE_URL", exchange.url)
     with dg.instance_for_test() as instance:
-        yield Dagster(instance)
+        yield Dagster(instance, SETTINGS)
 
 
 @pytest.fixture
@@ -62,19 +45,8 @@ def exchange(recorded_market: Recording) -> Iterator[ReplayExchange]:
         yield exchange
 
 
-def metadata(result: dg.ExecuteInProcessResult, asset: str) -> dict[str, dict[str, object]]:
-    """Return each partition's metadata."""
-    return {
-        event.partition or "": {
-            name: value.value for name, value in event.materialization.metadata.items()
-        }
-        for event in result.get_asset_materialization_events()
-        if event.asset_key == dg.AssetKey(asset)
-    }
-
-
 def test_each_partition_says_what_it_holds_and_what_it_cost(dagster: Dagster) -> None:
-    result = dagster.run(FIRST_DAY, SECOND_DAY, BTC, DOGE)
+    result = dagster.run(JOB, FIRST_DAY, SECOND_DAY, [BTC, DOGE])
     assert result.success
     found = metadata(result, CANDLES_1M)
     assert found.keys() == {f"{day}|{s}" for day in (FIRST_DAY, SECOND_DAY) for s in (BTC, DOGE)}
@@ -90,7 +62,7 @@ def test_each_partition_says_what_it_holds_and_what_it_cost(dagster: Dagster) ->
 
 def test_a_failed_symbol_fails_alone(dagster: Dagster, exchange: ReplayExchange) -> None:
     exchange.set_faults([Fault.parse(f"null_fields:market={DOGE}")])
-    result = dagster.run(FIRST_DAY, FIRST_DAY, BTC, DOGE)
+    result = dagster.run(JOB, FIRST_DAY, FIRST_DAY, [BTC, DOGE])
     assert not result.success
     assert dagster.materialized(CANDLES_1M) == {f"{FIRST_DAY}|{BTC}"}
     (failure,) = [e for e in result.all_events if e.is_step_failure and e.step_key == CANDLES_1M]
@@ -109,7 +81,7 @@ def test_a_broken_contract_keeps_the_hours_from_being_computed_and_backs_off(
         " volume, timestamp) VALUES (%s, '1m', 1, 1, 1, 1, 1, '2025-09-01 00:00:30Z')",
         [BTC],
     )
-    result = dagster.run(FIRST_DAY, FIRST_DAY, BTC)
+    result = dagster.run(JOB, FIRST_DAY, FIRST_DAY, [BTC])
     assert not result.success
     broken = {e.check_name for e in result.get_asset_check_evaluations() if not e.passed}
     assert "no_overlap" in broken
@@ -121,7 +93,7 @@ def test_a_broken_contract_keeps_the_hours_from_being_computed_and_backs_off(
     assert day.error.startswith("no_overlap: ")
 
     connection.execute("DELETE FROM market_data WHERE timestamp = '2025-09-01 00:00:30Z'")
-    assert dagster.run(FIRST_DAY, FIRST_DAY, BTC).success, "mended, it goes on"
+    assert dagster.run(JOB, FIRST_DAY, FIRST_DAY, [BTC]).success, "mended, it goes on"
     (day,) = coverage.read(connection, [BTC], [FIRST_DAY])
     assert (day.failures, day.error) == (0, None)
 
@@ -129,7 +101,7 @@ def test_a_broken_contract_keeps_the_hours_from_being_computed_and_backs_off(
 def test_an_unusual_step_of_the_price_warns_and_blocks_nothing(
     dagster: Dagster, connection: psycopg.Connection
 ) -> None:
-    assert dagster.run(FIRST_DAY, FIRST_DAY, BTC).success
+    assert dagster.run(JOB, FIRST_DAY, FIRST_DAY, [BTC]).success
     connection.execute(
         "UPDATE market_data SET open_price = 2 * open_price, high_price = 3 * high_price"
         " WHERE timestamp = '2025-09-01 12:00Z'"

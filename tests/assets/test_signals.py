@@ -2,56 +2,24 @@
 
 import base64
 from collections.abc import Iterator
-from datetime import date, timedelta
+from datetime import timedelta
 
 import dagster as dg
 import pytest
 
+from tests.assets.conftest import Dagster, metadata
 from tests.conftest import FIRST_DAY, LAST_DAY, SYMBOLS
 from tests.signals.conftest import SETTINGS
-from trading_pipelines.definitions import build_definitions
-from trading_pipelines.partitions import range_tags
 
 BTC, ETH = "KRW-BTC", "KRW-ETH"
 DAYS = (LAST_DAY - timedelta(days=1), LAST_DAY)
-
-
-class Dagster:
-    """Runs a schedule's job over partitions, in process on one ephemeral instance."""
-
-    def __init__(self, instance: dg.DagsterInstance) -> None:
-        self.instance = instance
-        self._definitions = build_definitions(SETTINGS)
-
-    def run(
-        self, job: str, first: date, last: date, symbols: list[str], *assets: str
-    ) -> dg.ExecuteInProcessResult:
-        return self._definitions.resolve_job_def(job).execute_in_process(
-            instance=self.instance,
-            tags=range_tags(symbols, first, last),
-            asset_selection=[dg.AssetKey(asset) for asset in assets] or None,
-            raise_on_error=False,
-        )
-
-    def materialized(self, asset: str) -> set[str]:
-        return self.instance.get_materialized_partitions(dg.AssetKey(asset))
 
 
 @pytest.fixture
 def dagster(recorded_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Dagster]:
     monkeypatch.setenv("DATABASE_URL", recorded_url)
     with dg.instance_for_test() as instance:
-        yield Dagster(instance)
-
-
-def metadata(result: dg.ExecuteInProcessResult, asset: str) -> dict[str, dict[str, object]]:
-    return {
-        event.partition or "": {
-            name: value.value for name, value in event.materialization.metadata.items()
-        }
-        for event in result.get_asset_materialization_events()
-        if event.asset_key == dg.AssetKey(asset)
-    }
+        yield Dagster(instance, SETTINGS)
 
 
 def test_each_partition_carries_its_own_figures_and_the_newest_are_shown(dagster: Dagster) -> None:
@@ -65,7 +33,7 @@ def test_each_partition_carries_its_own_figures_and_the_newest_are_shown(dagster
     (shown,) = metadata(result, "current_signals").values()
     (first, *_) = shown["signals"].records  # type: ignore[attr-defined]
     assert first.data["symbol"] == BTC
-    assert first.data["regime_as_of"] == "2025-09-22 09:00 KST"
+    assert first.data["as of"] == "2025-09-22 09:00 KST"
 
 
 def test_the_whole_chain_ends_in_a_score_a_picture_and_the_current_signals(

@@ -84,6 +84,8 @@ def test_the_demo_replays_a_recording_says_so_and_leaves_nothing_running(
         done.stdout
     ), done.stdout
     assert "source: recording two_days.parquet" in done.stdout
+    signal = next(line for line in done.stdout.splitlines() if "│ KRW-BTC  │ UNKNOWN" in line)
+    assert "│ FALLBACK │ 2025-09-03 09:00 KST │ 2025-09-04 09:00 KST │" in signal, signal
     home = installation.home / "demo"
     assert services.running(home) is None
     assert not EmbeddedServer(home).is_running()

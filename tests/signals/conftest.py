@@ -1,20 +1,17 @@
 """Signals computed on the recorded three weeks, as a run would compute them."""
 
-import itertools
 from collections.abc import Iterator, Sequence
 from datetime import date
 
 import psycopg
 import pytest
 
-from tests.conftest import FIRST_DAY, LAST_DAY, SYMBOLS, days_of
+from tests.conftest import FIRST_DAY, LAST_DAY, SYMBOLS, copied, days_of
 from trading_pipelines import database
 from trading_pipelines.database.embedded import EmbeddedServer
 from trading_pipelines.settings import DataSettings, StrategySettings
 from trading_pipelines.signals import due
 from trading_pipelines.signals.compute import Partition, compute
-
-_numbers = itertools.count()
 
 SETTINGS = StrategySettings(data=DataSettings(start_date=FIRST_DAY))
 
@@ -58,10 +55,7 @@ def computed_template(server: EmbeddedServer, recorded_template: str) -> str:
 @pytest.fixture
 def computed(server: EmbeddedServer, computed_template: str) -> Iterator[Bench]:
     """The recording, and every signal of it."""
-    name = f"computed_{next(_numbers)}"
-    with psycopg.connect(server.url("postgres"), autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {name} TEMPLATE {computed_template}")
-    with database.connect(server.url(name)) as connection:
+    with database.connect(copied(server, computed_template)) as connection:
         yield Bench(connection, SETTINGS)
 
 

@@ -38,20 +38,20 @@ def filled(bench: Bench, symbols: list[str], first: date, last: date) -> None:
         assert not [one.error for one in bench.compute(signal, symbols, first, last) if one.error]
 
 
-def test_five_symbols_are_a_png_of_1400_pixels_and_under_200_kb(bench: Bench) -> None:
+def test_five_symbols_are_a_png_of_1067_pixels_and_under_200_kb(bench: Bench) -> None:
     bench.compute(due.REALIZED_VOLATILITY, SYMBOLS, FIRST_DAY, LAST_DAY)
     filled(bench, SYMBOLS, LAST_DAY - timedelta(days=13), LAST_DAY)
     png = draw(bench.connection, SYMBOLS, END)
     width, height = opened(png).size
-    assert width == 1400
-    assert 800 < height < 1100
+    assert width == 1067
+    assert 700 < height < 1000
     assert 50_000 < len(png) < 200_000
     assert min(pixels(png, FORECAST, THRESHOLD, OF_HORIZON[0])) > 100, "every line is in it"
 
 
 def test_empty_tables_are_a_picture_that_says_so(connection: psycopg.Connection) -> None:
     png = draw(connection, SYMBOLS, END)
-    assert opened(png).size[0] == 1400
+    assert opened(png).size[0] == 1067
     assert pixels(png, OF_HORIZON[0], SHADES[Regime.BULL]["facecolor"])[0] == 0
     (one,) = {opened(draw(connection, [symbol], END)).size for symbol in SYMBOLS}
     assert one[1] < opened(png).size[1]

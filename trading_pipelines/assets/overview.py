@@ -13,15 +13,12 @@ from typing import Any
 import dagster as dg
 
 from trading_pipelines.assets.partitioned import OWNERS
-from trading_pipelines.korean_time import kst
 from trading_pipelines.resources.database import DatabaseResource
 from trading_pipelines.resources.redis import RedisResource
 from trading_pipelines.settings import StrategySettings
 from trading_pipelines.signals import diagnostics, plots, publish
-from trading_pipelines.signals.publish import CurrentSignal
+from trading_pipelines.signals.publish import CURRENT_SIGNALS, SIGNALS_OVERVIEW
 
-CURRENT_SIGNALS = "current_signals"
-SIGNALS_OVERVIEW = "signals_overview"
 GROUP = "signals"
 DIAGNOSED = timedelta(days=90)
 
@@ -49,7 +46,7 @@ def build_assets(settings: StrategySettings) -> list[dg.AssetsDefinition]:
         with database.connect() as connection:
             signals = publish.current_signals(connection, settings.symbols)
         published = redis.publish(signals, settings, datetime.now(UTC))
-        metadata: dict[str, Any] = {"signals": _table(map(_shown, signals))}
+        metadata: dict[str, Any] = {"signals": _table(one.shown() for one in signals)}
         if published:
             metadata["redis_keys"] = len(published.keys)
             trouble = [published.skipped] if published.skipped else []
@@ -61,7 +58,7 @@ def build_assets(settings: StrategySettings) -> list[dg.AssetsDefinition]:
 
     @dg.asset(
         name=SIGNALS_OVERVIEW,
-        deps=[CURRENT_SIGNALS, "volatility_score"],
+        deps=["regime_labels", "volatility_score"],
         group_name=GROUP,
         owners=OWNERS,
         kinds={"matplotlib"},
@@ -83,7 +80,7 @@ def build_assets(settings: StrategySettings) -> list[dg.AssetsDefinition]:
         return dg.MaterializeResult(
             metadata={
                 "plots": dg.MetadataValue.md(f"![signals](data:image/png;base64,{encoded})"),
-                "signals": _table(map(_shown, signals)),
+                "signals": _table(one.shown() for one in signals),
                 "labels": _table(map(_labels_shown, diagnosed)),
                 "regimes": _table(
                     {"symbol": one.symbol, "regime": regime, **asdict(figures)}
@@ -94,17 +91,6 @@ def build_assets(settings: StrategySettings) -> list[dg.AssetsDefinition]:
         )
 
     return [current_signals, signals_overview]
-
-
-def _shown(signal: CurrentSignal) -> dict[str, Any]:
-    return {
-        name: kst(value)
-        if isinstance(value, datetime)
-        else str(value).partition(".")[0]
-        if isinstance(value, timedelta)
-        else value
-        for name, value in asdict(signal).items()
-    }
 
 
 def _labels_shown(one: diagnostics.RegimeDiagnostics) -> dict[str, Any]:

@@ -72,9 +72,17 @@ class Partition:
     error: str | None = None
 
 
-Compute = Callable[
-    [psycopg.Connection, str, Sequence[Computed], StrategySettings], dict[date, Rows]
-]
+@dataclass(frozen=True)
+class _Run:
+    """What all partitions of one call share."""
+
+    connection: psycopg.Connection
+    signal: Signal
+    settings: StrategySettings
+    run_id: str
+
+
+Compute = Callable[[_Run, str, Sequence[Computed]], dict[date, Rows]]
 
 
 def compute(
@@ -90,63 +98,47 @@ def compute(
     `connection` is autocommit. A day whose inputs are missing fails and says which; an open day of
     an asset that waits for the close is passed over. Raises psycopg.Error without a database.
     """
+    run = _Run(connection, signal, settings, run_id)
     found: list[Partition] = []
     for symbol in [due.POOLED] if signal.pooled else symbols:
-        found += _attempt(connection, signal, symbol, days, settings, run_id)
+        found += _attempt(run, symbol, days)
     return found
 
 
-def _attempt(
-    connection: psycopg.Connection,
-    signal: Signal,
-    symbol: str,
-    days: Sequence[date],
-    settings: StrategySettings,
-    run_id: str,
-) -> list[Partition]:
+def _attempt(run: _Run, symbol: str, days: Sequence[date]) -> list[Partition]:
     try:
-        return _compute_symbol(connection, signal, symbol, days, settings, run_id)
+        return _compute_symbol(run, symbol, days)
     except Exception as error:  # noqa: BLE001 - whatever is wrong with a day is recorded with it
         if len(days) > 1:
-            return [
-                partition
-                for day in days
-                for partition in _attempt(connection, signal, symbol, [day], settings, run_id)
-            ]
+            return [partition for day in days for partition in _attempt(run, symbol, [day])]
         said = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        (known,) = due.read(connection, signal, [symbol], days, settings)
-        due.record_failure(connection, known, said, run_id)
+        (known,) = due.read(run.connection, run.signal, [symbol], days, run.settings)
+        due.record_failure(run.connection, known, said, run.run_id)
         return [Partition(symbol, days[0], error=said)]
 
 
-def _compute_symbol(
-    connection: psycopg.Connection,
-    signal: Signal,
-    symbol: str,
-    days: Sequence[date],
-    settings: StrategySettings,
-    run_id: str,
-) -> list[Partition]:
+def _compute_symbol(run: _Run, symbol: str, days: Sequence[date]) -> list[Partition]:
+    signal = run.signal
     function, table = COMPUTE[signal.asset]
-    with _snapshot(connection, f"{signal.asset} {symbol}"):
-        known = due.read(connection, signal, [symbol], days, settings)
+    with _snapshot(run.connection, f"{signal.asset} {symbol}"):
+        known = due.read(run.connection, signal, [symbol], days, run.settings)
         ready = [one for one in known if due.is_ready(one, signal)]
-        rows = function(connection, symbol, ready, settings) if ready else {}
+        rows = function(run, symbol, ready) if ready else {}
         changed = tables.replace(
-            connection,
+            run.connection,
             table,
             symbol,
             [time for found in rows.values() for time in found.times],
             [row for found in rows.values() for row in found.rows],
         )
         if signal is due.REGIME_LABELS:
-            _sync_history(connection, symbol, rows)
+            _sync_history(run.connection, symbol, rows)
         found = [_passed_over(one, signal) for one in known if one not in ready]
         for one in ready:
             mine = rows[one.day]
             n = len(changed.intersection(mine.times))
             due.record(
-                connection, signal, one, settings, run_id,
+                run.connection, signal, one, run.settings, run.run_id,
                 changed=n > 0 or one.computed_until is None, inputs_from=mine.inputs_from,
             )  # fmt: skip
             figures = {"rows": len(mine.rows), "changed": n, "as_of": one.until, **mine.figures}
@@ -201,16 +193,13 @@ def _number(value: float | None) -> float | None:
     return None if value is None or math.isnan(value) else float(value)
 
 
-def _regime_labels(
-    connection: psycopg.Connection,
-    symbol: str,
-    known: Sequence[Computed],
-    settings: StrategySettings,
-) -> dict[date, Rows]:
-    closes = tables.closes(connection, symbol, _stretch(known, regime.window_days(settings)))
+def _regime_labels(run: _Run, symbol: str, known: Sequence[Computed]) -> dict[date, Rows]:
+    closes = tables.closes(
+        run.connection, symbol, _stretch(known, regime.window_days(run.settings))
+    )
     hours = [as_of - HOUR for one in known for as_of in _as_ofs(one)]
     by_day: dict[date, list[regime.Label]] = defaultdict(list)
-    for label in regime.labels(closes, hours, settings):
+    for label in regime.labels(closes, hours, run.settings):
         by_day[label.hour.date()].append(label)
     found = {}
     for one in known:
@@ -233,11 +222,9 @@ def _regime_labels(
     return found
 
 
-def _realized_volatility(
-    connection: psycopg.Connection, symbol: str, known: Sequence[Computed], _: StrategySettings
-) -> dict[date, Rows]:
+def _realized_volatility(run: _Run, symbol: str, known: Sequence[Computed]) -> dict[date, Rows]:
     stretch = _stretch(known, realized.ZERO_SHARE_HOURS // 24)
-    bars = tables.bars(connection, symbol, stretch)
+    bars = tables.bars(run.connection, symbol, stretch)
     hours = realized.realized_variance(bars, stretch.end)
     found = {}
     for one in known:
@@ -259,19 +246,14 @@ def _realized_volatility(
     return found
 
 
-def _volatility_model(
-    connection: psycopg.Connection,
-    _: str,
-    known: Sequence[Computed],
-    settings: StrategySettings,
-) -> dict[date, Rows]:
-    days_before = due.VOLATILITY_MODEL.inputs(settings)["realized_volatility"]
-    panel = tables.variances(connection, settings.symbols, _stretch(known, days_before))
+def _volatility_model(run: _Run, _: str, known: Sequence[Computed]) -> dict[date, Rows]:
+    days_before = due.VOLATILITY_MODEL.inputs(run.settings)["realized_volatility"]
+    panel = tables.variances(run.connection, run.settings.symbols, _stretch(known, days_before))
     found = {}
     for one in known:
         fitted = [
-            volatility.fit(panel, day_interval(one.day).end, horizon, settings.volatility)
-            for horizon in settings.volatility.horizons
+            volatility.fit(panel, day_interval(one.day).end, horizon, run.settings.volatility)
+            for horizon in run.settings.volatility.horizons
         ]
         rows = [
             (one.day, m.horizon, str(m.status), Jsonb(m.model_dump(mode="json"))) for m in fitted
@@ -289,26 +271,21 @@ def _volatility_model(
     return found
 
 
-def _volatility_forecast(
-    connection: psycopg.Connection,
-    symbol: str,
-    known: Sequence[Computed],
-    settings: StrategySettings,
-) -> dict[date, Rows]:
-    days_before = due.VOLATILITY_FORECAST.inputs(settings)["realized_volatility"]
-    panel = tables.variances(connection, [symbol], _stretch(known, days_before))
-    stored = tables.models(connection, known[0].day - DAY, known[-1].day)
+def _volatility_forecast(run: _Run, symbol: str, known: Sequence[Computed]) -> dict[date, Rows]:
+    days_before = due.VOLATILITY_FORECAST.inputs(run.settings)["realized_volatility"]
+    panel = tables.variances(run.connection, [symbol], _stretch(known, days_before))
+    stored = tables.models(run.connection, known[0].day - DAY, known[-1].day)
     models = {key: volatility.Model.model_validate(model) for key, model in stored.items()}
     found = {}
     every = [as_of for one in known for as_of in _as_ofs(one)]
     thresholds = {
-        horizon: volatility.thresholds(panel[symbol], horizon, every, settings.volatility)
-        for horizon in settings.volatility.horizons
+        horizon: volatility.thresholds(panel[symbol], horizon, every, run.settings.volatility)
+        for horizon in run.settings.volatility.horizons
     }
     for one in known:
         rows: list[Row] = []
         figures: dict[str, Any] = {}
-        for horizon in settings.volatility.horizons:
+        for horizon in run.settings.volatility.horizons:
             by_model = _newest_models(models, _as_ofs(one), horizon)
             for day, as_ofs in by_model.items():
                 rows += _forecast_rows(
@@ -356,14 +333,9 @@ def _forecast_rows(
     return rows
 
 
-def _garch_baseline(
-    connection: psycopg.Connection,
-    symbol: str,
-    known: Sequence[Computed],
-    settings: StrategySettings,
-) -> dict[date, Rows]:
+def _garch_baseline(run: _Run, symbol: str, known: Sequence[Computed]) -> dict[date, Rows]:
     stretch = _stretch(known, garch.TRAINING_DAYS + 1)
-    closes = tables.hourly_closes(connection, symbol, stretch)
+    closes = tables.hourly_closes(run.connection, symbol, stretch)
     returns = garch.hourly_returns(closes, stretch.end)
 
     @cache
@@ -374,7 +346,7 @@ def _garch_baseline(
     for one in known:
         start, end = day_interval(one.day).start, day_interval(one.day).end
         rows: list[Row] = []
-        for horizon in settings.volatility.horizons:
+        for horizon in run.settings.volatility.horizons:
             for model, as_ofs in ((fitted(start), _as_ofs(one)[:-1]), (fitted(end), [end])):
                 variance = garch.forecast(model, returns, as_ofs, horizon)
                 rows += [
@@ -387,19 +359,14 @@ def _garch_baseline(
     return found
 
 
-def _volatility_score(
-    connection: psycopg.Connection,
-    symbol: str,
-    known: Sequence[Computed],
-    settings: StrategySettings,
-) -> dict[date, Rows]:
-    days_before = due.VOLATILITY_SCORE.inputs(settings)["realized_volatility"]
+def _volatility_score(run: _Run, symbol: str, known: Sequence[Computed]) -> dict[date, Rows]:
+    days_before = due.VOLATILITY_SCORE.inputs(run.settings)["realized_volatility"]
     stretch = _stretch(known, days_before)
-    hourly = tables.variances(connection, [symbol], stretch)[symbol]
+    hourly = tables.variances(run.connection, [symbol], stretch)[symbol]
     grid = pd.date_range(stretch.start, stretch.end, freq="h", inclusive="right")
     hourly = hourly.reindex(grid)
     ended = Interval(day_interval(known[0].day).start, stretch.end)
-    forecasts = tables.forecasts(connection, symbol, ended)
+    forecasts = tables.forecasts(run.connection, symbol, ended)
     # A forecast is scored on the day in which its horizon ended; midnight ends the day before.
     last_hour = forecasts["valid_until"] - pd.Timedelta(hours=1)
     found = {}

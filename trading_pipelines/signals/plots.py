@@ -16,6 +16,7 @@ import pandas as pd
 import psycopg
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.dates import AutoDateLocator
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
@@ -32,7 +33,9 @@ from trading_pipelines.signals.volatility import trailing_mean
 KST = ZoneInfo("Asia/Seoul")
 SHOWN, SCORED = timedelta(days=14), timedelta(days=90)
 # Inches, of 100 pixels each.
-WIDTH, ROW, HEAD, FOOT = 14.0, 1.7, 0.62, 0.5
+# In inches. The UI shows a picture in a window as wide as four fifths of the screen, unscaled.
+WIDTH, ROW, HEAD, FOOT = 11.6, 1.5, 0.62, 0.5
+DPI = 92
 INK, QUIET, GRID, FORECAST, THRESHOLD = "#222222", "#808080", "#e9e9e9", "#2b6cb0", "#c53030"
 OF_HORIZON = ("#dd8b24", FORECAST, "#6b46c1", "#2f855a")
 SHADES: dict[Regime, dict[str, Any]] = {
@@ -60,7 +63,7 @@ ORDER BY day
 
 
 def draw(connection: psycopg.Connection, symbols: Sequence[str], now: datetime) -> bytes:
-    """Return a PNG, 1400 pixels wide, of the symbols' 14 days up to `now`."""
+    """Return a PNG, 1067 pixels wide, of the symbols' 14 days up to `now`."""
     end = floor_hour(now)
     shown = Interval(end - SHOWN, end)
     asked = [list(symbols), shown.start, end]
@@ -141,19 +144,19 @@ def _scale_ratios(panels: Iterable[Axes], ratios: pd.DataFrame, end: datetime) -
 
 def _grid(symbols: Sequence[str]) -> tuple[Figure, Panels]:
     height = HEAD + ROW * len(symbols) + FOOT
-    figure = Figure(figsize=(WIDTH, height), dpi=100, facecolor="white")
+    figure = Figure(figsize=(WIDTH, height), dpi=DPI, facecolor="white")
     axes = figure.subplots(len(symbols), 3, squeeze=False, sharex="col")
     figure.subplots_adjust(
-        left=0.112,
+        left=0.125,
         right=0.985,
         top=1 - HEAD / height,
         bottom=FOOT / height,
-        wspace=0.13,
+        wspace=0.16,
         hspace=0.12,
     )
     for symbol, row in zip(symbols, axes, strict=True):
         top = row[0].get_position().ymax
-        figure.text(0.01, top, symbol, va="top", color=INK, fontsize=11, fontweight="bold")
+        figure.text(0.01, top, symbol, va="top", color=INK, fontsize=10, fontweight="bold")
         for panel in row:
             panel.grid(color=GRID, lw=0.6)
             panel.set_axisbelow(True)
@@ -177,24 +180,25 @@ def _label(axes: Panels, horizon: int, colours: dict[int, str]) -> None:
             f"Volatility {horizon} h ahead, % a year (dotted: now)",
             [
                 line(FORECAST, "forecast"),
-                Patch(facecolor=FORECAST, alpha=0.2, label="90 % interval"),
+                Patch(facecolor=FORECAST, alpha=0.2, label="90 %"),
                 line(INK, "realised"),
                 line(THRESHOLD, "high above", 0.8),
             ],
         ),
         (
-            "30-day QLIKE over GARCH's, below 1 is better",
+            "QLIKE over GARCH's, 30 days (< 1: better)",
             [line(colour, f"{hours} h ahead") for hours, colour in colours.items()],
         ),
     ]
     for top, bottom, (title, handles) in zip(axes[0], axes[-1], heads, strict=True):
-        top.set_title(title, loc="left", pad=24, fontsize=11, color=INK)
+        top.set_title(title, loc="left", pad=22, fontsize=10, color=INK)
         top.legend(
             handles=handles, loc="lower left", bbox_to_anchor=(-0.01, 0.98), ncols=4, frameon=False,
-            fontsize=8.5, labelcolor=INK, handlelength=1.4, columnspacing=1.2, handletextpad=0.5,
+            fontsize=8, labelcolor=INK, handlelength=1.4, columnspacing=1.0, handletextpad=0.5,
             borderpad=0.2,
         )  # fmt: skip
         bottom.xaxis_date(KST)
+        bottom.xaxis.set_major_locator(AutoDateLocator(tz=KST, maxticks=6))  # type: ignore[no-untyped-call]
         bottom.xaxis.set_major_formatter(FuncFormatter(_date))
         bottom.set_xlabel("00:00 KST of the day", fontsize=8.5, color=QUIET)
 

@@ -17,6 +17,12 @@ from psycopg.rows import class_row
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from trading_pipelines.korean_time import kst
+
+CURRENT_SIGNALS = "current_signals"
+SIGNALS_OVERVIEW = "signals_overview"
+"""The two unpartitioned assets that show what there is."""
+
 TIMEOUT_SECONDS = 2.0
 REGIME_KEY = "market:regime:{symbol}"
 VOLATILITY_KEY = "coinpilot:volatility_state"
@@ -52,6 +58,21 @@ class CurrentSignal:
     volatility_as_of: datetime | None = None
     volatility_age: timedelta | None = None
     volatility_valid_until: datetime | None = None
+
+    def shown(self) -> dict[str, str]:
+        """Return what a person reads of it, by column heading; times in Korean time."""
+        diff, volatility = self.regime_diff_pct, self.annualized_volatility
+        return {
+            "symbol": self.symbol,
+            "regime": self.regime or "-",
+            "since": kst(self.regime_since),
+            "fast over slow": "-" if diff is None else f"{diff:+.2f} %",
+            "volatility a year": "-" if volatility is None else f"{volatility:.0%}",
+            "high": {True: "yes", False: "no", None: "not known"}[self.is_high_volatility],
+            "status": self.volatility_status or "-",
+            "as of": kst(self.regime_as_of or self.volatility_as_of),
+            "valid until": kst(self.volatility_valid_until),
+        }
 
 
 @dataclass(frozen=True)
