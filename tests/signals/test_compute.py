@@ -81,6 +81,24 @@ def test_what_closes_after_the_as_of_changes_no_bit_of_label_model_and_forecast(
         assert computed.rows(table) == before[table], table
 
 
+def test_a_forecast_is_made_by_the_model_of_the_day_before_and_of_its_own_at_its_end(
+    computed: Bench,
+) -> None:
+    def models() -> list[tuple[int, date]]:
+        return computed.connection.execute(
+            "SELECT extract(hour FROM as_of)::int, model_day FROM "
+            "trading_pipelines.volatility_forecast WHERE symbol = 'KRW-BTC' AND horizon = 24 "
+            "AND as_of > '2025-09-18Z' AND as_of <= '2025-09-19Z' ORDER BY as_of"
+        ).fetchall()
+
+    assert models() == [*((n, UNTIL - DAY) for n in range(1, 24)), (0, UNTIL)]
+    computed.connection.execute(
+        "DELETE FROM trading_pipelines.volatility_model WHERE day = %s", [UNTIL - DAY]
+    )
+    computed.compute(due.VOLATILITY_FORECAST, [BTC], FIRST_DAY, LAST_DAY)
+    assert models() == [(0, UNTIL)], "an older one would be no input of this day"
+
+
 def test_each_label_is_one_row_of_the_bots_history_beside_the_bots_own(bench: Bench) -> None:
     own = (datetime(2025, 9, 18, 5, 0, 3, tzinfo=UTC), "BULL", "KRW-BTC")
     bench.connection.execute(

@@ -29,9 +29,10 @@ DESCRIPTIONS = {
         "no movement (DEGENERATE)."
     ),
     due.VOLATILITY_FORECAST: (
-        "The variance of a symbol's next 1 and 24 hours as of the close of each hour of a UTC day, "
-        "with a 90 % interval, annualised volatility, the symbol's own threshold and whether it is "
-        "high, in `trading_pipelines.volatility_forecast`. The last one of day D speaks for D + 1."
+        "The variance of a symbol's next hours (`volatility.horizons`) as of the close of each "
+        "hour of a UTC day, with a 90 % interval, annualised volatility, the symbol's own "
+        "threshold and whether it is high, in `trading_pipelines.volatility_forecast`. The last "
+        "one of day D speaks for D + 1."
     ),
     due.GARCH_BASELINE: (
         "What GARCH(1,1) on hourly returns, refitted daily, says to the same questions as "

@@ -277,20 +277,12 @@ def _volatility_forecast(run: _Run, symbol: str, known: Sequence[Computed]) -> d
     stored = tables.models(run.connection, known[0].day - DAY, known[-1].day)
     models = {key: volatility.Model.model_validate(model) for key, model in stored.items()}
     found = {}
-    every = [as_of for one in known for as_of in _as_ofs(one)]
-    thresholds = {
-        horizon: volatility.thresholds(panel[symbol], horizon, every, run.settings.volatility)
-        for horizon in run.settings.volatility.horizons
-    }
     for one in known:
         rows: list[Row] = []
         figures: dict[str, Any] = {}
         for horizon in run.settings.volatility.horizons:
-            by_model = _newest_models(models, _as_ofs(one), horizon)
-            for day, as_ofs in by_model.items():
-                rows += _forecast_rows(
-                    models[day, horizon], day, panel, as_ofs, thresholds[horizon]
-                )
+            for day, as_ofs in _newest_models(models, one, horizon).items():
+                rows += _forecast_rows(models[day, horizon], day, panel, as_ofs, run.settings)
         if rows:
             last = dict(zip(tables.VOLATILITY_FORECAST.columns, rows[-1], strict=True))
             names = ("horizon", "status", "annualized_volatility", "is_high_volatility")
@@ -302,13 +294,13 @@ def _volatility_forecast(run: _Run, symbol: str, known: Sequence[Computed]) -> d
 
 
 def _newest_models(
-    models: Mapping[tuple[date, int], volatility.Model], as_ofs: Sequence[datetime], horizon: int
+    models: Mapping[tuple[date, int], volatility.Model], one: Computed, horizon: int
 ) -> dict[date, list[datetime]]:
-    """Return, for each model, the moments for which it is the newest that had been fitted."""
+    """Return, for each model, the hours of the day for which it is the newest fitted by then."""
     chosen: dict[date, list[datetime]] = defaultdict(list)
-    for as_of in as_ofs:
-        for day in (as_of.date() - DAY, as_of.date() - 2 * DAY):
-            if (day, horizon) in models:
+    for as_of in _as_ofs(one):
+        for day in (one.day, one.day - DAY):
+            if (day, horizon) in models and day_interval(day).end <= as_of:
                 chosen[day].append(as_of)
                 break
     return chosen
@@ -319,14 +311,16 @@ def _forecast_rows(
     day: date,
     panel: pd.DataFrame,
     as_ofs: Sequence[datetime],
-    thresholds: pd.Series,
+    settings: StrategySettings,
 ) -> list[Row]:
+    symbol = str(panel.columns[0])
+    known = volatility.thresholds(panel[symbol], model.horizon, as_ofs, settings.volatility)
     rows = []
     for row in volatility.forecast(model, panel, as_ofs).to_dict("records"):
-        variance, threshold = _number(row["variance"]), _number(thresholds[row["as_of"]])
+        variance, threshold = _number(row["variance"]), _number(known[row["as_of"]])
         is_high = None if variance is None or threshold is None else variance > threshold
         rows.append(
-            (row["symbol"], row["as_of"], model.horizon, row["as_of"] + HOUR * model.horizon, day,
+            (symbol, row["as_of"], model.horizon, row["as_of"] + HOUR * model.horizon, day,
              str(row["status"]), variance, _number(row["low"]), _number(row["high"]),
              None if variance is None else realized.annualized(variance), threshold, is_high)
         )  # fmt: skip
