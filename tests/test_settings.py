@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic import SecretStr, ValidationError
 
@@ -404,6 +404,7 @@ KEYS = ["symbols", "data", "refresh", "start_date", "exchange", "attempts", "reg
 VALUES = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.dates()
 
 
+@example("a\x85line \u2028 break")
 @given(
     st.recursive(
         VALUES,

@@ -225,6 +225,7 @@ def demo(
             update={
                 "database_url": None,
                 "dagster_postgres_url": None,
+                "redis_url": None,  # the bot must not trade on a replayed market
                 "upbit_base_url": base_url,
                 "trading_pipelines_home": home,
             }

@@ -108,6 +108,7 @@ class Services:
             "TRADING_PIPELINES_HOME": str(self._home),
             "TRADING_PIPELINES_CONFIG": str(config.absolute()),
             "UPBIT_BASE_URL": environment.upbit_base_url,
+            "REDIS_URL": environment.redis_url.get_secret_value() if environment.redis_url else "",
         }
         python = [sys.executable, "-m"]
         self._commands = {

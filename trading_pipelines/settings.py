@@ -259,6 +259,8 @@ def _dotted(loc: _Place) -> str:
 def _shown(value: object) -> str:
     kind = "the text " if isinstance(value, str) else ""
     text = json.dumps(value, ensure_ascii=False, skipkeys=True, default=str)
+    # One problem is one line, whatever breaks lines in the value.
+    text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
     return "empty" if value is None else f"{kind}{text:.80}"
 
 

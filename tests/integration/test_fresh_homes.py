@@ -7,6 +7,7 @@ from datetime import UTC, date, datetime
 from pathlib import Path
 
 import pandas as pd
+import psycopg
 
 from tests.conftest import FIRST_DAY, LAST_DAY, SYMBOLS
 from tests.integration.conftest import Installation, await_that, exact
@@ -75,6 +76,7 @@ def test_the_demo_replays_a_recording_says_so_and_leaves_nothing_running(
     installation.variables["UPBIT_BASE_URL"] = "http://127.0.0.1:1"
     installation.variables["TRADING_PIPELINES_CONFIG"] = "config/strategy.yaml"
     installation.variables["DAGSTER_POSTGRES_URL"] = "postgresql+psycopg2://not@the/demos"
+    installation.variables["REDIS_URL"] = "redis://not.the.demos"
     file = tmp_path / "two_days.parquet"
     recorded[recorded.timestamp_utc < datetime(2025, 9, 3, tzinfo=UTC)].to_parquet(file)
     done = installation.run("demo", "--recording", f"{file}")
@@ -88,4 +90,11 @@ def test_the_demo_replays_a_recording_says_so_and_leaves_nothing_running(
     assert "│ FALLBACK │ 2025-09-03 09:00 KST │ 2025-09-04 09:00 KST │" in signal, signal
     home = installation.home / "demo"
     assert services.running(home) is None
-    assert not EmbeddedServer(home).is_running()
+    server = EmbeddedServer(home)
+    assert not server.is_running()
+    server.start()
+    with psycopg.connect(server.url(f"{database.SCHEMA}_dagster")) as connection:
+        shown = "SELECT event FROM event_logs WHERE asset_key = '[\"current_signals\"]'"
+        said = str(connection.execute(shown).fetchall())
+    assert "FALLBACK" in said
+    assert "redis_" not in said, "the bot's cache is not for a replayed market"

@@ -113,7 +113,7 @@ def _draw_volatility(
         return
     said = said.reindex(_hours(Interval(shown.start, shown.end + ahead))).map(_percent)
     panel.fill_between(said.index, said["low"], said["high"], color=FORECAST, alpha=0.2, lw=0)
-    panel.plot(said["threshold"], color=THRESHOLD, lw=0.8)
+    panel.plot(said["threshold"], color=THRESHOLD, lw=1.1)
     panel.plot(happened.map(_percent), color=INK, lw=1.2)
     panel.plot(said["variance"], color=FORECAST, lw=1.2)
     panel.axvline(_days(shown.end), color=QUIET, lw=0.8, ls=":")
@@ -182,7 +182,7 @@ def _label(axes: Panels, horizon: int, colours: dict[int, str]) -> None:
                 line(FORECAST, "forecast"),
                 Patch(facecolor=FORECAST, alpha=0.2, label="90 %"),
                 line(INK, "realised"),
-                line(THRESHOLD, "high above", 0.8),
+                line(THRESHOLD, "high above", 1.1),
             ],
         ),
         (
