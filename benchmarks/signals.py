@@ -33,7 +33,7 @@ from rich.table import Table
 
 from trading_pipelines import database
 from trading_pipelines.candles.resample import resample
-from trading_pipelines.candles.windows import DAY, MINUTE, day_interval
+from trading_pipelines.candles.windows import DAY, MINUTE, Interval, day_interval
 from trading_pipelines.database.embedded import EmbeddedServer
 from trading_pipelines.replay import GeneratedMarket
 from trading_pipelines.replay.market import EPOCH
@@ -197,7 +197,7 @@ def regimes(connection: psycopg.Connection) -> list[Figures]:
     hours = hours_of_a_year([*reach, *YEAR])
     store(connection, COPY_HOURS, hours[["symbol", "timestamp_utc", *PRICES]].assign(minutes=60))
     cover(connection, "1h", [*reach, *YEAR])
-    stretch = tables.stretch_of(reach[0], YEAR[-1])
+    stretch = Interval(day_interval(reach[0]).start, day_interval(YEAR[-1]).end)
     closes = {symbol: tables.closes(connection, symbol, stretch) for symbol in SYMBOLS}
     wanted = [hour for day in YEAR for hour in tables.hours_of(day)]
     plain: dict[str, list[PlainLabel]] = {}
@@ -260,7 +260,7 @@ def backfill(connection: psycopg.Connection) -> list[Figures]:
 
 def variances(connection: psycopg.Connection) -> list[Figures]:
     """Measure the arithmetic of realised variance alone, and the plain way."""
-    stretch = tables.stretch_of(MEASURED[0], MEASURED[-1])
+    stretch = Interval(day_interval(MEASURED[0]).start, day_interval(MEASURED[-1]).end)
     hours = [hour for day in MEASURED for hour in tables.hours_of(day)]
     bars = {symbol: tables.bars(connection, symbol, stretch) for symbol in SYMBOLS}
     found: dict[str, dict[datetime, float]] = {}

@@ -29,6 +29,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from trading_pipelines.candles.windows import HOUR
 from trading_pipelines.settings import VolatilitySettings
 from trading_pipelines.signals import garch, realized, score, volatility
 from trading_pipelines.signals.volatility import FEWEST_SYMBOLS, WARM_UP_HOURS, Status
@@ -113,8 +114,8 @@ def load(path: Path) -> Recording:
     frame = frame[frame["timestamp_utc"] < until].set_index("timestamp_utc")
     variances, closes, by_range = {}, {}, {}
     for symbol, candles in frame.groupby("symbol"):
-        hours = _bars(candles, realized.HOUR)
-        hours.index += realized.HOUR
+        hours = _bars(candles, HOUR)
+        hours.index += HOUR
         closes[symbol] = hours["close"]
         if has_bars:
             measured = realized.realized_variance(_bars(candles, realized.BAR), until)
@@ -130,7 +131,7 @@ def load(path: Path) -> Recording:
     return Recording(path.name, kind, panel, pd.DataFrame(closes), pd.Series(by_range))
 
 
-def _bars(candles: pd.DataFrame, width: pd.Timedelta) -> pd.DataFrame:
+def _bars(candles: pd.DataFrame, width: timedelta) -> pd.DataFrame:
     return candles.groupby(pd.DatetimeIndex(candles.index).floor(width)).agg(
         open=("open", "first"),
         high=("high", "max"),

@@ -4,7 +4,7 @@ A tick that was missed therefore costs nothing but time: the next one finds the 
 """
 
 from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 
 import dagster as dg
 
@@ -38,12 +38,12 @@ UNFINISHED = [
 
 
 def in_flight(
-    instance: dg.DagsterInstance, asset: str, partitions: dg.PartitionsDefinition[str]
-) -> set[str]:
-    """Return the keys of the asset's partitions that queued or running runs will write."""
+    runs: Sequence[dg.DagsterRun], partitions: dg.PartitionsDefinition[str], *assets: str
+) -> set[tuple[str, date]]:
+    """Return (symbol, UTC day) of what `runs` will write of any of the assets."""
     keys: set[str] = set()
-    for run in instance.get_runs(dg.RunsFilter(statuses=UNFINISHED)):
-        if run.asset_selection and dg.AssetKey(asset) not in run.asset_selection:
+    for run in runs:
+        if run.asset_selection and not run.asset_selection & {dg.AssetKey(a) for a in assets}:
             continue
         if PARTITION in run.tags:
             keys.add(run.tags[PARTITION])
@@ -52,7 +52,7 @@ def in_flight(
             # A range of another kind of partition has no key of ours.
             if partitions.has_partition_key(span.start):
                 keys.update(partitions.get_partition_keys_in_range(span))
-    return keys
+    return set(split(keys))
 
 
 def build_refresh_market_data(
@@ -93,8 +93,8 @@ def build_refresh_market_data(
         reasons = {
             (day.symbol, day.day): why for day in known if (why := due.reason(day, now)) is not None
         }
-        flying = set(split(in_flight(context.instance, CANDLES_1M, partitions)))
-        flying |= set(split(in_flight(context.instance, CANDLES_1H, partitions)))
+        unfinished = context.instance.get_runs(dg.RunsFilter(statuses=UNFINISHED))
+        flying = in_flight(unfinished, partitions, CANDLES_1M, CANDLES_1H)
         runs = due.runs(
             {key: why for key, why in reasons.items() if key not in flying}, settings.symbols
         )
@@ -193,15 +193,19 @@ def _build_update(
         days = due.look_back(settings.data.start_date, settings.data.look_back_days, now)
         requests: list[dg.RunRequest] = []
         seen: list[str] = []
-        for signal in asked:
-            with database.connect() as connection:
-                known = signals_due.read(connection, signal, settings.symbols, days, settings)
+        unfinished = context.instance.get_runs(dg.RunsFilter(statuses=UNFINISHED))
+        with database.connect() as connection:
+            known_of = {
+                signal: signals_due.read(connection, signal, settings.symbols, days, settings)
+                for signal in asked
+            }
+        for signal, known in known_of.items():
             reasons = {
                 (one.symbol, one.day): why
                 for one in known
                 if (why := signals_due.reason(one, signal, settings, now)) is not None
             }
-            flying = set(split(in_flight(context.instance, signal.asset, partitions)))
+            flying = in_flight(unfinished, partitions, signal.asset)
             wanted = {key: why for key, why in reasons.items() if key not in flying}
             for symbols, first, last in signals_due.runs(wanted, settings.symbols):
                 also = SHOWN_WITH.get(signal, []) if last >= days[-1] - DAY else []

@@ -7,9 +7,10 @@ Nothing is read at import time: the edge (definitions, command line) reads once 
 
 import difflib
 import json
+import operator
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -45,30 +46,27 @@ def _wrong(wrong: str, allowed: str, *places: _Place) -> PydanticCustomError:
     return PydanticCustomError("settings", "{wrong}; allowed: {allowed}", context)
 
 
-def _above(lower: str) -> AfterValidator:
-    """Demand more than the field `lower` of regime_detection, which stands before this one."""
+def _compared(
+    section: str, other: str, fits: Callable[[float, float], bool], words: str
+) -> AfterValidator:
+    """Demand that the value `fits` the section's field `other`, which stands before this one."""
 
     def check(value: float, info: ValidationInfo) -> float:
-        name, low = str(info.field_name), info.data.get(lower)
-        if low is not None and low >= value:
-            places = (("regime_detection", key) for key in (name, lower))
-            raise _wrong(f"{name} {value} with {lower} {low}", f"{name} above {lower}", *places)
+        name, bound = str(info.field_name), info.data.get(other)
+        if bound is not None and not fits(value, bound):
+            places = ((section, key) for key in (name, other))
+            raise _wrong(f"{name} {value} with {other} {bound}", f"{name} {words} {other}", *places)
         return value
 
     return AfterValidator(check)
 
 
-def _not_above(upper: str) -> AfterValidator:
-    """Demand at most the field `upper` of volatility, which stands before this one."""
+def _above(lower: str) -> AfterValidator:
+    return _compared("regime_detection", lower, operator.gt, "above")
 
-    def check(value: int, info: ValidationInfo) -> int:
-        name, high = str(info.field_name), info.data.get(upper)
-        if high is not None and value > high:
-            places = (("volatility", key) for key in (name, upper))
-            raise _wrong(f"{name} {value} with {upper} {high}", f"{name} up to {upper}", *places)
-        return value
 
-    return AfterValidator(check)
+def _up_to(upper: str) -> AfterValidator:
+    return _compared("volatility", upper, operator.le, "up to")
 
 
 def _each_once(values: list[Any], info: ValidationInfo) -> list[Any]:
@@ -140,7 +138,7 @@ class VolatilitySettings(_Section):
     """The volatility model (days of training, hours ahead, ridge) and when volatility is high."""
 
     training_days: Annotated[int, Field(ge=30, le=90)] = 30
-    min_training_days: Annotated[int, Field(ge=14, le=90), _not_above("training_days")] = 14
+    min_training_days: Annotated[int, Field(ge=14, le=90), _up_to("training_days")] = 14
     horizons: Annotated[
         list[Annotated[int, Field(ge=1, le=72)]],
         AfterValidator(_each_once),
@@ -149,7 +147,7 @@ class VolatilitySettings(_Section):
     ridge_alpha: _Positive = 10.0
     high_percentile: Annotated[float, Field(gt=0, lt=100)] = 90.0
     threshold_days: Annotated[int, Field(ge=14, le=90)] = 30
-    min_threshold_days: Annotated[int, Field(ge=7, le=90), _not_above("threshold_days")] = 14
+    min_threshold_days: Annotated[int, Field(ge=7, le=90), _up_to("threshold_days")] = 14
 
 
 class ExchangeSettings(_Section):

@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 import dagster as dg
 import psycopg
 
+from trading_pipelines.assets.shared import OWNERS, table
 from trading_pipelines.candles import checks, coverage, resample
 from trading_pipelines.candles.download import FailedDay, download
 from trading_pipelines.candles.due import look_back
@@ -25,7 +26,6 @@ POOL = "upbit"
 """How many runs download at once; its limit is in `dagster.yaml`."""
 
 GROUP = "market_data"
-OWNERS = ["team:trading-pipelines"]
 SHOWN_FINDINGS = 50
 
 
@@ -216,9 +216,4 @@ def build_checks(settings: StrategySettings) -> list[dg.AssetChecksDefinition]:
 
 
 def _table(rows: Sequence[checks.Finding | FailedDay]) -> dg.TableMetadataValue:
-    return dg.MetadataValue.table(
-        [
-            dg.TableRecord({name: str(value) for name, value in asdict(row).items()})
-            for row in rows[:SHOWN_FINDINGS]
-        ]
-    )
+    return table(asdict(row) for row in rows[:SHOWN_FINDINGS])

@@ -5,14 +5,13 @@ Unpartitioned, refreshed with the schedules, times in Korean time. What is shown
 """
 
 import base64
-from collections.abc import Iterable
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import dagster as dg
 
-from trading_pipelines.assets.partitioned import OWNERS
+from trading_pipelines.assets.shared import OWNERS, table
 from trading_pipelines.resources.database import DatabaseResource
 from trading_pipelines.resources.redis import RedisResource
 from trading_pipelines.settings import StrategySettings
@@ -46,7 +45,7 @@ def build_assets(settings: StrategySettings) -> list[dg.AssetsDefinition]:
         with database.connect() as connection:
             signals = publish.current_signals(connection, settings.symbols)
         published = redis.publish(signals, settings, datetime.now(UTC))
-        metadata: dict[str, Any] = {"signals": _table(one.shown() for one in signals)}
+        metadata: dict[str, Any] = {"signals": table(one.shown() for one in signals)}
         if published:
             metadata["redis_keys"] = len(published.keys)
             trouble = [published.skipped] if published.skipped else []
@@ -80,9 +79,9 @@ def build_assets(settings: StrategySettings) -> list[dg.AssetsDefinition]:
         return dg.MaterializeResult(
             metadata={
                 "plots": dg.MetadataValue.md(f"![signals](data:image/png;base64,{encoded})"),
-                "signals": _table(one.shown() for one in signals),
-                "labels": _table(map(_labels_shown, diagnosed)),
-                "regimes": _table(
+                "signals": table(one.shown() for one in signals),
+                "labels": table(map(_labels_shown, diagnosed)),
+                "regimes": table(
                     {"symbol": one.symbol, "regime": regime, **asdict(figures)}
                     for one in diagnosed
                     for regime, figures in one.regimes.items()
@@ -96,15 +95,3 @@ def build_assets(settings: StrategySettings) -> list[dg.AssetsDefinition]:
 def _labels_shown(one: diagnostics.RegimeDiagnostics) -> dict[str, Any]:
     transitions = ", ".join(f"{change} {n}" for change, n in one.transitions.items())
     return {k: v for k, v in asdict(one).items() if k != "regimes"} | {"transitions": transitions}
-
-
-def _table(rows: Iterable[dict[str, Any]]) -> dg.TableMetadataValue:
-    return dg.MetadataValue.table(
-        [
-            dg.TableRecord(
-                {key: "" if value is None else f"{value:.4g}" if isinstance(value, float)
-                 else str(value) for key, value in row.items()}
-            )
-            for row in rows
-        ]
-    )  # fmt: skip

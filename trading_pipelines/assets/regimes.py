@@ -5,7 +5,7 @@ Thin: how a regime is told is in `signals/regime`, how its rows are written in `
 
 import dagster as dg
 
-from trading_pipelines.assets.partitioned import OWNERS, days_before, materialize
+from trading_pipelines.assets.shared import OWNERS, days_before, materialize
 from trading_pipelines.resources.database import DatabaseResource
 from trading_pipelines.settings import StrategySettings
 from trading_pipelines.signals import due

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import dagster as dg
 
-from trading_pipelines.assets.partitioned import OWNERS, days_before, materialize, same_day
+from trading_pipelines.assets.shared import OWNERS, days_before, materialize, same_day
 from trading_pipelines.resources.database import DatabaseResource
 from trading_pipelines.settings import StrategySettings
 from trading_pipelines.signals import due, score

@@ -26,7 +26,7 @@ from trading_pipelines.signals.due import Computed, Signal
 
 SYNC_HISTORY = """
 UPDATE public.regime_history AS history SET regime = label.label, ma50 = label.ma_fast,
-    ma200 = label.ma_slow, diff_pct = label.diff_pct, detected_at = label.hour + interval '1 hour'
+    ma200 = label.ma_slow, diff_pct = label.diff_pct
 FROM trading_pipelines.regime_labels AS label
 WHERE label.symbol = %(symbol)s AND label.hour = ANY(%(hours)s) AND history.id = label.history_id
     AND (history.regime, history.ma50, history.ma200, history.diff_pct) IS DISTINCT FROM
@@ -51,13 +51,13 @@ WHERE label.symbol = %(symbol)s AND label.hour = added.detected_at - interval '1
 Row = tuple[Any, ...]
 
 
-@dataclass
+@dataclass(frozen=True)
 class Rows:
     """What a partition comes to: its rows, the times it answers for, and figures to show."""
 
-    rows: list[Row] = field(default_factory=list)
-    times: list[Any] = field(default_factory=list)
-    figures: dict[str, Any] = field(default_factory=dict)
+    rows: Sequence[Row]
+    times: Sequence[date]
+    figures: Mapping[str, Any]
     inputs_from: date | None = None
 
 
@@ -176,17 +176,21 @@ def _sync_history(connection: psycopg.Connection, symbol: str, rows: Mapping[dat
         connection.execute(statement, {"symbol": symbol, "hours": hours})
 
 
-def _stretch(known: Sequence[Computed], days_before: int) -> Interval:
-    """Return what is read for the partitions: nothing of after the moment they speak for."""
+def _stretch(run: _Run, known: Sequence[Computed], upstream: str) -> Interval:
+    """Return what is read of an input: as far back as is declared, and nothing of afterwards."""
     untils = [one.until for one in known if one.until is not None]
     first = day_interval(min(one.day for one in known)).start
-    return Interval(first - DAY * days_before, max(untils))
+    return Interval(first - DAY * run.signal.inputs(run.settings)[upstream], max(untils))
+
+
+def _closes_of(day: date) -> list[datetime]:
+    return [hour + HOUR for hour in tables.hours_of(day)]
 
 
 def _as_ofs(one: Computed) -> list[datetime]:
     """Return the closes of the day's hours up to where its inputs reach."""
     assert one.until is not None
-    return [h + HOUR for h in tables.hours_of(one.day) if h + HOUR <= one.until]
+    return [at for at in _closes_of(one.day) if at <= one.until]
 
 
 def _number(value: float | None) -> float | None:
@@ -194,9 +198,7 @@ def _number(value: float | None) -> float | None:
 
 
 def _regime_labels(run: _Run, symbol: str, known: Sequence[Computed]) -> dict[date, Rows]:
-    closes = tables.closes(
-        run.connection, symbol, _stretch(known, regime.window_days(run.settings))
-    )
+    closes = tables.closes(run.connection, symbol, _stretch(run, known, "candles_1h"))
     hours = [as_of - HOUR for one in known for as_of in _as_ofs(one)]
     by_day: dict[date, list[regime.Label]] = defaultdict(list)
     for label in regime.labels(closes, hours, run.settings):
@@ -223,7 +225,7 @@ def _regime_labels(run: _Run, symbol: str, known: Sequence[Computed]) -> dict[da
 
 
 def _realized_volatility(run: _Run, symbol: str, known: Sequence[Computed]) -> dict[date, Rows]:
-    stretch = _stretch(known, realized.ZERO_SHARE_HOURS // 24)
+    stretch = _stretch(run, known, "candles_1m")
     bars = tables.bars(run.connection, symbol, stretch)
     hours = realized.realized_variance(bars, stretch.end)
     found = {}
@@ -247,33 +249,33 @@ def _realized_volatility(run: _Run, symbol: str, known: Sequence[Computed]) -> d
 
 
 def _volatility_model(run: _Run, _: str, known: Sequence[Computed]) -> dict[date, Rows]:
-    days_before = due.VOLATILITY_MODEL.inputs(run.settings)["realized_volatility"]
-    panel = tables.variances(run.connection, run.settings.symbols, _stretch(known, days_before))
+    stretch = _stretch(run, known, "realized_volatility")
+    panel = tables.variances(run.connection, run.settings.symbols, stretch)
     found = {}
     for one in known:
         fitted = [
             volatility.fit(panel, day_interval(one.day).end, horizon, run.settings.volatility)
             for horizon in run.settings.volatility.horizons
         ]
-        rows = [
-            (one.day, m.horizon, str(m.status), Jsonb(m.model_dump(mode="json"))) for m in fitted
-        ]
+        rows: list[Row] = []
         figures: dict[str, Any] = {"status": str(fitted[0].status)}
         for model in fitted:
+            stored = model.model_dump(mode="json")
+            rows.append((one.day, model.horizon, str(model.status), Jsonb(stored)))
             figures |= {
                 f"training_rows_{model.horizon}h": model.rows,
                 f"unseen_qlike_{model.horizon}h": model.unseen_qlike,
                 f"unseen_qlike_random_walk_{model.horizon}h": model.unseen_qlike_random_walk,
                 f"smearing_{model.horizon}h": model.smearing,
-                f"model_{model.horizon}h": model.model_dump(mode="json"),
+                f"model_{model.horizon}h": stored,
             }
         found[one.day] = Rows(rows, [one.day], figures)
     return found
 
 
 def _volatility_forecast(run: _Run, symbol: str, known: Sequence[Computed]) -> dict[date, Rows]:
-    days_before = due.VOLATILITY_FORECAST.inputs(run.settings)["realized_volatility"]
-    panel = tables.variances(run.connection, [symbol], _stretch(known, days_before))
+    stretch = _stretch(run, known, "realized_volatility")
+    panel = tables.variances(run.connection, [symbol], stretch)
     stored = tables.models(run.connection, known[0].day - DAY, known[-1].day)
     models = {key: volatility.Model.model_validate(model) for key, model in stored.items()}
     found = {}
@@ -289,7 +291,7 @@ def _volatility_forecast(run: _Run, symbol: str, known: Sequence[Computed]) -> d
             figures = {name: last[name] for name in names}
             if last["threshold"] is not None:
                 figures["annualized_threshold"] = realized.annualized(last["threshold"])
-        found[one.day] = Rows(rows, [h + HOUR for h in tables.hours_of(one.day)], figures)
+        found[one.day] = Rows(rows, _closes_of(one.day), figures)
     return found
 
 
@@ -328,7 +330,7 @@ def _forecast_rows(
 
 
 def _garch_baseline(run: _Run, symbol: str, known: Sequence[Computed]) -> dict[date, Rows]:
-    stretch = _stretch(known, garch.TRAINING_DAYS + 1)
+    stretch = _stretch(run, known, "candles_1h")
     closes = tables.hourly_closes(run.connection, symbol, stretch)
     returns = garch.hourly_returns(closes, stretch.end)
 
@@ -349,13 +351,12 @@ def _garch_baseline(run: _Run, symbol: str, known: Sequence[Computed]) -> dict[d
                     for as_of in as_ofs
                 ]  # fmt: skip
         figures = {"converged": fitted(end).converged, "fit": fitted(end).model_dump(mode="json")}
-        found[one.day] = Rows(rows, [h + HOUR for h in tables.hours_of(one.day)], figures)
+        found[one.day] = Rows(rows, _closes_of(one.day), figures)
     return found
 
 
 def _volatility_score(run: _Run, symbol: str, known: Sequence[Computed]) -> dict[date, Rows]:
-    days_before = due.VOLATILITY_SCORE.inputs(run.settings)["realized_volatility"]
-    stretch = _stretch(known, days_before)
+    stretch = _stretch(run, known, "realized_volatility")
     hourly = tables.variances(run.connection, [symbol], stretch)[symbol]
     grid = pd.date_range(stretch.start, stretch.end, freq="h", inclusive="right")
     hourly = hourly.reindex(grid)

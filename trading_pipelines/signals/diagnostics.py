@@ -15,6 +15,7 @@ import pandas as pd
 import psycopg
 
 from trading_pipelines.settings import RegimeDetectionSettings
+from trading_pipelines.signals import tables
 from trading_pipelines.signals.realized import annualized
 from trading_pipelines.signals.regime import Regime
 from trading_pipelines.signals.score import hac_t_value
@@ -81,9 +82,7 @@ def read(
     detection: RegimeDetectionSettings,
 ) -> list[RegimeDiagnostics]:
     """Return one entry a symbol, in their order, of the labels of the hours from `since` on."""
-    cursor = connection.execute(ROWS, [FORWARD_HOURS, list(symbols), since])
-    assert cursor.description is not None
-    rows = pd.DataFrame(cursor.fetchall(), columns=[column.name for column in cursor.description])
+    rows = tables.frame(connection, ROWS, [FORWARD_HOURS, list(symbols), since])
     # A column that is empty throughout comes without a type.
     rows = rows.astype(dict.fromkeys(("diff_pct", "forward_return", "realized_variance"), float))
     return [diagnose(symbol, rows[rows["symbol"] == symbol], detection) for symbol in symbols]

@@ -9,7 +9,6 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
 from itertools import cycle
 from typing import Any
-from zoneinfo import ZoneInfo
 
 import numpy as np
 import pandas as pd
@@ -25,14 +24,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from trading_pipelines.candles.windows import DAY, HOUR, Interval, floor_hour
+from trading_pipelines.korean_time import KST
 from trading_pipelines.signals import tables
 from trading_pipelines.signals.realized import annualized
 from trading_pipelines.signals.regime import Regime
 from trading_pipelines.signals.volatility import trailing_mean
 
-KST = ZoneInfo("Asia/Seoul")
 SHOWN, SCORED = timedelta(days=14), timedelta(days=90)
-# Inches, of 100 pixels each.
 # In inches. The UI shows a picture in a window as wide as four fifths of the screen, unscaled.
 WIDTH, ROW, HEAD, FOOT = 11.6, 1.5, 0.62, 0.5
 DPI = 92
@@ -221,9 +219,7 @@ def _png(figure: Figure) -> bytes:
 
 def _frame(connection: psycopg.Connection, query: str, arguments: list[object]) -> pd.DataFrame:
     """Return the query's rows, indexed by their first column, a time."""
-    cursor = connection.execute(query, arguments)
-    assert cursor.description is not None
-    frame = pd.DataFrame(cursor.fetchall(), columns=[column.name for column in cursor.description])
+    frame = tables.frame(connection, query, arguments)
     return frame.set_index(pd.to_datetime(frame.pop(frame.columns[0]), utc=True))
 
 

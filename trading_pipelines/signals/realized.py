@@ -11,8 +11,9 @@ from enum import StrEnum
 import numpy as np
 import pandas as pd
 
+from trading_pipelines.candles.windows import HOUR
+
 BAR = pd.Timedelta(minutes=5)
-HOUR = pd.Timedelta(hours=1)
 BARS_AN_HOUR = 12
 # Where the price often does not move from one bar to the next, what moves it is the tick: KRW-DOGE
 # bounces between 300 and 301 KRW, and its squared returns then measure the bounce.

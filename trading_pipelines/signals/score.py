@@ -18,9 +18,7 @@ from trading_pipelines.signals.volatility import outcome, trailing_mean
 FEWEST_DAYS = 14
 ROLLING = """
 SELECT horizon, sum(forecasts)::int AS forecasts, count(DISTINCT day)::int AS days,
-    sum(forecasts * qlike) / nullif(sum(forecasts * qlike_garch), 0) AS ratio_to_garch,
-    sum(forecasts * qlike) / nullif(sum(forecasts * qlike_random_walk), 0) AS ratio_to_random_walk,
-    sum(covered)::float / nullif(sum(intervals), 0) AS coverage
+    sum(forecasts * qlike) / nullif(sum(forecasts * qlike_garch), 0) AS ratio_to_garch
 FROM trading_pipelines.volatility_score
 WHERE symbol = ANY(%s) AND day > (SELECT max(day) FROM trading_pipelines.volatility_score) - 30
 GROUP BY horizon ORDER BY horizon
@@ -109,14 +107,12 @@ def day_score(forecasts: pd.DataFrame, hourly: pd.Series, horizon: int) -> DaySc
 
 @dataclass(frozen=True)
 class RollingScore:
-    """The last 30 scored days over all symbols; ratios of mean QLIKE, below 1 ours is better."""
+    """The last 30 scored days over all symbols; a ratio of QLIKEs, below 1 ours is better."""
 
     horizon: int
     forecasts: int
     days: int
     ratio_to_garch: float | None
-    ratio_to_random_walk: float | None
-    coverage: float | None
 
     @property
     def is_worse_than_garch(self) -> bool:

@@ -13,8 +13,7 @@ import pandas as pd
 import psycopg
 from psycopg import sql
 
-from trading_pipelines.candles.windows import Interval, day_interval
-from trading_pipelines.signals.realized import HOUR
+from trading_pipelines.candles.windows import HOUR, Interval, day_interval
 from trading_pipelines.signals.regime import Close
 
 CLOSES = """
@@ -160,6 +159,13 @@ def _list(template: str, columns: Sequence[str], joint: str = ", ") -> sql.Compo
     return sql.SQL(joint).join(pieces)
 
 
+def frame(connection: psycopg.Connection, query: str, arguments: Sequence[object]) -> pd.DataFrame:
+    """Return the query's rows under the names of its columns."""
+    cursor = connection.execute(query, arguments)
+    assert cursor.description is not None
+    return pd.DataFrame(cursor.fetchall(), columns=[column.name for column in cursor.description])
+
+
 def closes(connection: psycopg.Connection, symbol: str, stretch: Interval) -> list[Close]:
     """Return the symbol's hourly closes in the stretch, in order."""
     return [Close(*row) for row in connection.execute(CLOSES, [symbol, *_ends(stretch)])]
@@ -167,11 +173,9 @@ def closes(connection: psycopg.Connection, symbol: str, stretch: Interval) -> li
 
 def bars(connection: psycopg.Connection, symbol: str, stretch: Interval) -> pd.DataFrame:
     """Return the symbol's traded five-minute bars, indexed by their start."""
-    cursor = connection.execute(BARS, [symbol, *_ends(stretch)])
-    columns = ["bar", "open", "high", "low", "close", "minutes"]
-    frame = pd.DataFrame(cursor.fetchall(), columns=columns)
-    frame["bar"] = pd.to_datetime(frame["bar"], utc=True)
-    return frame.set_index("bar")
+    found = frame(connection, BARS, [symbol, *_ends(stretch)])
+    found["bar"] = pd.to_datetime(found["bar"], utc=True)
+    return found.set_index("bar")
 
 
 def hourly_closes(connection: psycopg.Connection, symbol: str, stretch: Interval) -> pd.Series:
@@ -185,10 +189,9 @@ def variances(
     connection: psycopg.Connection, symbols: Sequence[str], stretch: Interval
 ) -> pd.DataFrame:
     """Return hourly realised variances, a column for each of `symbols`."""
-    cursor = connection.execute(VARIANCES, [list(symbols), *_ends(stretch)])
-    rows = pd.DataFrame(cursor.fetchall(), columns=["symbol", "hour", "variance"])
+    rows = frame(connection, VARIANCES, [list(symbols), *_ends(stretch)])
     rows["hour"] = pd.to_datetime(rows["hour"], utc=True) + HOUR
-    panel = rows.pivot_table("variance", "hour", "symbol", dropna=False, aggfunc="first")
+    panel = rows.pivot_table("realized_variance", "hour", "symbol", dropna=False, aggfunc="first")
     return panel.reindex(columns=list(symbols)).astype(float).sort_index()
 
 
@@ -203,25 +206,15 @@ def models(
 
 def forecasts(connection: psycopg.Connection, symbol: str, stretch: Interval) -> pd.DataFrame:
     """Return the forecasts whose horizon ended in the stretch, with GARCH's beside them."""
-    cursor = connection.execute(FORECASTS, [symbol, *_ends(stretch)])
-    assert cursor.description is not None
-    frame = pd.DataFrame(cursor.fetchall(), columns=[column.name for column in cursor.description])
+    found = frame(connection, FORECASTS, [symbol, *_ends(stretch)])
     for column in ("as_of", "valid_until"):
-        frame[column] = pd.to_datetime(frame[column], utc=True)
-    return frame
-
-
-def stretch_of(first: date, last: date) -> Interval:
-    """Return the UTC days `first` to `last`, inclusive, as one interval."""
-    return Interval(day_interval(first).start, day_interval(last).end)
+        found[column] = pd.to_datetime(found[column], utc=True)
+    return found
 
 
 def hours_of(day: date) -> list[datetime]:
     """Return the starts of the day's hours."""
-    return [
-        moment.to_pydatetime()
-        for moment in pd.date_range(day_interval(day).start, periods=24, freq="h")
-    ]
+    return [day_interval(day).start + HOUR * n for n in range(24)]
 
 
 def _ends(stretch: Interval) -> tuple[datetime, datetime]:

@@ -103,8 +103,8 @@ class Model(BaseModel):
 
 def training_days(settings: VolatilitySettings, symbols: int) -> int:
     """Return the days of training: a pool of one or two symbols needs more of them, up to 90."""
-    share = max(1, math.ceil(FEWEST_SYMBOLS / symbols))
-    return max(settings.training_days, min(LONGEST_TRAINING_DAYS, settings.training_days * share))
+    share = math.ceil(FEWEST_SYMBOLS / symbols)
+    return min(LONGEST_TRAINING_DAYS, settings.training_days * share)
 
 
 def fit(panel: pd.DataFrame, as_of: datetime, horizon: int, settings: VolatilitySettings) -> Model:

@@ -1,9 +1,9 @@
-"""What the assets share that are computed by `signals/compute`: one step over a run's partitions.
+"""What the assets share: owners, tables of metadata, one step over a run's partitions of a signal.
 
 Also how one depends on a stretch of days of another. What an asset is belongs in its own module.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import Any
 
@@ -79,3 +79,16 @@ def _metadata(figures: Mapping[str, Any]) -> dict[str, Any]:
         for name, value in figures.items()
         if value is not None
     }
+
+
+def table(rows: Iterable[Mapping[str, Any]]) -> dg.TableMetadataValue:
+    """Return the rows as a table that the UI shows in place."""
+    return dg.MetadataValue.table(
+        [
+            dg.TableRecord(
+                {key: "" if value is None else f"{value:.4g}" if isinstance(value, float)
+                 else str(value) for key, value in row.items()}
+            )
+            for row in rows
+        ]
+    )  # fmt: skip
