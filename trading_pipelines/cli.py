@@ -1,10 +1,14 @@
-"""The command line: `trading-pipelines demo | up | down | backfill | status | signals | …`.
+"""The command line: `trading-pipelines demo | up | backfill | status | signals | alerts | …`.
 
 Reads the environment, calls the packages that do the work and draws what they say. Exit status: 0
 done, 1 failed (with the partitions named), 2 wrong usage. Nothing here is imported elsewhere.
 """
 
 import contextlib
+import json
+import os
+import re
+import secrets
 import shlex
 import shutil
 import signal
@@ -12,6 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, NoReturn
@@ -19,17 +24,21 @@ from typing import Annotated, NoReturn
 import psycopg
 import requests
 import typer
-from pydantic import ValidationError
+from pydantic import SecretStr, ValidationError
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from trading_pipelines import backfill as backfills
-from trading_pipelines import database, services
+from trading_pipelines import database, n8n, services
+from trading_pipelines.alerts import ledger
+from trading_pipelines.alerts.kinds import CHANNELS, KINDS, sample_bodies
+from trading_pipelines.alerts.webhooks import DISCORD, N8N, Outcome, Webhooks
 from trading_pipelines.candles import coverage, due
 from trading_pipelines.candles.windows import DAY, MINUTE, contiguous
 from trading_pipelines.database.embedded import EmbeddedServer, EmbeddedServerError
+from trading_pipelines.inbox import DiscordInbox, show
 from trading_pipelines.korean_time import kst
 from trading_pipelines.replay import (
     BadRecording,
@@ -56,14 +65,20 @@ DEMO_DAYS = 28
 UPBIT_ANSWERS_WITHIN = 3.0
 PLAIN_PROGRESS_SECONDS = 5.0
 WAITING = "Dagster takes it up within 30 s"
+ALERT_SECONDS = 60.0
+REJECT = """
+INSERT INTO agent_decisions
+    (symbol, strategy_name, decision, reasoning, confidence, model_used, created_at)
+VALUES (%s, 'demo', 'REJECT', %s, 71, 'demo', %s)
+"""
 SIGNALS_FOLLOW = "labels, models and forecasts follow"
 
 app = typer.Typer(
     help=(
         "Market data and alerts of an Upbit trading bot.\n\n"
         "Environment: DATABASE_URL (default: an embedded Postgres), UPBIT_BASE_URL, "
-        "TRADING_PIPELINES_HOME (default .data), TRADING_PIPELINES_CONFIG (default "
-        "config/strategy.yaml)."
+        "N8N_URL and N8N_WEBHOOK_SECRET, DISCORD_WEBHOOK_URL, TRADING_PIPELINES_HOME (default "
+        ".data), TRADING_PIPELINES_CONFIG (default config/strategy.yaml)."
     ),
     epilog="Exit status: 0 done, 1 failed, 2 wrong usage.",
     no_args_is_help=True,
@@ -73,6 +88,10 @@ app = typer.Typer(
 )
 db_app = typer.Typer(help="The database: its schema and where it is.", no_args_is_help=True)
 app.add_typer(db_app, name="db")
+alerts_app = typer.Typer(help="Alerts: what became of them, again, a test.", no_args_is_help=True)
+app.add_typer(alerts_app, name="alerts")
+n8n_app = typer.Typer(help="The workflows in the operator's n8n.", no_args_is_help=True)
+app.add_typer(n8n_app, name="n8n")
 # Elsewhere than at a terminal (a log, a pipe) a table is as wide as it needs.
 out = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
 err = Console(highlight=False, stderr=True)
@@ -94,6 +113,7 @@ def main() -> None:
         EmbeddedServerError,
         services.ServicesError,
         backfills.BackfillError,
+        n8n.N8nError,
     ) as error:
         _fail(str(error))
     except KeyboardInterrupt:
@@ -220,7 +240,10 @@ def demo(
             out.print(f"[yellow]Upbit is not used ({said}): replaying a {source}[/]")
         target = backfills.Target(tuple(settings.symbols), *days)
         config = home / "strategy.yaml"
-        _write_settings(settings, target.first, config)
+        since = datetime.combine(target.first, datetime.min.time(), UTC)
+        alerts = settings.alerts.model_copy(update={"since": since})
+        _write_settings(settings.model_copy(update={"alerts": alerts}), target.first, config)
+        inbox = stack.enter_context(DiscordInbox())
         environment = environment.model_copy(
             update={
                 "database_url": None,
@@ -228,6 +251,7 @@ def demo(
                 "redis_url": None,  # the bot must not trade on a replayed market
                 "upbit_base_url": base_url,
                 "trading_pipelines_home": home,
+                **_demo_webhooks(stack, home, inbox),
             }
         )
         urls = stack.enter_context(_database(environment))
@@ -236,6 +260,8 @@ def demo(
         _show_summary(outcome, f"{target.first} to {target.last} (UTC days), from {source}")
         with database.connect(urls.market) as connection:
             _print_signals(publish.current_signals(connection, settings.symbols))
+            decided_at = datetime.combine(target.last + DAY, datetime.min.time(), UTC)
+            _show_reject(connection, inbox, target.symbols[0], decided_at)
         out.print(f"partitions  {running.url}/assets/candles_1m?view=partitions")
         out.print(f"pictures    {running.url}/assets/signals_overview?view=overview")
         out.print(f"backfill    {running.url}/runs/b/{outcome.backfill_id}")
@@ -284,6 +310,156 @@ def signals() -> None:
     settings = load_strategy(environment.trading_pipelines_config)
     with _connection(environment) as connection:
         _print_signals(publish.current_signals(connection, settings.symbols))
+
+
+@alerts_app.command("list")
+def alerts_list(
+    state: Annotated[
+        list[ledger.State] | None, typer.Option(help="Only these; may be given again.")
+    ] = None,
+    kind: Annotated[str | None, typer.Option(help=f"Only this of {', '.join(KINDS)}.")] = None,
+    since: Annotated[str, typer.Option(help="How far back: 30m, 24h, 7d.")] = "7d",
+    limit: Annotated[int, typer.Option(help="At most so many, the newest.", min=1)] = 50,
+    *,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line, UTC.")] = False,
+) -> None:
+    """Show alerts with their state, age, attempts and last error, in Korean time.
+
+    Example: trading-pipelines alerts list --state dead --since 24h
+    """
+    if kind and kind not in KINDS:
+        raise typer.BadParameter(f"{kind}: one of {', '.join(KINDS)}")
+    now = datetime.now(UTC)
+    with _connection(load_environment()) as connection:
+        found = ledger.listed(
+            connection, since=now - _span(since), states=state, kind=kind, limit=limit
+        )
+    if as_json:
+        for one in found:
+            sys.stdout.write(f"{json.dumps(asdict(one), default=str, ensure_ascii=False)}\n")
+        return
+    table = Table(title=f"alerts, now {kst(now)}", title_justify="left")
+    for heading in ("id", "kind", "what", "happened", "state", "age", "tries"):
+        table.add_column(heading, no_wrap=heading in {"id", "state"}, overflow="fold")
+    table.add_column("next try, message or last error", overflow="fold")
+    for one in found:
+        said = " ".join(filter(None, (_next_try(one), one.message_id or one.last_error, _via(one))))
+        table.add_row(
+            str(one.id),
+            one.kind,
+            escape(str(one.body.get("symbol") or one.body.get("type") or one.source_id)),
+            kst(one.occurred_at),
+            one.state,
+            _age(now - one.created_at),
+            str(one.attempts),
+            escape(said),
+        )
+    out.print(table if found else f"no alerts in {since}")
+
+
+@alerts_app.command("show")
+def alerts_show(number: Annotated[int, typer.Argument(metavar="ID")]) -> None:
+    """Show one alert: what is posted, and each try with its time, answer and latency.
+
+    Example: trading-pipelines alerts show 17
+    """
+    with _connection(load_environment()) as connection:
+        found = ledger.listed(connection, ids=[number])
+        tries = ledger.attempts(connection, number)
+    if not found:
+        _fail(f"there is no alert {number}; `trading-pipelines alerts list` shows what there is")
+    (one,) = found
+    out.print(f"{one.kind} {one.id}: {one.source} {one.source_id} -> {one.channel}, {one.state}")
+    out.print_json(data=one.body, ensure_ascii=False)
+    for tried in tries:
+        seconds = "" if tried.seconds is None else f"{tried.seconds:.2f} s, "
+        answer = escape(tried.answer or "no answer on record")
+        out.print(f"{tried.number}. {kst(tried.started_at)} via {tried.via}: {seconds}{answer}")
+
+
+@alerts_app.command("replay")
+def alerts_replay(
+    numbers: Annotated[list[int] | None, typer.Argument(metavar="[ID]...")] = None,
+    *,
+    dead: Annotated[bool, typer.Option("--dead", help="All that were given up.")] = False,
+    since: Annotated[str, typer.Option(help="With --dead, how far back: 24h, 7d.")] = "7d",
+) -> None:
+    """Send alerts again: those given, whatever became of them, or all dead ones.
+
+    The running sensors send them; each is a new message.
+
+    Example: trading-pipelines alerts replay --dead --since 24h
+    """
+    if bool(numbers) == dead:
+        raise typer.BadParameter("either IDs, or --dead")
+    with _connection(load_environment()) as connection:
+        wanted = numbers or [
+            one.id
+            for one in ledger.listed(
+                connection, since=datetime.now(UTC) - _span(since), states=[ledger.State.DEAD]
+            )
+        ]
+        again = ledger.replay(connection, wanted)
+    if missing := sorted(set(wanted) - set(again)):
+        _fail(f"{len(again)} will be sent again, but not {', '.join(map(str, missing))}: "
+              "there is no such alert, or nothing was ever made of it to send")  # fmt: skip
+    out.print(f"{len(again)} will be sent again")
+
+
+@alerts_app.command("test")
+def alerts_test() -> None:
+    """Send one of each kind, marked as a test, and show what n8n or Discord answers.
+
+    Example: trading-pipelines alerts test
+    """
+    posting = _webhooks()
+    via = N8N if posting.n8n_url else DISCORD
+    failed = 0
+    for channel, body in sample_bodies(datetime.now(UTC)).items():
+        answer = posting.post(via, channel, body)
+        is_good = answer.outcome is Outcome.DELIVERED
+        failed += not is_good
+        colour = "green" if is_good else "red"
+        said = answer.message_id or "" if is_good else answer.text
+        out.print(f"{channel:<13}[{colour}]{answer.outcome}[/] {escape(said)} "
+                  f"({answer.seconds:.2f} s, via {via})", soft_wrap=True)  # fmt: skip
+    if failed:
+        _fail(f"{failed} of {len(CHANNELS)} were not delivered")
+
+
+@n8n_app.command("import")
+def n8n_import(
+    command: Annotated[
+        str, typer.Option(help="How n8n's own command line is run on its machine.")
+    ] = "n8n",
+    folder: Annotated[
+        Path, typer.Option(exists=True, file_okay=False, help="Where the workflows are.")
+    ] = Path("config/n8n_workflows"),
+) -> None:
+    """Import the four workflows and their credential, and publish them. Twice is as good as once.
+
+    n8n itself needs N8N_WEBHOOK_SECRET and DISCORD_WEBHOOK_URL in its environment.
+
+    Example: trading-pipelines n8n import --command "npx n8n"
+    """
+    for line in n8n.import_workflows(shlex.split(command), folder, os.environ):
+        out.print(escape(line))
+
+
+@n8n_app.command("check")
+def n8n_check() -> None:
+    """Ask n8n at N8N_URL whether each workflow is there and guarded. Sends nothing to Discord.
+
+    Example: trading-pipelines n8n check
+    """
+    posting = _webhooks()
+    if not posting.n8n_url:
+        _fail("N8N_URL is not set")
+    checked = n8n.check(posting.n8n_url, posting.secret or "", posting.timeout)
+    for one in checked:
+        out.print(f"{one.channel:<13}[{'green' if one.is_good else 'red'}]{escape(one.said)}[/]")
+    if wrong := [one for one in checked if not one.is_good]:
+        _fail(f"{len(wrong)} of {len(checked)} workflows can't be used")
 
 
 @app.command()
@@ -336,6 +512,30 @@ def replay(
 
 
 @app.command()
+def inbox(
+    port: Annotated[int, typer.Option(help="Port, on 127.0.0.1.")] = 8901,
+) -> None:
+    """Stand in for Discord on loopback, and print what arrives as Discord would show it.
+
+    Example: DISCORD_WEBHOOK_URL=http://127.0.0.1:8901/api/webhooks/1/token trading-pipelines up,
+    beside trading-pipelines inbox
+    """
+    with DiscordInbox(limited=True, port=port) as discord:
+        out.print(f"DISCORD_WEBHOOK_URL={discord.url}")
+        threading.Thread(target=_print_messages, args=[discord], daemon=True).start()
+        _await_interrupt()
+
+
+def _print_messages(discord: DiscordInbox) -> None:
+    shown = 0
+    while True:
+        for message in discord.messages[shown:]:
+            out.print(show(message.payload))
+            shown += 1
+        time.sleep(0.2)
+
+
+@app.command()
 def env() -> None:
     """Print the variables by which Dagster's own commands (dg, dagster) find this home.
 
@@ -369,6 +569,40 @@ def db_url() -> None:
     Example: psql "$(trading-pipelines db url)"
     """
     sys.stdout.write(f"{database.prepare(load_environment()).market}\n")
+
+
+def _webhooks() -> Webhooks:
+    environment = load_environment()
+    settings = load_strategy(environment.trading_pipelines_config)
+    found = Webhooks.of(environment, settings.alerts)
+    if found is None:
+        _fail("set N8N_URL and N8N_WEBHOOK_SECRET, or DISCORD_WEBHOOK_URL")
+    return found
+
+
+def _span(text: str) -> timedelta:
+    found = re.fullmatch(r"(\d{1,5})([mhd])", text)
+    if not found:
+        raise typer.BadParameter(f"{text}: a number and m, h or d, such as 24h")
+    unit = {"m": "minutes", "h": "hours", "d": "days"}[found[2]]
+    return timedelta(**{unit: int(found[1])})
+
+
+def _age(age: timedelta) -> str:
+    """Return a span to its largest unit: 45 s, 12 min, 3 h, 5 d."""
+    for unit, seconds in (("d", 86400), ("h", 3600), ("min", 60)):
+        if age.total_seconds() >= 2 * seconds:
+            return f"{age.total_seconds() / seconds:.0f} {unit}"
+    return f"{age.total_seconds():.0f} s"
+
+
+def _next_try(one: ledger.Delivery) -> str:
+    is_waiting = one.state in {ledger.State.PENDING, ledger.State.RETRYING}
+    return f"from {kst(one.next_at)}" if is_waiting else ""
+
+
+def _via(one: ledger.Delivery) -> str:
+    return "(to Discord directly)" if one.via == DISCORD else ""
 
 
 @contextlib.contextmanager
@@ -410,6 +644,42 @@ def _write_settings(settings: StrategySettings, start_date: date, config: Path) 
     """Write settings for one backfill: partitions from its first day on, no schedule beside it."""
     data = settings.data.model_copy(update={"start_date": start_date, "refresh": False})
     dump_strategy(settings.model_copy(update={"data": data}), config)
+
+
+def _demo_webhooks(
+    stack: contextlib.ExitStack, home: Path, inbox: DiscordInbox
+) -> dict[str, SecretStr | None]:
+    """Start the real n8n where it is installed; else alerts go to the inbox directly."""
+    discord = SecretStr(inbox.url)
+    if n8n.installed() is None:
+        out.print("[yellow]n8n is not installed (`make n8n`): alerts go to Discord directly[/]")
+        return {"n8n_url": None, "n8n_webhook_secret": None, "discord_webhook_url": discord}
+    secret = secrets.token_urlsafe()
+    out.print("starting n8n, with a local inbox in Discord's place")
+    local = stack.enter_context(n8n.LocalN8n(home / "n8n", secret=secret, discord_url=inbox.url))
+    return {
+        "n8n_url": SecretStr(local.url),
+        "n8n_webhook_secret": SecretStr(secret),
+        "discord_webhook_url": discord,
+    }
+
+
+def _show_reject(
+    connection: psycopg.Connection, inbox: DiscordInbox, symbol: str, decided_at: datetime
+) -> None:
+    """Reject a trade as the bot would, and show what arrives."""
+    now = datetime.now(UTC)
+    if now - decided_at > DAY:
+        decided_at = now  # a recording of long ago: an alert is about now
+    reason = "RSI는 낮지만 거래량이 받쳐주지 않아 진입을 보류합니다. (demo)"
+    connection.execute(REJECT, [symbol, reason, decided_at])
+    started = time.monotonic()
+    try:
+        message = inbox.wait_for(lambda _: True, ALERT_SECONDS)
+    except TimeoutError:
+        _fail(f"no alert arrived within {ALERT_SECONDS:.0f} s: `trading-pipelines alerts list`")
+    out.print(f"a REJECT of the bot, {time.monotonic() - started:.1f} s later in Discord's place:")
+    out.print(show(message.payload))
 
 
 def _answers(base_url: str, symbol: str) -> bool:

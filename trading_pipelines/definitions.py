@@ -9,16 +9,19 @@ from typing import Any
 
 import dagster as dg
 
-from trading_pipelines.assets import market_data, overview, regimes, volatility
+from trading_pipelines.assets import alerts, market_data, overview, regimes, reports, volatility
 from trading_pipelines.partitions import days, symbol_days
 from trading_pipelines.resources.database import DatabaseResource
 from trading_pipelines.resources.exchange import ExchangeResource
 from trading_pipelines.resources.redis import RedisResource
+from trading_pipelines.resources.webhooks import WebhooksResource
 from trading_pipelines.schedules import (
+    build_daily_report,
     build_purge_run_events,
     build_refresh_market_data,
     build_signal_schedules,
 )
+from trading_pipelines.sensors.alerts import build_alert_sensors
 from trading_pipelines.settings import StrategySettings, load_environment, load_strategy
 
 
@@ -33,17 +36,26 @@ def build_definitions(
             *regimes.build_assets(settings, partitions),
             *volatility.build_assets(settings, partitions, days(settings)),
             *overview.build_assets(settings),
+            *reports.build_assets(settings),
+            *alerts.build_assets(),
         ],
-        asset_checks=[*market_data.build_checks(settings), *volatility.build_checks(settings)],
+        asset_checks=[
+            *market_data.build_checks(settings),
+            *volatility.build_checks(settings),
+            *alerts.build_checks(),
+        ],
         schedules=[
             build_refresh_market_data(settings, partitions),
             *build_signal_schedules(settings, partitions, days(settings)),
+            build_daily_report(settings),
             build_purge_run_events(),
         ],
+        sensors=build_alert_sensors(settings),
         resources={
             "database": DatabaseResource(),
             "exchange": ExchangeResource.of(settings.exchange),
             "redis": RedisResource(),
+            "webhooks": WebhooksResource(),
             **(resource_overrides or {}),
         },
         # The steps are small: a process for each costs 5-13 s on two cores.

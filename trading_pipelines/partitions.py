@@ -1,7 +1,7 @@
-"""The partitions that assets share: symbol × UTC day, and the UTC day alone for what is pooled.
+"""The partitions that assets share: symbol × UTC day, the UTC day alone for what is pooled.
 
-Keys are Dagster's, `2026-11-24|KRW-BTC` and `2026-11-24`. What a partition holds belongs to its
-asset.
+The daily report's are Korean days. Keys are Dagster's, `2026-11-24|KRW-BTC` and `2026-11-24`. What
+a partition holds belongs to its asset.
 """
 
 from collections.abc import Iterable, Sequence
@@ -10,6 +10,7 @@ from datetime import date
 
 import dagster as dg
 
+from trading_pipelines.korean_time import KST
 from trading_pipelines.settings import StrategySettings
 
 SYMBOL = "symbol"
@@ -22,6 +23,13 @@ def days(settings: StrategySettings) -> dg.DailyPartitionsDefinition:
     """Return each UTC day from `data.start_date` up to the one that is open now."""
     return dg.DailyPartitionsDefinition(
         start_date=settings.data.start_date.isoformat(), end_offset=1
+    )
+
+
+def kst_days(settings: StrategySettings) -> dg.DailyPartitionsDefinition:
+    """Return each Korean day from `data.start_date` up to the last one that has closed."""
+    return dg.DailyPartitionsDefinition(
+        start_date=settings.data.start_date.isoformat(), timezone=KST.key
     )
 
 

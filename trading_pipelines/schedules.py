@@ -1,4 +1,4 @@
-"""When to ask what is due. That comes from the data, in `candles/due` and `signals/due`.
+"""When to ask what is due. That comes from the data: `candles/due`, `signals/due`, `alerts/due`.
 
 A tick that was missed therefore costs nothing but time: the next one finds the same days due.
 """
@@ -8,11 +8,21 @@ from datetime import UTC, date, datetime, timedelta
 
 import dagster as dg
 
+from trading_pipelines.alerts.due import due_reports
+from trading_pipelines.alerts.kinds import DAILY_REPORT
 from trading_pipelines.assets.market_data import CANDLES_1H, CANDLES_1M
 from trading_pipelines.candles import coverage, due, rate_limit
 from trading_pipelines.candles.windows import DAY
 from trading_pipelines.database.run_events import purge_run_events
-from trading_pipelines.partitions import RANGE_END, RANGE_START, range_tags, split
+from trading_pipelines.korean_time import KST
+from trading_pipelines.partitions import (
+    RANGE_END,
+    RANGE_START,
+    kst_days,
+    partition_key,
+    range_tags,
+    split,
+)
 from trading_pipelines.resources.database import DatabaseResource
 from trading_pipelines.settings import StrategySettings
 from trading_pipelines.signals import due as signals_due
@@ -232,6 +242,46 @@ def _build_update(
 def _status(settings: StrategySettings) -> dg.DefaultScheduleStatus:
     running = settings.data.refresh
     return dg.DefaultScheduleStatus.RUNNING if running else dg.DefaultScheduleStatus.STOPPED
+
+
+def build_daily_report(settings: StrategySettings) -> dg.ScheduleDefinition:
+    """Return the schedule that makes the report of each KST day at 09:00 KST of the next."""
+    partitions = kst_days(settings)
+    job = dg.define_asset_job(
+        "daily_report_job",
+        selection=dg.AssetSelection.assets(DAILY_REPORT),
+        partitions_def=partitions,
+        description="The report of the KST days it is given.",
+    )
+
+    @dg.schedule(
+        name="make_daily_report",
+        job=job,
+        cron_schedule="*/10 * * * *",
+        execution_timezone=KST.key,
+        default_status=dg.DefaultScheduleStatus.RUNNING,
+        description="Asks the ledger which KST days of the look-back have closed and have no "
+        "report, from 09:00 KST on: at 09:00, and after a downtime when it ends.",
+    )
+    def daily_report(
+        context: dg.ScheduleEvaluationContext, database: DatabaseResource
+    ) -> Iterator[dg.RunRequest | dg.SkipReason]:
+        with database.connect() as connection:
+            days = due_reports(connection, settings.alerts, datetime.now(UTC))
+        unfinished = context.instance.get_runs(dg.RunsFilter(statuses=UNFINISHED))
+        flying = in_flight(unfinished, partitions, DAILY_REPORT)
+        wanted = [day for day in days if ("", day) not in flying]
+        for day in wanted:
+            yield dg.RunRequest(
+                run_key=f"{context.scheduled_execution_time.isoformat()} {day}",
+                partition_key=partition_key("", day),
+            )
+        if not wanted:
+            yield dg.SkipReason(
+                f"{len(days)} reports due, all in flight" if days else "no report is due"
+            )
+
+    return daily_report
 
 
 def build_purge_run_events() -> dg.ScheduleDefinition:

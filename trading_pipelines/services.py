@@ -97,6 +97,7 @@ class Services:
         self, environment: Environment, urls: DatabaseUrls, config: Path, port: int | None = None
     ) -> None:
         self._home = environment.trading_pipelines_home
+        self._stop_flag = environment.stop_flag
         self._server = embedded_server(environment)
         self._port = port or _free_port()
         self.url = f"http://{HOST}:{self._port}"
@@ -108,7 +109,11 @@ class Services:
             "TRADING_PIPELINES_HOME": str(self._home),
             "TRADING_PIPELINES_CONFIG": str(config.absolute()),
             "UPBIT_BASE_URL": environment.upbit_base_url,
-            "REDIS_URL": environment.redis_url.get_secret_value() if environment.redis_url else "",
+            **{
+                name.upper(): value.get_secret_value() if value else ""
+                for name in ("redis_url", "n8n_url", "n8n_webhook_secret", "discord_webhook_url")
+                for value in [getattr(environment, name)]
+            },
         }
         python = [sys.executable, "-m"]
         self._commands = {
@@ -144,6 +149,7 @@ class Services:
                     f"port {self._port} is taken: choose another with --port, or stop what is there"
                 )
             # A killed predecessor has left its own behind.
+            self._stop_flag.unlink(missing_ok=True)
             self._tell()
             self._write_instance()
             _report_dead_runs(self._variables)
@@ -234,6 +240,8 @@ class Services:
 
     def _stop(self) -> None:
         self._stopping.set()
+        # A sensor's tick stays for half a minute, in another process: this ends it.
+        self._stop_flag.touch()
         if self._watcher.is_alive():
             self._watcher.join()
         # The daemon first, so that nothing new is launched; then the runs' parent.

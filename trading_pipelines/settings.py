@@ -11,7 +11,7 @@ import operator
 import os
 import re
 from collections.abc import Callable, Iterator
-from datetime import date
+from datetime import date, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -86,6 +86,13 @@ def _day(value: object) -> object:
     return date.fromisoformat(value) if isinstance(value, str) else value
 
 
+def _moment(value: object) -> object:
+    moment = datetime.fromisoformat(value) if isinstance(value, str) else value
+    if isinstance(moment, datetime) and moment.tzinfo is None:
+        raise ValueError("without an offset")
+    return moment
+
+
 _Count = Annotated[int, Field(ge=1)]
 _Positive = Annotated[float, Field(gt=0)]
 _Day = Annotated[
@@ -95,6 +102,11 @@ _Day = Annotated[
         ge=date(2017, 10, 1),
         description="a day like 2024-01-01, not before 2017-10-01 (Upbit's first)",
     ),
+]
+_Moment = Annotated[
+    datetime | None,
+    BeforeValidator(_moment),
+    Field(description="a moment with its offset, such as 2026-11-24T09:00:00+09:00, or nothing"),
 ]
 _Symbol = Annotated[
     str,
@@ -160,6 +172,34 @@ class ExchangeSettings(_Section):
     max_backoff_seconds: _Positive = 20.0
 
 
+class AlertSettings(_Section):
+    """Which kinds are sent, from when on, and how long each step of a delivery may take (seconds).
+
+    A kind that is off leaves its alerts to the bot; one that comes on sends nothing older.
+    """
+
+    ai_reject: bool = True
+    trade: bool = True
+    risk: bool = True
+    daily_report: bool = True
+    pipeline_failure: bool = True
+    since: _Moment = None
+    look_back_days: Annotated[int, Field(ge=1, le=30)] = 7
+    # n8n gives Discord 10 s; a tick of Dagster's has 60, of which it may post from second 35 on.
+    timeout_seconds: Annotated[float, Field(gt=10, le=20)] = 15.0
+    # Svix's schedule; with the first try at once, eight tries in 27.6 hours.
+    retry_waits: Annotated[
+        list[Annotated[float, Field(ge=0)]],
+        Field(min_length=1, description="a list of seconds, such as [5.0, 300.0, 1800.0]"),
+    ] = [5.0, 300.0, 1800.0, 7200.0, 18000.0, 36000.0, 36000.0]
+    fallback_after: Annotated[float, Field(ge=0)] = 300.0
+    digest_over: _Count = 20
+    messages_per_minute: Annotated[int, Field(ge=1, le=150)] = 30
+    repeat_after: Annotated[float, Field(ge=60)] = 14400.0
+    failures_before_alert: _Count = 3
+    quiet_after: Annotated[float, Field(ge=300)] = 3600.0
+
+
 class StrategySettings(_Section):
     """config/strategy.yaml: what is left out has its default; unknown keys are errors."""
 
@@ -172,8 +212,9 @@ class StrategySettings(_Section):
     regime_detection: RegimeDetectionSettings = RegimeDetectionSettings()
     volatility: VolatilitySettings = VolatilitySettings()
     exchange: ExchangeSettings = ExchangeSettings()
+    alerts: AlertSettings = AlertSettings()
 
-    @field_validator("data", "regime_detection", "volatility", "exchange", mode="before")
+    @field_validator("data", "regime_detection", "volatility", "exchange", "alerts", mode="before")
     @classmethod
     def _heading_alone_is_left_out(cls, section: object) -> object:
         return {} if section is None else section
@@ -358,13 +399,20 @@ _REDIS_URL = (
 )
 
 
-def _database_url(url: SecretStr | None) -> SecretStr | None:
-    if url and not re.fullmatch(_DATABASE_URL, url.get_secret_value()):
-        allowed = (
-            "postgresql://user:password@host:5432/database, with / ? # @ in the password as %XX"
-        )
-        raise _wrong("not a PostgreSQL URL with a database name", allowed)
-    return url
+_N8N_URL = r"https?://[^/?#@\s]+(/[^?#@\s]*)?(?<!/webhook)"
+_DISCORD_URL = r"https?://[^?#@\s]+(\?[^#\s]*)?"
+_SECRET = r"[!-~]+"  # noqa: S105
+
+
+def _matching(pattern: str, wrong: str, allowed: str) -> AfterValidator:
+    """Demand that a variable, where it is set, has the form; the error never quotes it."""
+
+    def check(value: SecretStr | None) -> SecretStr | None:
+        if value and not re.fullmatch(pattern, value.get_secret_value()):
+            raise _wrong(wrong, allowed)
+        return value
+
+    return AfterValidator(check)
 
 
 def _exchange_url(url: str) -> str:
@@ -374,37 +422,70 @@ def _exchange_url(url: str) -> str:
     return url.rstrip("/")
 
 
-def _redis_url(url: SecretStr | None) -> SecretStr | None:
-    if url and not re.fullmatch(_REDIS_URL, url.get_secret_value()):
-        allowed = (
-            "redis://user:password@host:6379/0, the same with rediss, or unix:///path/of/socket, "
-            "with / ? # @ [ ] in the password as %XX"
-        )
-        raise _wrong("not a Redis URL", allowed)
-    return url
-
-
 class Environment(BaseSettings):
     """The environment's variables, named like the fields in capitals; an empty one is not set.
 
-    Without a `database_url` the embedded server is used, without a `redis_url` no Redis. Read it
-    with `load_environment`.
+    Without a `database_url` the embedded server is used, without a `redis_url` no Redis, without an
+    `n8n_url` Discord itself, where it is given. Read it with `load_environment`.
     """
 
     model_config = SettingsConfigDict(frozen=True, env_ignore_empty=True, hide_input_in_errors=True)
 
-    database_url: Annotated[SecretStr | None, AfterValidator(_database_url)] = None
+    database_url: Annotated[
+        SecretStr | None,
+        _matching(
+            _DATABASE_URL,
+            "not a PostgreSQL URL with a database name",
+            "postgresql://user:password@host:5432/database, with / ? # @ in the password as %XX",
+        ),
+    ] = None
     dagster_postgres_url: SecretStr | None = None
-    redis_url: Annotated[SecretStr | None, AfterValidator(_redis_url)] = None
+    redis_url: Annotated[
+        SecretStr | None,
+        _matching(
+            _REDIS_URL,
+            "not a Redis URL",
+            "redis://user:password@host:6379/0, the same with rediss, or unix:///path/of/socket, "
+            "with / ? # @ [ ] in the password as %XX",
+        ),
+    ] = None
+    n8n_url: Annotated[
+        SecretStr | None,
+        _matching(
+            _N8N_URL,
+            "not n8n's base URL",
+            "http or https and a host, such as http://127.0.0.1:5678; leave /webhook away",
+        ),
+    ] = None
+    n8n_webhook_secret: Annotated[
+        SecretStr | None,
+        _matching(
+            _SECRET, "can't be sent in a header", "letters, digits and signs of ASCII, no spaces"
+        ),
+    ] = None
+    discord_webhook_url: Annotated[
+        SecretStr | None,
+        _matching(
+            _DISCORD_URL, "not a webhook's URL", "https://discord.com/api/webhooks/<id>/<token>"
+        ),
+    ] = None
     upbit_base_url: Annotated[str, AfterValidator(_exchange_url)] = "https://api.upbit.com"
     trading_pipelines_home: Annotated[Path, AfterValidator(Path.absolute)] = Path(".data")
     trading_pipelines_config: Path = Path("config/strategy.yaml")
+
+    @property
+    def stop_flag(self) -> Path:
+        """A file that is there while the services of the home are being stopped."""
+        return self.trading_pipelines_home / "stopping"
 
 
 def load_environment() -> Environment:
     """Read the environment; raises SettingsError with every wrong variable, never its value."""
     try:
-        return Environment()
+        environment = Environment()
+        if not environment.n8n_url or environment.n8n_webhook_secret:
+            return environment
+        problems = ["N8N_WEBHOOK_SECRET: not set; N8N_URL is, and n8n refuses what has no secret"]
     except ValidationError as error:
         problems = [f"{str(item['loc'][0]).upper()}: {item['msg']}" for item in error.errors()]
     # Raised out here, where no traceback carries the first error: that one holds the values.

@@ -1,0 +1,280 @@
+"""The bodies the contract asks for, made of the bot's rows, the incomplete ones too."""
+
+import unicodedata
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+import regex
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from tests.alerts.conftest import BTC, ETH, NOON, Bot
+from trading_pipelines.alerts import ledger
+from trading_pipelines.alerts.kinds import (
+    AI_REJECT,
+    CHANNELS,
+    LONGEST_REASON,
+    RISK,
+    SOURCES,
+    TRADE,
+    cut,
+    label_as_of,
+)
+
+HOUR, MINUTE, SECOND = timedelta(hours=1), timedelta(minutes=1), timedelta(seconds=1)
+LONG_AGO = NOON - timedelta(days=7)
+
+
+def bodies(bot: Bot, kind: str, now: datetime = NOON + HOUR) -> list[dict[str, Any]]:
+    """Collect what is new of the kind and return the bodies, without their idempotency keys."""
+    known = len(bot.ledger())
+    ledger.collect(bot.connection, kind, LONG_AGO, now)
+    found = bot.ledger("body")[known:]
+    for body in found:
+        del body["idempotency_key"]
+    return found
+
+
+def store_hours(bot: Bot, count: int, until: datetime = NOON, symbol: str = BTC) -> None:
+    """Store hours that close one after another, the last of them at `until`."""
+    for n in range(count):
+        close = 1000 + (n * n * 37) % 101
+        bot.connection.execute(
+            "INSERT INTO trading_pipelines.candles_1h VALUES (%s, %s, %s, %s, %s, %s, 1, 60)",
+            [symbol, until - (count - n) * HOUR, *[close] * 4],
+        )
+
+
+def store_label(bot: Bot, label: str, closed_at: datetime, symbol: str = BTC) -> None:
+    bot.connection.execute(
+        "INSERT INTO trading_pipelines.regime_labels "
+        "(symbol, hour, label, candles, empty_hours, hysteresis_label) "
+        "VALUES (%s, %s, %s, 200, 0, %s)",
+        [symbol, closed_at - HOUR, label, label],
+    )
+
+
+def test_a_rejection_has_the_body_of_the_contract(bot: Bot) -> None:
+    store_hours(bot, 40)
+    bot.reject(NOON + 5 * MINUTE, "RSI 71, 과매수", regime="BULL", confidence=72)
+    (body,) = bodies(bot, AI_REJECT)
+    assert 0 < body["rsi"] < 100
+    assert round(body["rsi"], 2) == body["rsi"]
+    assert body == {
+        "symbol": BTC,
+        "regime": "BULL",
+        "rsi": body["rsi"],
+        "reason": "RSI 71, 과매수",
+        "timestamp": "2025-09-10T12:05:00+00:00",
+    }
+
+
+def test_a_rejection_that_nothing_else_is_known_of_has_the_defaults(bot: Bot) -> None:
+    bot.reject(NOON, None)
+    assert bodies(bot, AI_REJECT) == [
+        {
+            "symbol": BTC,
+            "regime": "UNKNOWN",
+            "rsi": 0,
+            "reason": "",
+            "timestamp": "2025-09-10T12:00:00+00:00",
+        }
+    ]
+
+
+def test_the_time_is_in_utc_whatever_the_bot_wrote(bot: Bot) -> None:
+    bot.reject(datetime.fromisoformat("2025-09-10T21:00:00.123456+09:00"))
+    bot.connection.execute("SET timezone = 'Asia/Seoul'")
+    (body,) = bodies(bot, AI_REJECT)
+    assert body["timestamp"] == "2025-09-10T12:00:00.123456+00:00"
+
+
+def test_a_row_without_a_time_is_told_as_of_now(bot: Bot) -> None:
+    bot.reject(None)
+    bot.trade(None)
+    bot.violation(None)
+    for kind in (AI_REJECT, TRADE, RISK):
+        (body,) = bodies(bot, kind, NOON)
+        assert body["timestamp"] == "2025-09-10T12:00:00+00:00"
+    assert bot.ledger("occurred_at") == [None] * 3
+
+
+@pytest.mark.parametrize("is_old", [False, True], ids=["newer", "older"])
+def test_the_regime_is_the_decisions_own_else_the_label_as_of_its_time(
+    bot: Bot, old_bot: Bot, *, is_old: bool
+) -> None:
+    database = old_bot if is_old else bot
+    store_label(database, "BEAR", NOON)
+    store_label(database, "BULL", NOON + HOUR)
+    store_label(database, "BULL", NOON, ETH)
+    database.reject(NOON + 59 * MINUTE)
+    database.reject(NOON + HOUR)
+    assert [body["regime"] for body in bodies(database, AI_REJECT)] == ["BEAR", "BULL"]
+    if not is_old:
+        database.reject(NOON + HOUR, regime="SIDEWAYS")
+        database.reject(NOON + HOUR, regime="")
+        assert [body["regime"] for body in bodies(database, AI_REJECT)] == ["SIDEWAYS", "BULL"]
+
+
+def test_a_label_is_no_older_than_a_regime_may_be_and_never_of_an_hour_that_is_open(
+    bot: Bot,
+) -> None:
+    store_label(bot, "BEAR", NOON)
+    for moment, expected in {
+        NOON - SECOND: None,
+        NOON: "BEAR",
+        NOON + 3 * HOUR - SECOND: "BEAR",
+        NOON + 3 * HOUR + SECOND: None,
+    }.items():
+        assert label_as_of(bot.connection, BTC, moment) == expected, moment
+    store_label(bot, "UNKNOWN", NOON + HOUR)
+    assert label_as_of(bot.connection, BTC, NOON + HOUR) == "UNKNOWN"
+    assert label_as_of(bot.connection, ETH, NOON) is None
+
+
+def test_the_rsi_is_as_of_the_decision_and_0_where_there_is_none(bot: Bot) -> None:
+    store_hours(bot, 40)
+    for symbol in (BTC, ETH):
+        bot.reject(NOON - 3 * HOUR, symbol=symbol)
+        bot.reject(NOON, symbol=symbol)
+    bot.reject(NOON + 4 * HOUR)
+    by_time: dict[str, list[float]] = {BTC: [], ETH: []}
+    for body in bodies(bot, AI_REJECT):
+        by_time[body["symbol"]].append(body["rsi"])
+    earlier, at_noon, stale = by_time[BTC]
+    assert earlier != at_noon
+    assert 0 < min(earlier, at_noon)
+    assert stale == 0
+    assert by_time[ETH] == [0, 0]
+
+
+def test_only_rejections_are_told(bot: Bot) -> None:
+    for decision in ("CONFIRM", "REJECT", "SAFE", "WARNING"):
+        bot.reject(NOON, decision, decision=decision)
+    assert [body["reason"] for body in bodies(bot, AI_REJECT)] == ["REJECT"]
+
+
+@pytest.mark.parametrize("is_old", [False, True], ids=["newer", "older"])
+def test_a_trade_has_the_body_of_the_contract(bot: Bot, old_bot: Bot, *, is_old: bool) -> None:
+    database = old_bot if is_old else bot
+    database.trade(
+        NOON, side="SELL", price="152000000.5", quantity="0.00000001", created_at=NOON - HOUR
+    )
+    assert bodies(database, TRADE) == [
+        {
+            "symbol": BTC,
+            "side": "SELL",
+            "price": 152000000.5,
+            "quantity": 0.00000001,
+            "strategy": "MeanReversion",
+            "executed_at": "2025-09-10T12:00:00+00:00",
+            "timestamp": "2025-09-10T12:00:00+00:00",
+        }
+    ]
+
+
+def test_a_trade_without_a_strategy_or_a_time_of_its_own_is_told(bot: Bot) -> None:
+    bot.trade(NOON, strategy_name=None, executed_at=None, signal_info={"rsi": 71})
+    (body,) = bodies(bot, TRADE)
+    assert body["strategy"] == "UNKNOWN"
+    assert body["executed_at"] == body["timestamp"] == "2025-09-10T12:00:00+00:00"
+
+
+def test_only_what_was_filled_is_told_and_a_pending_order_once_it_is(bot: Bot) -> None:
+    for status in ("PENDING", "CANCELLED"):
+        bot.trade(NOON, status=status)
+    assert bodies(bot, TRADE) == []
+    bot.connection.execute("UPDATE trading_history SET status = 'FILLED' WHERE status = 'PENDING'")
+    assert len(bodies(bot, TRADE)) == 1
+    assert bodies(bot, TRADE) == []
+
+
+def test_a_violation_has_the_body_of_the_contract(bot: Bot) -> None:
+    bot.violation(NOON)
+    bot.violation(NOON + SECOND, description=None)
+    bot.violation(NOON + SECOND, description="", related_order_id=bot.trade(NOON))
+    first, *rest = bodies(bot, RISK)
+    assert first == {
+        "type": "MAX_EXPOSURE",
+        "level": "WARNING",
+        "message": "over 30 %",
+        "timestamp": "2025-09-10T12:00:00+00:00",
+    }
+    assert [body["message"] for body in rest] == ["MAX_EXPOSURE"] * 2
+
+
+def test_a_cooldown_is_critical_and_says_until_when_in_korean_time(bot: Bot) -> None:
+    bot.cooldown(NOON + 4 * HOUR, NOON)
+    assert bodies(bot, RISK, NOON) == [
+        {
+            "type": "COOLDOWN",
+            "level": "CRITICAL",
+            "message": "연속 손실 3회: 2025-09-11 01:00 KST까지 신규 거래 중지",
+            "timestamp": "2025-09-10T12:00:00+00:00",
+        }
+    ]
+
+
+def test_a_cooldown_is_told_once_and_the_second_of_a_day_too(bot: Bot) -> None:
+    bot.cooldown(None, NOON)
+    assert bodies(bot, RISK) == []
+    bot.cooldown(NOON + HOUR, NOON)
+    assert len(bodies(bot, RISK)) == 1
+    bot.cooldown(NOON + HOUR, NOON + MINUTE)
+    assert bodies(bot, RISK) == [], "a later trade of the day only moves updated_at"
+    bot.cooldown(NOON + 3 * HOUR, NOON + 2 * HOUR)
+    (second,) = bodies(bot, RISK)
+    assert "2025-09-11 00:00 KST" in second["message"]
+
+
+def test_every_source_has_a_channel_of_n8ns_and_a_key_of_its_own() -> None:
+    assert {source.channel for source in SOURCES} <= set(CHANNELS)
+    assert len({(source.table, source.channel) for source in SOURCES}) == len(SOURCES)
+
+
+FAMILY = "👨‍👩‍👧‍👦"
+FLAG = "🇰🇷"
+JAMO = unicodedata.normalize("NFD", "각")
+COMBINED = "é̈"
+LETTERS = [FAMILY, FLAG, JAMO, COMBINED, "👍🏽", "한", "a", " ", "\r\n", "क्षि", "🇰", "\u200d"]
+
+
+@pytest.mark.parametrize("letter", [FAMILY, FLAG, JAMO, COMBINED, "👍🏽", "\r\n"])
+def test_no_character_is_split(letter: str) -> None:
+    room = LONGEST_REASON // len(letter)
+    text = letter * (room + 1)
+    assert cut(text, LONGEST_REASON) == letter * room
+    for missing in range(1, len(letter)):
+        before = "x" * (LONGEST_REASON - len(letter) + missing)
+        assert cut(before + letter + "y", LONGEST_REASON) == before
+    fitting = "x" * (LONGEST_REASON - len(letter)) + letter
+    assert cut(fitting + "y", LONGEST_REASON) == fitting
+    assert cut(fitting, LONGEST_REASON) == fitting
+
+
+def test_what_is_too_long_for_one_character_is_split_rather_than_left_out() -> None:
+    assert cut("Z" + "\u0301" * 9000, LONGEST_REASON) == "Z" + "\u0301" * (LONGEST_REASON - 1)
+
+
+@given(
+    st.lists(st.sampled_from(LETTERS) | st.characters(), max_size=60).map("".join),
+    st.integers(min_value=1, max_value=80),
+)
+@example(FLAG * 3, 3)
+def test_what_is_cut_is_the_beginning_and_ends_where_a_character_does(
+    text: str, longest: int
+) -> None:
+    found = cut(text, longest)
+    assert text.startswith(found)
+    assert len(found) <= longest
+    ends = [0, *(cluster.end() for cluster in regex.finditer(r"\X", text))]
+    fitting = max(end for end in ends if end <= longest)
+    assert len(found) == (fitting or min(longest, len(text))), "and is as long as it can be"
+
+
+def test_a_reason_is_cut_to_500_characters(bot: Bot) -> None:
+    bot.reject(NOON, FLAG * 400)
+    bot.reject(NOON, "가" * LONGEST_REASON)
+    reasons = [body["reason"] for body in bodies(bot, AI_REJECT)]
+    assert sorted(reasons) == sorted([FLAG * 250, "가" * 500])

@@ -1,0 +1,659 @@
+"""The ledger loses nothing and says everything once, whatever the bot or another process does."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import psycopg
+import pytest
+
+from tests.alerts.conftest import BTC, NOON, SECRET, Bot
+from trading_pipelines import database
+from trading_pipelines.alerts import kinds, ledger
+from trading_pipelines.alerts.kinds import AI_REJECT, KINDS, RISK, TRADE
+from trading_pipelines.alerts.ledger import Delivery, State, Verdict
+from trading_pipelines.alerts.webhooks import DISCORD, N8N, Answer, Outcome
+
+HOUR, MINUTE, SECOND = timedelta(hours=1), timedelta(minutes=1), timedelta(seconds=1)
+LONG_AGO = NOON - timedelta(days=7)
+# The ledger's own defaults are of the database's clock.
+LATER = datetime.now(UTC) + HOUR
+REFUSED = Answer(Outcome.REFUSED, "refused", 502)
+AWAY = Answer(Outcome.AWAY, "no answer within 15 s")
+UNREACHABLE = Answer(Outcome.UNREACHABLE, "can't be reached")
+ACCEPTED = Answer(Outcome.DELIVERED, "delivered", 200, message_id="1130")
+
+
+@pytest.fixture
+def other(market_url: str) -> Iterator[psycopg.Connection]:
+    """A second process's connection."""
+    with database.connect(market_url) as connection:
+        yield connection
+
+
+def collect(bot: Bot, kind: str = AI_REJECT, since: datetime = LONG_AGO) -> int:
+    return ledger.collect(bot.connection, kind, since, NOON)
+
+
+def only(bot: Bot, kind: str = AI_REJECT) -> Delivery:
+    (delivery,) = ledger.due(bot.connection, kind, LATER)
+    return delivery
+
+
+def attempt(
+    bot: Bot,
+    delivery: Delivery,
+    answer: Answer,
+    state: State = State.RETRYING,
+    *,
+    via: str = N8N,
+    now: datetime = LATER,
+    next_at: datetime = LATER + HOUR,
+) -> None:
+    """Try once, as a sender would, that far apart that no limit of Discord's is in the way."""
+    reserved = ledger.reserve(bot.connection, delivery, via, 30, LATER + HOUR, now)
+    assert reserved is not None
+    ledger.record(bot.connection, delivery, reserved, answer, Verdict(state, next_at, via), now)
+
+
+# What is collected.
+
+
+@pytest.mark.parametrize("kind", [AI_REJECT, TRADE, RISK])
+def test_what_commits_late_and_out_of_order_is_not_lost(
+    bot: Bot, market_url: str, kind: str
+) -> None:
+    insert: Callable[[Bot], Any] = {
+        AI_REJECT: lambda one: one.reject(NOON),
+        TRADE: lambda one: one.trade(NOON),
+        RISK: lambda one: one.violation(NOON),
+    }[kind]
+    with psycopg.connect(market_url) as slow, psycopg.connect(market_url) as fast:
+        first = insert(Bot(slow))
+        second = insert(Bot(fast))
+        assert collect(bot, kind) == 0, "neither has committed"
+        fast.commit()
+        assert collect(bot, kind) == 1
+        assert bot.ledger("source_id") == [second]
+        slow.commit()
+        assert collect(bot, kind) == 1
+    assert bot.ledger("source_id") == [second, first]
+
+
+def test_collecting_again_enters_nothing_and_changes_nothing(
+    bot: Bot, other: psycopg.Connection
+) -> None:
+    bot.reject(NOON)
+    bot.reject(None)
+    bot.cooldown(NOON + HOUR, NOON)
+    bot.violation(NOON)
+    assert collect(bot) == 2
+    assert collect(bot, RISK) == 2
+    before = bot.ledger("*")
+    assert ledger.collect(other, AI_REJECT, LONG_AGO, NOON + HOUR) == 0
+    assert collect(bot, RISK) == 0
+    assert bot.ledger("*") == before
+
+
+def test_two_that_collect_at_once_enter_each_row_once(bot: Bot, other: psycopg.Connection) -> None:
+    for _ in range(3):
+        bot.reject(NOON)
+    with other.transaction():
+        assert ledger.collect(other, AI_REJECT, LONG_AGO, NOON) == 3
+        assert bot.ledger() == []
+        bot.connection.execute("SET lock_timeout = '100ms'")
+        with pytest.raises(psycopg.errors.LockNotAvailable):
+            collect(bot)
+    assert collect(bot) == 0
+    assert len(bot.ledger()) == 3
+
+
+def test_more_rows_than_are_entered_at_once_are_entered_in_turn(
+    bot: Bot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ledger, "COLLECTED_AT_ONCE", 2)
+    ids = [bot.reject(NOON + n * SECOND) for n in (2, 0, 1)]
+    assert [collect(bot) for _ in range(3)] == [2, 1, 0]
+    assert bot.ledger("source_id") == [ids[1], ids[2], ids[0]], "the oldest first"
+
+
+def test_an_id_that_two_tables_or_two_channels_share_is_no_double(bot: Bot) -> None:
+    bot.reject(NOON)
+    bot.violation(NOON)
+    collect(bot)
+    collect(bot, RISK)
+    assert bot.ledger("source, source_id, channel") == [
+        ("agent_decisions", "1", "ai-reject"),
+        ("risk_audit", "1", "risk"),
+    ]
+    assert bot.ledger("body ->> 'idempotency_key'") == [
+        "agent_decisions:1:ai-reject",
+        "risk_audit:1:risk",
+    ]
+
+
+def test_a_row_that_no_message_can_be_made_of_is_dead_and_the_next_goes_on(
+    bot: Bot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (source,) = kinds.sources_of(AI_REJECT)
+
+    def body(connection: psycopg.Connection, row: kinds.Row, at: datetime) -> dict[str, Any]:
+        if row["reasoning"] == "poison":
+            connection.execute("SELECT 1 / 0")
+        if row["reasoning"] == "odd":
+            return {"reason": row["not there"]}
+        return source.body(connection, row, at)
+
+    monkeypatch.setattr(kinds, "SOURCES", [replace(source, body=body)])
+    for reason in ("poison", "well", "odd", "well"):
+        bot.reject(NOON, reason)
+    assert collect(bot) == 4
+    assert bot.ledger("state") == ["dead", "pending", "dead", "pending"]
+    problems = bot.ledger("last_error", "state = 'dead'")
+    assert "division by zero" in problems[0]
+    assert "KeyError: 'not there'" in problems[1]
+    assert collect(bot) == 0
+
+
+@pytest.mark.parametrize("moment", ["infinity", "-infinity", "12000-01-01Z"])
+def test_a_time_that_python_can_not_hold_stops_nothing(bot: Bot, moment: str) -> None:
+    bot.reject(NOON, created_at=moment)
+    bot.reject(NOON)
+    bot.violation(NOON)
+    bot.insert("risk_audit", violation_type="ODD", timestamp=moment)
+    bot.connection.execute(
+        "INSERT INTO daily_risk_state VALUES ('2025-09-10', 0, 0, 0, %s, false, now())", [moment]
+    )
+    collect(bot)
+    collect(bot, RISK)
+    waiting = bot.ledger("source", "state = 'pending' AND occurred_at IS NOT NULL")
+    assert set(waiting) >= {"agent_decisions", "risk_audit"}
+    assert collect(bot) == 0
+    assert collect(bot, RISK) == 0
+
+
+def test_a_number_that_json_can_not_hold_stops_nothing(bot: Bot) -> None:
+    for n in range(20):
+        bot.connection.execute(
+            "INSERT INTO trading_pipelines.candles_1h VALUES (%s, %s, %s, %s, %s, %s, 1, 60)",
+            [BTC, NOON - (n + 1) * HOUR, *["NaN" if n == 3 else n] * 4],
+        )
+    bot.reject(NOON)
+    bot.reject(NOON, symbol="KRW-ETH")
+    bot.trade(NOON, price="NaN")
+    bot.trade(NOON)
+    assert collect(bot) == 2
+    assert collect(bot, TRADE) == 2
+    assert bot.ledger("source", "state = 'pending'").count("agent_decisions") >= 1
+    assert bot.ledger("source", "state = 'pending'").count("trading_history") >= 1
+
+
+# One sender a kind.
+
+
+def test_a_kind_has_one_sender_at_a_time(bot: Bot, other: psycopg.Connection) -> None:
+    with ledger.sender(bot.connection, AI_REJECT) as is_ours:
+        assert is_ours
+        with ledger.sender(other, AI_REJECT) as is_theirs:
+            assert not is_theirs
+        with ledger.sender(other, AI_REJECT) as is_theirs:
+            assert not is_theirs, "the one that came to nothing freed nothing"
+        with ledger.sender(other, TRADE) as is_theirs:
+            assert is_theirs, "another kind has its own"
+    with ledger.sender(other, AI_REJECT) as is_theirs:
+        assert is_theirs
+
+
+def test_a_sender_that_fails_frees_its_kind(bot: Bot, other: psycopg.Connection) -> None:
+    with pytest.raises(KeyError), ledger.sender(bot.connection, AI_REJECT):
+        raise KeyError
+    with ledger.sender(other, AI_REJECT) as is_theirs:
+        assert is_theirs
+
+
+def test_a_sender_whose_connection_is_killed_frees_its_kind(
+    market_url: str, other: psycopg.Connection
+) -> None:
+    with psycopg.connect(market_url, autocommit=True) as doomed:
+        pid = doomed.info.backend_pid
+        with (
+            pytest.raises(psycopg.OperationalError),
+            ledger.sender(doomed, AI_REJECT) as is_ours,
+        ):
+            assert is_ours
+            other.execute("SELECT pg_terminate_backend(%s, 10000)", [pid])
+            with ledger.sender(other, AI_REJECT) as is_theirs:
+                assert is_theirs, "while the first still believes that it is the sender"
+            doomed.execute("SELECT 1")
+        assert doomed.closed
+
+
+# Switched on and off.
+
+
+def test_the_first_start_sends_nothing_older(bot: Bot) -> None:
+    bot.reject(NOON - SECOND, "old")
+    since = ledger.switch_on(bot.connection, AI_REJECT, None, NOON)
+    assert since == NOON
+    bot.reject(NOON, "new")
+    assert collect(bot, since=since) == 1
+    assert ledger.switch_on(bot.connection, AI_REJECT, None, NOON + HOUR) == NOON
+    assert bot.ledger("body ->> 'reason', state") == [("new", "pending")]
+
+
+def test_an_operator_may_say_since_when_the_first_time(bot: Bot) -> None:
+    since = ledger.switch_on(bot.connection, AI_REJECT, NOON - HOUR, NOON)
+    assert since == NOON - HOUR
+    bot.reject(NOON - HOUR)
+    bot.reject(NOON - HOUR - SECOND)
+    assert collect(bot, since=since) == 1
+    again = ledger.switch_on(bot.connection, AI_REJECT, NOON - 5 * HOUR, NOON)
+    assert again == since, "what comes later changes nothing"
+
+
+def test_each_kind_is_switched_by_itself(bot: Bot) -> None:
+    ledger.switch_on(bot.connection, AI_REJECT, None, NOON)
+    assert ledger.switch_on(bot.connection, TRADE, None, NOON + HOUR) == NOON + HOUR
+    ledger.switch_off(bot.connection, TRADE)
+    assert ledger.switch_on(bot.connection, AI_REJECT, None, NOON + 2 * HOUR) == NOON
+
+
+def test_switching_off_skips_what_waits_and_on_again_sends_nothing_older(bot: Bot) -> None:
+    ledger.switch_on(bot.connection, AI_REJECT, NOON - HOUR, NOON)
+    for _ in range(3):
+        bot.reject(NOON)
+    bot.violation(NOON)
+    collect(bot)
+    collect(bot, RISK)
+    delivered, retried, _ = ledger.due(bot.connection, AI_REJECT, LATER)
+    attempt(bot, delivered, ACCEPTED, State.DELIVERED)
+    attempt(bot, retried, REFUSED)
+    assert ledger.switch_off(bot.connection, AI_REJECT) == 2
+    assert bot.ledger("state") == ["delivered", "skipped", "skipped", "pending"]
+    assert ledger.switch_off(bot.connection, AI_REJECT) == 0
+
+    bot.reject(NOON + MINUTE, "told by the bot meanwhile")
+    since = ledger.switch_on(bot.connection, AI_REJECT, NOON - HOUR, NOON + HOUR)
+    assert since == NOON + HOUR, "not what the settings say for the first start"
+    bot.reject(NOON + HOUR, "new")
+    assert collect(bot, since=since) == 1
+    (waiting,) = ledger.due(bot.connection, AI_REJECT, LATER)
+    assert waiting.body["reason"] == "new"
+
+
+def test_a_kind_that_never_was_on_can_be_switched_off(bot: Bot) -> None:
+    assert ledger.switch_off(bot.connection, AI_REJECT) == 0
+    assert ledger.switch_on(bot.connection, AI_REJECT, NOON, LATER) == NOON
+
+
+def test_what_a_sender_still_holds_is_not_sent_once_it_was_switched_off_or_replayed(
+    bot: Bot,
+) -> None:
+    off, replayed = waiting_rows(bot, 2)
+    attempt(bot, replayed, AWAY)
+    replayed = replace(replayed, attempts=1)
+    assert ledger.replay(bot.connection, [replayed.id]) == [replayed.id]
+    assert ledger.reserve(bot.connection, replayed, N8N, 30, LATER, LATER) is None
+    assert ledger.switch_off(bot.connection, AI_REJECT) == 2
+    assert ledger.reserve(bot.connection, off, N8N, 30, LATER, LATER) is None
+    assert bot.ledger("state, attempts") == [("skipped", 0)] * 2
+    assert bot.attempts() == [(1, "n8n", "away")]
+
+
+@pytest.mark.parametrize("kind", [AI_REJECT, TRADE, RISK])
+def test_of_rows_without_a_time_the_old_are_skipped_and_the_new_sent(bot: Bot, kind: str) -> None:
+    insert: Callable[[None], str] = {
+        AI_REJECT: bot.reject,
+        TRADE: bot.trade,
+        RISK: bot.violation,
+    }[kind]
+    old = insert(None)
+    since = ledger.switch_on(bot.connection, kind, NOON - HOUR, NOON)
+    new = insert(None)
+    assert ledger.collect(bot.connection, kind, since, NOON) == 1
+    assert bot.ledger() == [(old, "skipped"), (new, "pending")]
+
+
+@pytest.mark.parametrize("updated_at", [NOON - MINUTE, None])
+def test_a_cooldown_in_force_when_the_kind_comes_on_is_not_sent_and_a_later_one_is(
+    bot: Bot, updated_at: datetime | None
+) -> None:
+    bot.cooldown(NOON + HOUR, updated_at)
+    since = ledger.switch_on(bot.connection, RISK, None, NOON)
+    assert ledger.collect(bot.connection, RISK, since, NOON) == 0
+    bot.cooldown(NOON + HOUR, NOON + MINUTE)
+    assert ledger.collect(bot.connection, RISK, since, NOON) == 0, "a trade moved updated_at"
+    bot.cooldown(NOON + 5 * HOUR, NOON + 2 * HOUR)
+    assert ledger.collect(bot.connection, RISK, since, NOON + 2 * HOUR) == 1
+    assert bot.ledger("state") == ["skipped", "pending"]
+    assert "02:00 KST" in only(bot, RISK).body["message"]
+
+
+def test_a_cooldown_that_began_while_the_kind_was_off_is_not_sent(bot: Bot) -> None:
+    ledger.switch_on(bot.connection, RISK, None, NOON - HOUR)
+    ledger.switch_off(bot.connection, RISK)
+    bot.cooldown(NOON + HOUR, NOON - MINUTE)
+    since = ledger.switch_on(bot.connection, RISK, None, NOON)
+    bot.cooldown(NOON + HOUR, NOON + MINUTE)
+    assert ledger.collect(bot.connection, RISK, since, NOON) == 0
+
+
+# Odd text.
+
+
+@pytest.mark.parametrize("odd", ["\0", "\ud800", "a\0b\udfff한"])
+def test_text_that_the_database_can_not_hold_is_stored_without_it(bot: Bot, odd: str) -> None:
+    body = {"message": odd, "lines": [odd], "timestamp": "t"}
+    assert ledger.enter(bot.connection, RISK, "pipeline", "1", "risk", body, occurred_at=None)
+    delivery = only(bot, RISK)
+    attempt(bot, delivery, replace(REFUSED, text=f"n8n said {odd}"))
+    assert "n8n said" in bot.ledger("last_error")[0]
+    answer = replace(ACCEPTED, text=odd, message_id=f"1{odd}")
+    (again,) = ledger.due(bot.connection, RISK, LATER + HOUR)
+    attempt(bot, again, answer, State.DELIVERED)
+    assert bot.ledger("state") == ["delivered"]
+    assert ledger.replay(bot.connection, [delivery.id], body) == [delivery.id]
+    assert only(bot, RISK).body.keys() == {*body, "idempotency_key"}
+
+
+# Attempts.
+
+
+def test_an_attempt_is_on_record_before_it_is_made_and_after(bot: Bot) -> None:
+    bot.reject(NOON)
+    collect(bot)
+    delivery = only(bot)
+    reserved = ledger.reserve(bot.connection, delivery, N8N, 30, LATER + MINUTE, LATER)
+    assert reserved is not None
+    assert bot.ledger("state, attempts, next_at") == [("retrying", 1, LATER + MINUTE)]
+    assert "died" in bot.ledger("last_error")[0]
+    assert bot.attempts() == [(1, "n8n", None)]
+    assert ledger.due(bot.connection, AI_REJECT, LATER + 59 * SECOND) == []
+    assert len(ledger.due(bot.connection, AI_REJECT, LATER + MINUTE)) == 1
+
+    verdict = Verdict(State.RETRYING, LATER + HOUR, DISCORD)
+    ledger.record(bot.connection, delivery, reserved, AWAY, verdict, LATER)
+    assert bot.attempts("number, via, outcome, status") == [(1, "n8n", "away", None)]
+    assert bot.ledger("state, attempts, next_at, via, is_away, last_error") == [
+        ("retrying", 1, LATER + HOUR, "discord", True, AWAY.text)
+    ]
+
+    again = ledger.due(bot.connection, AI_REJECT, LATER + HOUR)[0]
+    attempt(bot, again, ACCEPTED, State.DELIVERED, via=DISCORD, now=LATER + HOUR)
+    assert bot.attempts()[1:] == [(2, "discord", "delivered")]
+    assert bot.ledger("state, is_away, delivered_at, message_id, last_error") == [
+        ("delivered", False, LATER + HOUR, "1130", None)
+    ]
+    assert ledger.due(bot.connection, AI_REJECT, LATER + 9 * HOUR) == []
+
+
+def waiting_rows(bot: Bot, count: int) -> list[Delivery]:
+    for _ in range(count):
+        bot.reject(NOON)
+    collect(bot)
+    return ledger.due(bot.connection, AI_REJECT, LATER)
+
+
+def taken(
+    connections: Sequence[psycopg.Connection],
+    deliveries: Sequence[Delivery],
+    per_minute: int,
+    moments: Sequence[float],
+) -> list[float]:
+    """Return at which of the moments (seconds) an attempt was allowed, the connections in turn."""
+    allowed = []
+    for n, (delivery, moment) in enumerate(zip(deliveries, moments, strict=True)):
+        now = LATER + moment * SECOND
+        connection = connections[n % len(connections)]
+        if ledger.reserve(connection, delivery, N8N, per_minute, now + HOUR, now) is not None:
+            allowed.append(moment)
+    return allowed
+
+
+def test_five_posts_in_two_seconds_over_all_processes(bot: Bot, other: psycopg.Connection) -> None:
+    moments = [n / 10 for n in range(45)]
+    rows = waiting_rows(bot, len(moments))
+    allowed = taken([bot.connection, other], rows, 30, moments)
+    assert allowed == [0.0, 0.1, 0.2, 0.3, 0.4, 2.0, 2.1, 2.2, 2.3, 2.4, 4.0, 4.1, 4.2, 4.3, 4.4]
+
+
+@pytest.mark.parametrize("per_minute", [1, 4, 30])
+def test_so_many_posts_a_minute_over_all_processes(
+    bot: Bot, other: psycopg.Connection, per_minute: int
+) -> None:
+    moments = [0.5 * n for n in range(125)]
+    rows = waiting_rows(bot, len(moments))
+    allowed = taken([bot.connection, other], rows, per_minute, moments)
+    first = allowed[:per_minute]
+    assert len(first) == per_minute
+    assert first[-1] < 60, "no slower than it has to be"
+    for moment in allowed:
+        assert sum(moment - 60 < earlier <= moment for earlier in allowed) <= per_minute
+    assert allowed[per_minute] == 60
+
+
+def test_other_kinds_count_and_what_reached_nobody_does_not(bot: Bot) -> None:
+    rows = waiting_rows(bot, 5)
+    bot.violation(NOON)
+    collect(bot, RISK)
+    risk = only(bot, RISK)
+    for delivery in rows[:4]:
+        attempt(bot, delivery, REFUSED)
+    reserved = ledger.reserve(bot.connection, rows[4], N8N, 30, LATER, LATER)
+    assert reserved is not None
+    assert ledger.reserve(bot.connection, risk, N8N, 30, LATER, LATER) is None
+    assert bot.ledger("state, attempts", "kind = 'risk'") == [("pending", 0)]
+    verdict = Verdict(State.RETRYING, LATER, N8N)
+    ledger.record(bot.connection, rows[4], reserved, UNREACHABLE, verdict, LATER)
+    assert ledger.reserve(bot.connection, risk, N8N, 30, LATER, LATER) is not None
+
+
+def test_two_processes_that_reserve_at_once_wait_for_each_other(
+    bot: Bot, other: psycopg.Connection
+) -> None:
+    first, second = waiting_rows(bot, 2)
+    bot.connection.execute("SET lock_timeout = '100ms'")
+    with other.transaction():
+        assert ledger.reserve(other, first, N8N, 30, LATER, LATER) is not None
+        with pytest.raises(psycopg.errors.LockNotAvailable):
+            ledger.reserve(bot.connection, second, N8N, 30, LATER, LATER)
+    assert ledger.reserve(bot.connection, second, N8N, 30, LATER, LATER) is not None
+
+
+# Digests.
+
+
+def test_a_digest_closes_what_it_tells(bot: Bot) -> None:
+    rows = waiting_rows(bot, 3)
+    attempt(bot, rows[0], AWAY)
+    waiting = ledger.waiting(bot.connection, AI_REJECT)
+    assert len(waiting) == 3, "what is not due yet too"
+    body = {"message": "3 alerts", "timestamp": "t"}
+    ledger.enter_digest(bot.connection, AI_REJECT, waiting, body, LATER)
+    digest = only(bot)
+    assert (digest.source, digest.channel, digest.state) == ("digest", "risk", "pending")
+    assert bot.ledger("state, digest_id")[:3] == [("digested", digest.id)] * 3
+    assert ledger.waiting(bot.connection, AI_REJECT) == [], "a digest is in no digest"
+    assert collect(bot) == 0
+
+
+def test_a_digest_that_can_not_be_entered_closes_nothing(bot: Bot) -> None:
+    waiting = waiting_rows(bot, 3)
+    before = bot.ledger("*")
+    bot.connection.execute(
+        "CREATE FUNCTION fail() RETURNS trigger LANGUAGE plpgsql AS "
+        "$$ BEGIN RAISE EXCEPTION 'full'; END $$"
+    )
+    for event in ("INSERT", "UPDATE"):
+        bot.connection.execute(
+            f"CREATE TRIGGER fail BEFORE {event} ON trading_pipelines.alert_deliveries "
+            "EXECUTE FUNCTION fail()"
+        )
+        with pytest.raises(psycopg.errors.RaiseException):
+            ledger.enter_digest(bot.connection, AI_REJECT, waiting, {"timestamp": "t"}, LATER)
+        bot.connection.execute("DROP TRIGGER fail ON trading_pipelines.alert_deliveries")
+        assert bot.ledger("*") == before, event
+    bot.connection.execute("DROP FUNCTION fail")
+
+
+# n8n away, and back.
+
+
+def test_since_when_n8n_is_away(bot: Bot) -> None:
+    rows = iter(waiting_rows(bot, 8))
+
+    def after(seconds: int, answer: Answer, via: str = N8N) -> datetime | None:
+        now = LATER + seconds * SECOND
+        attempt(bot, next(rows), answer, via=via, now=now)
+        return ledger.away_since(bot.connection)
+
+    assert ledger.away_since(bot.connection) is None
+    assert after(0, ACCEPTED) is None
+    assert after(10, AWAY) == LATER + 10 * SECOND
+    assert after(20, UNREACHABLE) == LATER + 10 * SECOND
+    assert after(30, ACCEPTED, DISCORD) == LATER + 10 * SECOND, "Discord says nothing of n8n"
+    assert after(40, REFUSED) is None, "our workflow answers, so n8n is there"
+    assert after(50, UNREACHABLE, DISCORD) is None
+    assert after(60, UNREACHABLE) == LATER + 60 * SECOND
+
+
+def test_what_waits_for_n8n_is_brought_forward_and_nothing_else(bot: Bot) -> None:
+    rows = waiting_rows(bot, 6)
+    answers = {
+        "unreachable": (UNREACHABLE, N8N),
+        "away": (AWAY, N8N),
+        "refused": (REFUSED, N8N),
+        "discord": (UNREACHABLE, DISCORD),
+    }
+    for n, (delivery, (answer, via)) in enumerate(zip(rows, answers.values(), strict=False)):
+        attempt(bot, delivery, answer, via=via, now=LATER + 10 * n * SECOND)
+    attempt(bot, rows[4], AWAY, State.DEAD, now=LATER + MINUTE)
+    assert ledger.unreached(bot.connection, AI_REJECT) == [rows[0].id]
+    assert ledger.unreached(bot.connection, RISK) == []
+
+    ledger.bring_forward(bot.connection, LATER, [rows[0].id])
+    assert [one.id for one in ledger.due(bot.connection, AI_REJECT, LATER)] == [
+        rows[5].id,
+        rows[0].id,
+    ]
+    ledger.bring_forward(bot.connection, LATER)
+    assert {one.id for one in ledger.due(bot.connection, AI_REJECT, LATER)} == {
+        rows[5].id,
+        rows[0].id,
+        rows[1].id,
+    }
+    again = next(one for one in ledger.due(bot.connection, AI_REJECT, LATER) if one.attempts)
+    assert again.id == rows[0].id
+    attempt(bot, again, AWAY, now=LATER + 2 * MINUTE)
+    assert ledger.unreached(bot.connection, AI_REJECT) == [], "the last try counts"
+
+
+# Replays, lists and counts.
+
+
+def test_a_dead_alert_is_replayed_as_a_new_message(bot: Bot) -> None:
+    bot.reject(NOON)
+    collect(bot)
+    delivery = only(bot)
+    attempt(bot, delivery, UNREACHABLE, State.DEAD, via=DISCORD)
+    assert ledger.due(bot.connection, AI_REJECT, LATER + 9 * HOUR) == []
+    assert ledger.replay(bot.connection, [delivery.id]) == [delivery.id]
+    again = only(bot)
+    assert (again.id, again.state, again.attempts, again.via) == (delivery.id, "pending", 0, "n8n")
+    assert not again.is_away
+    key = again.body.pop("idempotency_key")
+    assert key.startswith(f"{delivery.body.pop('idempotency_key')}:again:")
+    assert again.body == delivery.body
+    assert collect(bot) == 0
+
+
+def test_a_delivered_alert_is_replayed_as_a_new_message_each_time(bot: Bot) -> None:
+    bot.reject(NOON)
+    collect(bot)
+    keys = set()
+    for _ in range(3):
+        delivery = only(bot)
+        keys.add(delivery.body["idempotency_key"])
+        attempt(bot, delivery, ACCEPTED, State.DELIVERED)
+        assert ledger.replay(bot.connection, [delivery.id]) == [delivery.id]
+        assert bot.ledger("delivered_at, message_id") == [(None, None)]
+    assert len(keys) == 3, keys
+
+
+def test_an_alert_is_replayed_with_a_new_body(bot: Bot) -> None:
+    bot.reject(NOON, "old")
+    collect(bot)
+    delivery = only(bot)
+    new = {"reason": "new", "timestamp": "t"}
+    assert ledger.replay(bot.connection, [delivery.id], new) == [delivery.id]
+    assert only(bot).body.items() > new.items()
+    assert "symbol" not in only(bot).body
+
+
+def test_what_was_skipped_or_is_not_there_is_not_replayed(bot: Bot) -> None:
+    bot.reject(None)
+    ledger.switch_on(bot.connection, AI_REJECT, None, NOON)
+    before = bot.ledger("*")
+    assert ledger.replay(bot.connection, bot.ledger("id")) == []
+    assert ledger.replay(bot.connection, [999]) == []
+    assert ledger.replay(bot.connection, []) == []
+    assert bot.ledger("*") == before
+
+
+def test_a_row_that_no_message_could_be_made_of_is_tried_anew(
+    bot: Bot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (source,) = kinds.sources_of(AI_REJECT)
+
+    def body(*_: object) -> dict[str, Any]:
+        raise ValueError("not yet")
+
+    bot.reject(NOON)
+    with monkeypatch.context() as patch:
+        patch.setattr(kinds, "SOURCES", [replace(source, body=body)])
+        collect(bot)
+    ids = bot.ledger("id")
+    assert bot.ledger("state") == ["dead"]
+    assert ledger.replay(bot.connection, ids) == ids
+    assert collect(bot) == 1
+    assert only(bot).body["symbol"] == BTC
+
+
+def test_the_newest_are_listed_first_by_state_and_kind(bot: Bot) -> None:
+    rows = waiting_rows(bot, 3)
+    bot.violation(NOON)
+    collect(bot, RISK)
+    attempt(bot, rows[0], REFUSED, State.DEAD)
+    since = datetime.now(UTC) - HOUR
+
+    def ids(**wanted: Any) -> list[int]:
+        return [one.id for one in ledger.listed(bot.connection, **({"since": since} | wanted))]
+
+    every = bot.ledger("id")[::-1]
+    assert ids() == every
+    assert ids(limit=2) == every[:2]
+    assert ids(kind=RISK) == every[:1]
+    assert ids(states=[State.DEAD]) == [rows[0].id]
+    assert ids(states=[State.DEAD, State.PENDING]) == every
+    assert ids(states=[State.DELIVERED]) == []
+    assert ids(since=LATER) == []
+
+
+def test_every_kind_and_state_is_counted(bot: Bot) -> None:
+    zeros = dict.fromkeys(map(str, State), 0)
+    assert ledger.counts(bot.connection) == {kind: zeros for kind in KINDS}
+    rows = waiting_rows(bot, 3)
+    attempt(bot, rows[0], REFUSED, State.DEAD)
+    attempt(bot, rows[1], REFUSED)
+    assert ledger.counts(bot.connection) == {kind: zeros for kind in KINDS} | {
+        AI_REJECT: zeros | {"dead": 1, "retrying": 1, "pending": 1}
+    }
+
+
+def test_what_was_given_up_says_why(bot: Bot) -> None:
+    bot.reject(NOON)
+    collect(bot)
+    ledger.close(bot.connection, only(bot), "enough")
+    assert bot.ledger("state, last_error") == [("dead", "enough")]
+    assert SECRET not in repr(bot.ledger("*"))

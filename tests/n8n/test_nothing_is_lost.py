@@ -1,0 +1,166 @@
+"""300 decisions while everything around them fails: each arrives, and each double has its reason.
+
+The real daemon, the real n8n, the embedded Postgres; only Discord is a stand-in, on loopback.
+"""
+
+import random
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from os import kill
+from pathlib import Path
+from signal import SIGKILL
+
+import psycopg
+import pytest
+
+from tests.integration.conftest import Installation, await_that, installed
+from trading_pipelines.database.embedded import EmbeddedServer
+from trading_pipelines.inbox import DiscordInbox
+from trading_pipelines.n8n import LocalN8n
+from trading_pipelines.settings import (
+    AlertSettings,
+    DataSettings,
+    StrategySettings,
+    dump_strategy,
+)
+
+SECRET = "a secret of the test's"
+DECISIONS, WRITERS = 300, 4
+SEED = 20261124
+UNANSWERED = """
+SELECT body ->> 'idempotency_key', count(*) FROM trading_pipelines.alert_deliveries
+JOIN trading_pipelines.alert_attempts ON delivery_id = alert_deliveries.id
+WHERE outcome IS DISTINCT FROM 'delivered' GROUP BY 1
+"""
+
+
+@pytest.fixture
+def inbox() -> Iterator[DiscordInbox]:
+    with DiscordInbox(limited=True) as inbox:
+        yield inbox
+
+
+@pytest.fixture
+def n8n(inbox: DiscordInbox, tmp_path: Path) -> Iterator[LocalN8n]:
+    with LocalN8n(tmp_path / "n8n", secret=SECRET, discord_url=inbox.url) as n8n:
+        yield n8n
+
+
+@pytest.fixture
+def up(n8n: LocalN8n) -> Iterator[Installation]:
+    with installed() as installation:
+        alerts = AlertSettings(
+            messages_per_minute=150, digest_over=10 * DECISIONS, retry_waits=[2.0] * 100
+        )
+        dump_strategy(
+            StrategySettings(data=DataSettings(refresh=False), alerts=alerts), installation.config
+        )
+        installation.variables |= {"N8N_URL": n8n.url, "N8N_WEBHOOK_SECRET": SECRET}
+        process = installation.start("up", "--port", "0")
+        await_that(lambda: bool(installation.url), "up says where it runs")
+        await_that(lambda: _kinds_on(installation) == 5, "every kind is on")
+        yield installation
+        assert process.poll() is None, "it still runs"
+
+
+def _kinds_on(up: Installation) -> int:
+    with psycopg.connect(up.market_url) as connection:
+        row = connection.execute("SELECT count(*) FROM trading_pipelines.alert_kinds").fetchone()
+        return row[0] if row else 0
+
+
+def write_decisions(up: Installation, seed: int, count: int, written: list[int]) -> None:
+    """Commit decisions late and out of order, as several of the bot's connections would."""
+    chance = random.Random(seed)
+    while count > 0:
+        with suppress(psycopg.OperationalError), psycopg.connect(up.market_url) as connection:
+            few = min(count, chance.randint(1, 3))
+            ids = [
+                connection.execute(
+                    "INSERT INTO agent_decisions (symbol, strategy_name, decision, reasoning) "
+                    "VALUES ('KRW-BTC', 'test', 'REJECT', %s) RETURNING id",
+                    [f'"이유" {seed} @everyone\n{"가" * chance.randint(1, 600)}'],
+                ).fetchone()
+                for _ in range(few)
+            ]
+            # Later rows of the other writers commit while this one still holds its numbers.
+            time.sleep(chance.uniform(0.05, 1.5))
+            connection.commit()
+            written += [row[0] for row in ids if row]
+            count -= few
+        time.sleep(chance.uniform(1, 6))
+
+
+def disturb(up: Installation, n8n: LocalN8n, is_over: Callable[[], bool]) -> Counter[str]:
+    """Kill and stop what carries the alerts, in an order of chance, until it is over."""
+    chance = random.Random(SEED)
+    done: Counter[str] = Counter()
+    bag: list[str] = []
+    while not is_over():
+        bag = bag or chance.sample(kinds := ["daemon", "daemon", "daemon", "code-server", "n8n",
+                                             "n8n killed", "postgres"], len(kinds))  # fmt: skip
+        what = bag.pop()
+        if what in {"n8n", "n8n killed"}:
+            n8n.kill() if what == "n8n killed" else n8n.stop()
+            time.sleep(chance.uniform(0, 3))
+            n8n.start()
+        elif what == "postgres":
+            EmbeddedServer(up.home).stop()
+        elif pid := up.children.get(what):
+            with suppress(ProcessLookupError):
+                kill(pid, SIGKILL)
+        done[what] += 1
+        time.sleep(chance.uniform(2, 8))
+    return done
+
+
+@pytest.mark.timeout(900)
+def test_each_of_300_decisions_arrives_whatever_dies_and_each_double_has_its_reason(
+    up: Installation, n8n: LocalN8n, inbox: DiscordInbox
+) -> None:
+    inbox.fail("429", "500", "hang", "reset", "lost answer", one_in=3, seed=SEED)
+    started = time.monotonic()
+    written: list[int] = []
+    writers = [
+        threading.Thread(target=write_decisions, args=[up, n, DECISIONS // WRITERS, written])
+        for n in range(WRITERS)
+    ]
+    for writer in writers:
+        writer.start()
+    disturbed = disturb(up, n8n, lambda: not any(writer.is_alive() for writer in writers))
+    inbox.heal()
+    healed = time.monotonic()
+
+    def arrived() -> Counter[str]:
+        return Counter(message.payload["embeds"][0]["footer"]["text"] for message in inbox.messages)
+
+    wanted = {f"agent_decisions:{number}:ai-reject" for number in written}
+    await_that(lambda: arrived().keys() >= wanted, "each decision has arrived")
+    recovered = time.monotonic() - healed
+    await_that(lambda: _waiting(up) == 0, "the ledger knows it")
+    counts = arrived()
+    with psycopg.connect(up.market_url) as connection:
+        unanswered = dict(connection.execute(UNANSWERED).fetchall())
+        in_table = connection.execute("SELECT count(*) FROM agent_decisions").fetchone()
+    doubles = {key: number - 1 for key, number in counts.items() if number > 1}
+    print(  # noqa: T201
+        f"\n{len(written)} decisions in {healed - started:.0f} s of {dict(disturbed)}; "
+        f"{inbox.requests} requests, all there {recovered:.0f} s after the end of it; "
+        f"{sum(doubles.values())} doubles"
+    )
+    assert len(written) >= DECISIONS
+    assert in_table == (len(counts),), "nothing else was sent"
+    # A message is posted again only when its last post was left without the answer "delivered".
+    assert all(number <= unanswered.get(key, 0) for key, number in doubles.items()), doubles
+
+
+def _waiting(up: Installation) -> int:
+    with psycopg.connect(up.market_url) as connection:
+        row = connection.execute(
+            "SELECT count(*) FROM trading_pipelines.alert_deliveries "
+            "WHERE source = 'agent_decisions' AND state <> 'delivered'"
+        ).fetchone()
+        return row[0] if row else -1

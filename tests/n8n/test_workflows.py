@@ -1,0 +1,381 @@
+"""The four workflows in a real n8n: what reaches Discord, and what the caller is told of it."""
+
+import json
+import subprocess
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+
+from tests.alerts.test_discord import BODIES, NASTY, NEEDED, SHOWN, texts_of
+from tests.n8n.conftest import SECRET
+from trading_pipelines import n8n as module
+from trading_pipelines.alerts.discord import discord_message
+from trading_pipelines.inbox import DiscordInbox, Kind
+from trading_pipelines.n8n import RESTART, WORKFLOWS, LocalN8n, N8nError, check, import_workflows
+
+FILES = {
+    "ai-reject": "ai_reject",
+    "trade": "trade_notification",
+    "daily-report": "daily_report",
+    "risk": "risk_alert",
+}
+
+
+def post(
+    n8n: LocalN8n, channel: str, body: Any, secret: str | None = SECRET
+) -> tuple[int, dict[str, Any]]:
+    """Return the status and the JSON that n8n answers with."""
+    headers = {} if secret is None else {"X-Webhook-Secret": secret}
+    url = f"{n8n.url}/webhook/{channel}"
+    response = requests.post(url, json=body, headers=headers, timeout=20)
+    try:
+        said = response.json()
+    except ValueError:
+        said = {}
+    return response.status_code, said if isinstance(said, dict) else {}
+
+
+def workflow(channel: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((WORKFLOWS / f"{FILES[channel]}.json").read_text())
+    return found
+
+
+def test_the_four_workflows_differ_in_what_they_are_called_ask_for_and_show() -> None:
+    def common(channel: str) -> tuple[str, tuple[str, str]]:
+        found = workflow(channel)
+        nodes = {node["name"]: node for node in found["nodes"]}
+        assert found.pop("name") == FILES[channel]
+        assert nodes["Webhook"]["parameters"].pop("path") == channel
+        found.pop("id")
+        nodes["Webhook"].pop("webhookId")
+        nodes["Valid?"]["parameters"]["conditions"]["conditions"][0].pop("leftValue")
+        nodes["Invalid"]["parameters"].pop("responseBody")
+        message: str = nodes["Discord"]["parameters"].pop("jsonBody")
+        before, _, rest = message.partition("const embed = {")
+        # The helpers before what is shown, and how a message is made of it.
+        helpers, finish = before.partition("const oneDecimal")[0], rest.partition("\n};\n")[2]
+        return json.dumps(found, sort_keys=True), (helpers, finish)
+
+    first, *others = map(common, FILES)
+    assert all(len(part) > 300 for part in first[1])
+    assert others == [first] * 3
+    assert len({workflow(channel)["id"] for channel in FILES}) == 4
+    assert sorted(path.stem for path in WORKFLOWS.glob("*.json")) == sorted(FILES.values())
+
+
+@pytest.mark.parametrize("channel", FILES)
+def test_a_workflow_tries_once_and_keeps_nothing_of_what_went_well(channel: str) -> None:
+    found = workflow(channel)
+    assert found["settings"]["saveDataSuccessExecution"] == "none"
+    assert not [node for node in found["nodes"] if "retryOnFail" in node or "maxTries" in node]
+    assert SECRET not in json.dumps(found)
+
+
+@pytest.mark.parametrize("channel", FILES)
+def test_each_kind_arrives_with_its_fields(
+    n8n: LocalN8n, inbox: DiscordInbox, channel: str
+) -> None:
+    status, said = post(n8n, channel, BODIES[channel])
+    (message,) = inbox.messages
+    assert (status, said) == (200, {"delivered": True, "message_id": message.id})
+    assert message.payload == {"embeds": [SHOWN[channel]], "allowed_mentions": {"parse": []}}
+    assert message.query == {"thread_id": "7", "wait": "true"}
+
+
+@pytest.mark.parametrize("what", NASTY)
+def test_n8n_posts_what_python_posts(n8n: LocalN8n, inbox: DiscordInbox, what: str) -> None:
+    channel, body = NASTY[what]
+    assert post(n8n, channel, body)[0] == 200
+    (message,) = inbox.messages
+    assert message.payload == discord_message(channel, body)
+    words = " ".join(texts_of(message.payload))
+    assert not [word for word in ("undefined", "null", "[object", SECRET) if word in words]
+
+
+@pytest.mark.parametrize(
+    ("fault", "status", "retry_after", "error"),
+    [
+        ("400", 400, None, "Discord answered 400: Invalid Form Body"),
+        ("404", 404, None, "Discord answered 404: Unknown Webhook"),
+        ("429", 429, 1.25, "Discord answered 429: You are being rate limited."),
+        ("500", 500, None, "Discord answered 500: 500: Internal Server Error"),
+        ("hang", None, None, "no answer from Discord (ECONNABORTED)"),
+        ("reset", None, None, "no answer from Discord (ECONNRESET)"),
+        ("lost answer", None, None, "no answer from Discord (ECONNRESET)"),
+    ],
+)
+def test_what_discord_did_not_take_is_not_delivered_and_n8n_says_why_after_one_try(
+    n8n: LocalN8n,
+    inbox: DiscordInbox,
+    fault: Kind,
+    status: int | None,
+    retry_after: float | None,
+    error: str,
+) -> None:
+    inbox.fail(fault, times=1, retry_after=1.25)
+    assert post(n8n, "risk", BODIES["risk"]) == (
+        502,
+        {"delivered": False, "status": status, "retry_after": retry_after, "error": error},
+    )
+    assert inbox.requests == 1
+    assert len(inbox.messages) == (fault == "lost answer")
+
+
+def test_an_answer_without_a_body_is_a_delivery_without_an_id(
+    n8n: LocalN8n, inbox: DiscordInbox
+) -> None:
+    inbox.fail("204")
+    assert post(n8n, "trade", BODIES["trade"]) == (200, {"delivered": True, "message_id": None})
+
+
+@pytest.mark.parametrize("channel", FILES)
+@pytest.mark.parametrize("secret", [None, "", "wrong", "undefined", f"{SECRET} "[:-2]])
+def test_without_the_secret_nothing_reaches_discord(
+    n8n: LocalN8n, inbox: DiscordInbox, channel: str, secret: str | None
+) -> None:
+    assert post(n8n, channel, BODIES[channel], secret)[0] == 403
+    assert inbox.requests == 0
+
+
+@pytest.mark.parametrize("channel", FILES)
+def test_a_body_that_lacks_a_field_is_refused_by_its_name(
+    n8n: LocalN8n, inbox: DiscordInbox, channel: str
+) -> None:
+    for name in NEEDED[channel]:
+        body = {key: value for key, value in BODIES[channel].items() if key != name}
+        error = f"the body lacks {name}"
+        assert post(n8n, channel, body) == (400, {"delivered": False, "error": error})
+    everything = f"the body lacks {', '.join(NEEDED[channel])}"
+    for body in ({}, [], [BODIES[channel]]):
+        assert post(n8n, channel, body) == (400, {"delivered": False, "error": everything})
+    assert inbox.requests == 0
+
+
+def test_a_body_that_is_no_json_reaches_nobody(n8n: LocalN8n, inbox: DiscordInbox) -> None:
+    headers = {"X-Webhook-Secret": SECRET, "Content-Type": "application/json"}
+    url = f"{n8n.url}/webhook/risk"
+    assert requests.post(url, data='{"type": ', headers=headers, timeout=20).status_code == 422
+    assert requests.post(url, data="type=x", headers=headers, timeout=20).status_code == 422
+    assert inbox.requests == 0
+
+
+def test_alerts_at_once_all_arrive_once(n8n: LocalN8n, inbox: DiscordInbox) -> None:
+    bodies = [{**BODIES["risk"], "type": f"alert {n}"} for n in range(12)]
+    threads = [threading.Thread(target=post, args=(n8n, "risk", body)) for body in bodies]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    titles = sorted(message.payload["embeds"][0]["title"] for message in inbox.messages)
+    assert titles == sorted(f"[CRITICAL] alert {n}" for n in range(12))
+
+
+@contextmanager
+def answering(*answers: tuple[int, str]) -> Iterator[str]:
+    """Run something that is not our n8n: its answer without a secret, then the one with it."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            status, text = answers["X-Webhook-Secret" in self.headers]
+            self.send_response(status)
+            self.end_headers()
+            self.wfile.write(text.encode())
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+
+
+def said(url: str, secret: str = SECRET) -> str:
+    """Return what the check says of all four alike."""
+    checked = check(url, secret, 5)
+    assert [one.channel for one in checked] == ["ai-reject", "trade", "risk", "daily-report"]
+    (words,) = {one.said for one in checked}
+    assert {one.is_good for one in checked} == {words == "there, guarded and ours"}
+    return words
+
+
+def test_a_check_of_a_sound_n8n_finds_nothing_and_posts_nothing(
+    n8n: LocalN8n, inbox: DiscordInbox
+) -> None:
+    assert said(n8n.url) == "there, guarded and ours"
+    assert said(f"{n8n.url}/") == "there, guarded and ours"
+    assert inbox.requests == 0
+
+
+def test_a_check_with_another_secret_says_that_it_differs(n8n: LocalN8n) -> None:
+    assert said(n8n.url, "other") == "refuses our secret (403): n8n's N8N_WEBHOOK_SECRET differs"
+
+
+OURS = json.dumps({"delivered": False, "error": "the body lacks symbol"})
+
+
+@pytest.mark.parametrize(
+    ("answers", "words"),
+    [
+        ([(404, "{}"), (404, "{}")], "not there (404)"),
+        ([(200, "n8n is starting up. Please wait")] * 2, "n8n is starting up"),
+        ([(200, "ok")] * 2, "open: answers 200"),
+        ([(400, OURS)] * 2, "open: answers 400"),
+        ([(500, "No authentication data defined on node!")] * 2, "n8n has no N8N_WEBHOOK_SECRET"),
+        ([(302, "")] * 2, "answers 302 without a secret, not 403: is this n8n?"),
+        ([(502, "Bad Gateway")] * 2, "answers 502 without a secret, not 403: is this n8n?"),
+        ([(403, ""), (401, "")], "refuses our secret (401)"),
+        ([(403, ""), (200, "ok")], "answers 200 to an empty body: this is not our workflow"),
+        ([(403, ""), (400, '{"delivered": true}')], "answers 400 to an empty body"),
+        ([(401, ""), (400, OURS)], "there, guarded and ours"),
+    ],
+)
+def test_a_check_tells_each_trouble_apart(answers: list[tuple[int, str]], words: str) -> None:
+    with answering(*answers) as url:
+        assert words in said(url)
+
+
+def test_a_check_of_what_is_not_there_says_so_without_the_url() -> None:
+    with answering((200, "")) as url:
+        pass
+    assert said(url) == "n8n can't be reached (ConnectionError)"
+    assert said(f"{url}/x", "é…") == "n8n can't be reached (ConnectionError)"
+
+
+def imported(n8n: LocalN8n, command: list[str]) -> set[str]:
+    done = subprocess.run(
+        [*command, "list:workflow"], env=n8n.environment, capture_output=True, check=True
+    )
+    return set(done.stdout.decode().split())
+
+
+@pytest.fixture(scope="session")
+def command(n8n: LocalN8n) -> list[str]:
+    return [str(n8n._command)]
+
+
+def test_imported_twice_there_are_the_same_four_and_a_restart_serves_them(
+    n8n: LocalN8n, inbox: DiscordInbox, command: list[str]
+) -> None:
+    once = imported(n8n, command)
+    assert once == {f"{workflow(channel)['id']}|{FILES[channel]}" for channel in FILES}
+    lines = import_workflows(command, WORKFLOWS, n8n.environment)
+    assert [line.split()[0] for line in lines[:4]] == sorted(FILES.values())
+    assert lines[4:] == [RESTART]
+    assert imported(n8n, command) == once
+    n8n.stop()
+    assert said(n8n.url) == "n8n can't be reached (ConnectionError)"
+    n8n.start()
+    assert said(n8n.url) == "there, guarded and ours"
+    assert post(n8n, "trade", BODIES["trade"])[0] == 200
+    assert len(inbox.messages) == 1
+
+
+def test_a_workflow_that_is_not_published_is_the_one_that_is_not_there(
+    n8n: LocalN8n, command: list[str]
+) -> None:
+    key = f"--id={workflow('trade')['id']}"
+    n8n.stop()
+    subprocess.run([*command, "unpublish:workflow", key], env=n8n.environment, check=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "START_SECONDS", 12)
+        with pytest.raises(N8nError, match=r"within 12 s: not there \(404\)"):
+            n8n.start()
+    subprocess.run([*command, "publish:workflow", key], env=n8n.environment, check=True)
+    n8n.start()
+    assert said(n8n.url) == "there, guarded and ours"
+
+
+def test_an_n8n_without_the_secret_lets_nobody_in_and_the_check_says_why(
+    n8n: LocalN8n, inbox: DiscordInbox
+) -> None:
+    n8n.stop()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(n8n.environment, "N8N_WEBHOOK_SECRET", "")
+        patch.setattr(n8n, "_trouble", lambda: None if answers(n8n) else "not yet")
+        n8n.start()
+        assert "n8n has no N8N_WEBHOOK_SECRET" in said(n8n.url, "")
+        for secret in (None, "", "undefined"):
+            assert post(n8n, "risk", BODIES["risk"], secret)[0] == 500
+    assert inbox.requests == 0
+    n8n.stop()
+    n8n.start()
+
+
+def answers(n8n: LocalN8n) -> bool:
+    try:
+        ready = requests.get(f"{n8n.url}/healthz/readiness", timeout=5).ok
+        return ready and "registered" not in requests.post(f"{n8n.url}/webhook/risk").text
+    except requests.RequestException:
+        return False
+
+
+def test_a_killed_n8n_is_away_and_started_again_it_serves(
+    n8n: LocalN8n, inbox: DiscordInbox
+) -> None:
+    n8n.kill()
+    n8n.kill()
+    assert said(n8n.url) == "n8n can't be reached (ConnectionError)"
+    n8n.start()
+    n8n.start()
+    assert post(n8n, "ai-reject", BODIES["ai-reject"])[0] == 200
+    assert len(inbox.messages) == 1
+
+
+def test_n8n_without_a_usable_url_says_so_and_not_the_url(n8n: LocalN8n) -> None:
+    n8n.stop()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(n8n.environment, "DISCORD_WEBHOOK_URL", "discord.com/api/webhooks/1/t0ken")
+        n8n.start()
+        status, answer = post(n8n, "risk", BODIES["risk"])
+        assert (status, answer["error"]) == (502, "n8n's DISCORD_WEBHOOK_URL is no URL")
+        n8n.stop()
+        patch.setitem(n8n.environment, "DISCORD_WEBHOOK_URL", "http://[t0ken")
+        n8n.start()
+        status, answer = post(n8n, "risk", BODIES["risk"])
+        assert (status, answer["status"]) == (502, None)
+        assert "t0ken" not in answer["error"]
+        n8n.stop()
+    n8n.start()
+
+
+def test_what_n8n_says_of_a_failed_import_holds_no_secret() -> None:
+    command = ["sh", "-c", 'echo "first"; echo "no: $DISCORD_WEBHOOK_URL $DB_PASSWORD" >&2; exit 1']
+    environment = {"DISCORD_WEBHOOK_URL": "https://discord/t0ken", "DB_PASSWORD": "pa55"}
+    with pytest.raises(N8nError) as raised:
+        import_workflows(command, WORKFLOWS, environment)
+    assert "no: <DISCORD_WEBHOOK_URL> <DB_PASSWORD>; is it n8n" in str(raised.value)
+
+
+def test_an_import_without_an_n8n_says_how_to_name_one() -> None:
+    with pytest.raises(N8nError, match=r"`no-such-n8n` can't be run .* with --command"):
+        import_workflows(["no-such-n8n"], WORKFLOWS, {})
+
+
+def test_an_import_of_a_folder_without_workflows_says_what_is_missing(tmp_path: Path) -> None:
+    folder = tmp_path / "workflows"
+    folder.mkdir()
+    with pytest.raises(N8nError, match=r"needs n8n's workflows \(\*\.json\)"):
+        import_workflows(["true"], folder, {})
+    (tmp_path / "n8n_credentials.json").write_text("[]")
+    (folder / "a.json").write_text("[]")
+    with pytest.raises(N8nError, match="is no workflow with an id"):
+        import_workflows(["true"], folder, {})
+
+
+def test_an_n8n_that_is_not_installed_is_said_to_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("N8N_COMMAND", str(tmp_path / "n8n"))
+    with (
+        pytest.raises(N8nError, match="run deploy/install_n8n.sh"),
+        LocalN8n(tmp_path, secret="x", discord_url="http://x"),
+    ):
+        pass

@@ -1,0 +1,248 @@
+"""One POST, to n8n or straight to Discord, and what its answer means.
+
+Here belongs what is sent and how an answer is understood. Whether and when to try again belongs in
+`delivery`; what Discord shows in `discord` and in n8n's workflows.
+"""
+
+import string
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from enum import StrEnum
+from typing import Any
+from urllib.parse import quote
+
+import requests
+from urllib3.exceptions import MaxRetryError
+
+from trading_pipelines.alerts.discord import discord_message
+from trading_pipelines.settings import AlertSettings, Environment
+
+N8N, DISCORD = "n8n", "discord"
+RETRIED_4XX = {408, 425, 429}
+# n8n says so while it starts, when it listens and its workflows are not yet active.
+NOT_REGISTERED = 404
+PROBE_SECONDS = 2.0
+LONGEST_ANSWER = 500
+LONGEST_WAIT = 86400.0
+
+
+class Outcome(StrEnum):
+    """What an attempt came to; one that has none is in flight, or its sender died.
+
+    REFUSED is the word of our workflow, or of Discord where it is asked directly. AWAY is anybody
+    else's (n8n's own error, a proxy's page) or none that came whole and in time, so that the request
+    may have been acted on; UNREACHABLE is a failed connection.
+    """
+
+    DELIVERED = "delivered"
+    REFUSED = "refused"
+    AWAY = "away"
+    UNREACHABLE = "unreachable"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What came of one POST."""
+
+    outcome: Outcome
+    text: str
+    """In words for a person; holds no secret."""
+    status: int | None = None
+    """HTTP; Discord's own where n8n reports it."""
+    is_final: bool = False
+    """The same request would be refused again."""
+    retry_after: float | None = None
+    message_id: str | None = None
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, repr=False)
+class Webhooks:
+    """Where alerts are posted, in seconds of `timeout`; holds secrets and is never printed.
+
+    Without an `n8n_url` everything goes to Discord directly; without either nothing can be sent.
+    """
+
+    n8n_url: str | None
+    secret: str | None
+    discord_url: str | None
+    timeout: float
+
+    @classmethod
+    def of(cls, environment: Environment, settings: AlertSettings) -> "Webhooks | None":
+        """Return those that the environment names, or None where it names none."""
+        if not (environment.n8n_url or environment.discord_webhook_url):
+            return None
+        url, secret, discord = (
+            value.get_secret_value() if value else None
+            for value in (
+                environment.n8n_url,
+                environment.n8n_webhook_secret,
+                environment.discord_webhook_url,
+            )
+        )
+        return cls(url and url.rstrip("/"), secret, discord, settings.timeout_seconds)
+
+    def post(self, via: str, channel: str, body: Mapping[str, Any]) -> Answer:
+        """Post once, via n8n's webhook of the channel or to Discord; never raises."""
+        started = time.monotonic()
+        if via == N8N:
+            answer = self._post(self._post_to_n8n, _of_n8n, channel, body)
+        else:
+            answer = self._post(self._post_to_discord, _of_discord, channel, body)
+        return replace(answer, seconds=time.monotonic() - started)
+
+    def is_n8n_ready(self) -> bool:
+        """Ask n8n whether it is up; it may still answer 404 for its webhooks for a moment."""
+        try:
+            answer = requests.get(f"{self.n8n_url}/healthz/readiness", timeout=PROBE_SECONDS)
+        except requests.RequestException:
+            return False
+        return answer.status_code == 200
+
+    def _post(
+        self,
+        post: Callable[[str, Mapping[str, Any]], requests.Response],
+        read: Callable[[requests.Response], Answer],
+        channel: str,
+        body: Mapping[str, Any],
+    ) -> Answer:
+        try:
+            answer = read(post(channel, body))
+        # The errors' own words hold the URL, and Discord's URL is a secret.
+        except requests.exceptions.InvalidJSONError as error:
+            answer = _unpostable(error)
+        except requests.RequestException as error:
+            # Whoever was connected to may have acted on the request.
+            is_connected = not isinstance(error, ValueError) and not (
+                error.args and isinstance(error.args[0], MaxRetryError)
+            )
+            if is_connected and isinstance(error, requests.Timeout):
+                answer = Answer(Outcome.AWAY, f"no answer within {self.timeout:g} s")
+            elif is_connected:
+                answer = Answer(Outcome.AWAY, f"no whole answer ({type(error).__name__})")
+            else:
+                text = f"can't be reached ({type(error).__name__})"
+                answer = Answer(Outcome.UNREACHABLE, text)
+        except (LookupError, TypeError, ValueError) as error:
+            answer = _unpostable(error)
+        return replace(answer, text=self._without_secrets(answer.text)[:LONGEST_ANSWER])
+
+    def _without_secrets(self, text: str) -> str:
+        """Leave out what a server repeats of the request."""
+        token = (self.discord_url or "").partition("?")[0].rpartition("/")[2]
+        for secret in filter(None, (self.secret, token)):
+            text = text.replace(secret, "***")
+        return text
+
+    def _post_to_n8n(self, channel: str, body: Mapping[str, Any]) -> requests.Response:
+        return requests.post(
+            f"{self.n8n_url}/webhook/{channel}",
+            json=body,
+            headers={
+                "X-Webhook-Secret": self.secret or "",
+                "Idempotency-Key": _header(body.get("idempotency_key", "")),
+            },
+            timeout=self.timeout,
+            allow_redirects=False,
+        )
+
+    def _post_to_discord(self, channel: str, body: Mapping[str, Any]) -> requests.Response:
+        return requests.post(
+            str(self.discord_url),
+            params={"wait": "true"},
+            json=discord_message(channel, body),
+            timeout=self.timeout,
+            allow_redirects=False,
+        )
+
+
+def _header(value: object) -> str:
+    """Return what a header can hold: printable ASCII as it is, the rest as %XX."""
+    return quote(str(value), safe=f"{string.punctuation} ", errors="replace")
+
+
+def _unpostable(error: Exception) -> Answer:
+    text = f"can't be posted ({type(error).__name__})"
+    return Answer(Outcome.REFUSED, text, is_final=True)
+
+
+def _of_n8n(response: requests.Response) -> Answer:
+    said, status = _json(response), response.status_code
+    if "delivered" not in said:
+        # A proxy's page, n8n's own error, or a workflow that is not ours.
+        is_final = 300 <= status < 500 and status not in {*RETRIED_4XX, NOT_REGISTERED}
+        text = _words(f"n8n answers {status} without saying delivered", response.text)
+        return Answer(
+            Outcome.AWAY, text, status, is_final=is_final, retry_after=_retry_after(response)
+        )
+    if status < 300 and said["delivered"] is True:
+        text = f"delivered{_words('', str(said.get('message_id') or ''))}"
+        return Answer(Outcome.DELIVERED, text, status, message_id=_id(said.get("message_id")))
+    of_discord = said.get("status")
+    if isinstance(of_discord, int) and 100 <= of_discord <= 599:
+        status = of_discord
+    return Answer(
+        Outcome.REFUSED,
+        _words(f"n8n answers {response.status_code}", str(said.get("error") or response.text)),
+        status,
+        is_final=_is_final(status),
+        retry_after=_seconds(said.get("retry_after")) or _retry_after(response),
+    )
+
+
+def _of_discord(response: requests.Response) -> Answer:
+    said, status = _json(response), response.status_code
+    if status < 300:
+        return Answer(Outcome.DELIVERED, "delivered", status, message_id=_id(said.get("id")))
+    return Answer(
+        Outcome.REFUSED,
+        _words(f"Discord answers {status}", str(said.get("message") or response.text)),
+        status,
+        is_final=_is_final(status),
+        retry_after=_seconds(said.get("retry_after")) or _retry_after(response),
+    )
+
+
+def _is_final(status: int) -> bool:
+    return 300 <= status < 500 and status not in RETRIED_4XX
+
+
+def _json(response: requests.Response) -> dict[str, Any]:
+    try:
+        said = response.json()
+    except (ValueError, RecursionError):
+        return {}
+    return said if isinstance(said, dict) else {}
+
+
+def _words(what: str, detail: str) -> str:
+    detail = " ".join(detail.split())
+    return f"{what}: {detail}" if detail else what
+
+
+def _id(value: object) -> str | None:
+    return str(value) if value else None
+
+
+def _seconds(value: object) -> float | None:
+    try:
+        seconds = float(str(value))
+    except ValueError:
+        return None
+    return min(seconds, LONGEST_WAIT) if 0 <= seconds < float("inf") else None
+
+
+def _retry_after(response: requests.Response) -> float | None:
+    """Read the header: seconds, or a date."""
+    header = response.headers.get("Retry-After")
+    if header is None or (seconds := _seconds(header)) is not None:
+        return None if header is None else seconds
+    try:
+        wait = (parsedate_to_datetime(header) - datetime.now(UTC)).total_seconds()
+    except (TypeError, ValueError):
+        return None
+    return min(max(0.0, wait), LONGEST_WAIT)

@@ -1,0 +1,67 @@
+"""daily_report: one partition a KST day. What it says and whether it is sent is `alerts/report`."""
+
+from datetime import UTC, date, datetime
+
+import dagster as dg
+
+from trading_pipelines.alerts import report
+from trading_pipelines.alerts.due import send_report
+from trading_pipelines.alerts.kinds import DAILY_REPORT
+from trading_pipelines.assets.shared import OWNERS
+from trading_pipelines.partitions import kst_days
+from trading_pipelines.resources.database import DatabaseResource
+from trading_pipelines.settings import StrategySettings
+from trading_pipelines.signals.due import REGIME_LABELS, VOLATILITY_FORECAST
+
+
+class DailyReportConfig(dg.Config):
+    """What a person may ask of a run."""
+
+    resend: bool = False
+    """Send the report again, with what it says now."""
+
+
+def build_assets(settings: StrategySettings) -> list[dg.AssetsDefinition]:
+    """Return daily_report."""
+
+    @dg.asset(
+        name=DAILY_REPORT,
+        partitions_def=kst_days(settings),
+        backfill_policy=dg.BackfillPolicy.single_run(),
+        deps=[
+            "trading_history",
+            "agent_decisions",
+            *(
+                dg.AssetDep(upstream, partition_mapping=dg.AllPartitionMapping())
+                for upstream in (REGIME_LABELS.asset, VOLATILITY_FORECAST.asset)
+            ),
+        ],
+        group_name="alerts",
+        owners=OWNERS,
+        kinds={"postgres"},
+        description=(
+            "What a KST day came to: realised PnL after fees, trades, win rate and maximum "
+            "drawdown in KRW from the bot's tables (sales matched to purchases first in, first "
+            "out), regimes, volatility, data health and alerts. Sent once, at 09:00 KST of the "
+            "next day, through the ledger. Materialising a day again sends nothing, unless the "
+            "run's config says `resend: true`."
+        ),
+    )
+    def daily_report(
+        context: dg.AssetExecutionContext, config: DailyReportConfig, database: DatabaseResource
+    ) -> None:
+        with database.connect() as connection:
+            for key in context.partition_keys:
+                now = datetime.now(UTC)
+                made = report.compute(connection, date.fromisoformat(key), settings.symbols)
+                body = report.body(made, now)
+                sending = send_report(
+                    connection, made.day, body, settings.alerts, now, resend=config.resend
+                )
+                figures = {n: v for n, v in report.figures(made).items() if v is not None}
+                summary = dg.MetadataValue.md(body["summary"])
+                context.add_asset_metadata(
+                    {**figures, "summary": summary, "sending": sending}, partition_key=key
+                )
+
+    return [daily_report]

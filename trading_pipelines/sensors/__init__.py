@@ -1,0 +1,1 @@
+"""What watches for something to tell. What is told, and whether it was, belongs in `alerts/`."""

@@ -1,0 +1,127 @@
+"""The sensors that deliver alerts: one a kind, on by default, each with a switch in the settings.
+
+A tick asks the tables what is undelivered and posts it; it keeps no cursor and launches no run.
+Finding, sending and giving up belong in `alerts/`.
+"""
+
+from datetime import UTC, datetime, timedelta
+
+import dagster as dg
+
+from trading_pipelines.alerts import failures, ledger
+from trading_pipelines.alerts.delivery import Sender
+from trading_pipelines.alerts.kinds import (
+    AI_REJECT,
+    DAILY_REPORT,
+    PIPELINE_FAILURE,
+    RISK,
+    TRADE,
+)
+from trading_pipelines.assets.alerts import evaluate_no_dead_alerts
+from trading_pipelines.resources.database import DatabaseResource
+from trading_pipelines.resources.webhooks import WebhooksResource
+from trading_pipelines.sensors.finished_runs import finished_runs
+from trading_pipelines.settings import StrategySettings
+
+WATCHED = {
+    AI_REJECT: "the bot's decisions that are REJECT to n8n's webhook `ai-reject`",
+    TRADE: "the bot's filled orders to n8n's webhook `trade`",
+    RISK: "the bot's risk violations and cooldowns to n8n's webhook `risk`",
+}
+STAYS = (
+    "A tick stays for half a minute and looks four times a second, so that an alert is out in a "
+    "moment; what a killed tick left undone is found by the next."
+)
+
+
+def build_alert_sensors(settings: StrategySettings) -> list[dg.SensorDefinition]:
+    """Return a sensor for each kind of alert."""
+    return [
+        *(_build_watching(kind, what, settings) for kind, what in WATCHED.items()),
+        _build_daily_report_alerts(settings),
+        _build_pipeline_failure_alerts(settings),
+    ]
+
+
+def _build_watching(kind: str, what: str, settings: StrategySettings) -> dg.SensorDefinition:
+    @dg.sensor(
+        name=f"{kind}_alerts",
+        minimum_interval_seconds=1,
+        default_status=dg.DefaultSensorStatus.RUNNING,
+        description=f"Delivers {what}. {STAYS}",
+    )
+    def watching(database: DatabaseResource, webhooks: WebhooksResource) -> dg.SkipReason:
+        return _deliver(kind, settings, database, webhooks, watch=True)
+
+    return watching
+
+
+def _build_daily_report_alerts(settings: StrategySettings) -> dg.SensorDefinition:
+    @dg.sensor(
+        name=f"{DAILY_REPORT}_alerts",
+        minimum_interval_seconds=30,
+        default_status=dg.DefaultSensorStatus.RUNNING,
+        description="Delivers each day's `daily_report` once to n8n's webhook `daily-report`, "
+        "from 09:00 KST on.",
+    )
+    def daily_report_alerts(
+        database: DatabaseResource, webhooks: WebhooksResource
+    ) -> dg.SkipReason:
+        return _deliver(DAILY_REPORT, settings, database, webhooks, watch=False)
+
+    return daily_report_alerts
+
+
+def _build_pipeline_failure_alerts(settings: StrategySettings) -> dg.SensorDefinition:
+    @dg.sensor(
+        name=f"{PIPELINE_FAILURE}_alerts",
+        minimum_interval_seconds=30,
+        default_status=dg.DefaultSensorStatus.RUNNING,
+        description="Tells n8n's webhook `risk` of runs that failed for good, partitions left "
+        "failed, symbols gone quiet and dead alerts: once a failure and `repeat_after`, with the "
+        "number of those not told, and again when it has recovered. Also keeps the check "
+        "`no_dead_alerts` up to date.",
+    )
+    def pipeline_failure_alerts(
+        context: dg.SensorEvaluationContext, database: DatabaseResource, webhooks: WebhooksResource
+    ) -> dg.SensorResult:
+        now = datetime.now(UTC)
+        if settings.alerts.pipeline_failure:
+            runs = finished_runs(context.instance, now)
+            with database.connect() as connection:
+                found = failures.current(connection, settings, runs, now)
+                repeat_after = timedelta(seconds=settings.alerts.repeat_after)
+                failures.tell(connection, found, repeat_after, now)
+        skip = _deliver(PIPELINE_FAILURE, settings, database, webhooks, watch=False)
+        with database.connect() as connection:
+            counts = ledger.counts(connection)
+        dead = {kind: number for kind, states in counts.items() if (number := states["dead"])}
+        # An evaluation is an event for ever: one at each change, not two a minute.
+        cursor = str(dead)
+        changed = [] if cursor == context.cursor else [evaluate_no_dead_alerts(counts)]
+        return dg.SensorResult(skip_reason=skip, cursor=cursor, asset_events=changed)
+
+    return pipeline_failure_alerts
+
+
+def _deliver(
+    kind: str,
+    settings: StrategySettings,
+    database: DatabaseResource,
+    webhooks: WebhooksResource,
+    *,
+    watch: bool,
+) -> dg.SkipReason:
+    """Deliver what is due of the kind, and say what came of it: no run is ever launched."""
+    posting = webhooks.of(settings.alerts)
+    with database.connect() as connection:
+        if not getattr(settings.alerts, kind):
+            skipped = ledger.switch_off(connection, kind)
+            return dg.SkipReason(f"alerts.{kind} is off in the settings; {skipped} skipped")
+        if posting is None:
+            return dg.SkipReason(
+                "neither N8N_URL nor DISCORD_WEBHOOK_URL is set: nothing can be sent"
+            )
+        sender = Sender(connection, kind, settings.alerts, posting)
+        tally = sender.deliver(webhooks.is_stopping, watch=watch)
+    return dg.SkipReason("another tick is still sending" if tally is None else str(tally))
