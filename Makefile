@@ -8,10 +8,10 @@ ARGS ?=
 BENCH ?= backfill
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up down status test redis-server lint types bench screenshots lock clean
+.PHONY: help demo up down status test test-e2e n8n redis-server lint types bench screenshots lock clean
 
 help: ## Show this help
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(READY) ## Run the main job on real input and show what came (ARGS="--recording FILE")
 	@$(BIN)/trading-pipelines demo $(ARGS)
@@ -28,6 +28,12 @@ status: $(READY) ## Show to when the candles are complete and what is due
 test: $(READY) redis-server ## Run all tests that need neither n8n nor a browser
 	$(BIN)/python -m pytest $(ARGS)
 
+test-e2e: $(READY) n8n ## Run the tests against the real n8n (8 minutes; installs it: 4-8 more, once)
+	RUN_N8N=1 $(BIN)/python -m pytest $(or $(ARGS),tests/n8n)
+
+n8n: ## Install the n8n that tests, demo and benchmark run, outside the clone (2.9 GB)
+	@deploy/install_n8n.sh
+
 redis-server:
 	@command -v $@ >/dev/null || ! command -v apt-get >/dev/null || { \
 		test "$$(id -u)" = 0 || sudo=$$(command -v sudo); \
@@ -43,7 +49,7 @@ lint: $(READY) ## Check style, and who imports whom
 types: $(READY) ## Check types
 	$(BIN)/mypy
 
-bench: $(READY) ## Measure (BENCH=backfill, signals or volatility)
+bench: $(READY) ## Measure (BENCH=alerts, backfill, signals or volatility)
 	$(BIN)/python benchmarks/$(BENCH).py $(ARGS)
 
 screenshots: $(READY) ## Take the pictures of the docs (needs chromium)

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # Installs the n8n that the workflows are tested with into a folder outside the repository, from the
 # npm registry alone: about 8 minutes on two cores and 2.9 GB, once. Prints nothing when it is there.
-#   deploy/install_n8n.sh FOLDER
+#   deploy/install_n8n.sh [FOLDER]      (default: ~/.cache/trading-pipelines/n8n-VERSION)
 # Then FOLDER/n8n runs it, under a Node of its own. In production use n8n's container image.
 set -euo pipefail
 n8n=2.41.1 # 2.41.3 does not resolve: one of its dependencies is not served
 node=24.21.0
-folder=${1:?which folder}
+folder=${1:-$HOME/.cache/trading-pipelines/n8n-$n8n}
 test ! -x "$folder/n8n" || exit 0
 
 for program in npm gcc g++ make python3; do

@@ -24,6 +24,14 @@ SYMBOLS = ["KRW-BTC", "KRW-ETH", "KRW-XRP", "KRW-SOL", "KRW-DOGE"]
 FIRST_DAY, LAST_DAY = date(2025, 9, 1), date(2025, 9, 21)
 RECORDED_DAYS = [FIRST_DAY + timedelta(days=n) for n in range(21)]
 
+FOREIGN = (
+    "UPBIT_BASE_URL",
+    "REDIS_URL",
+    "DAGSTER_HOME",
+    "N8N_URL",
+    "N8N_WEBHOOK_SECRET",
+    "DISCORD_WEBHOOK_URL",
+)
 PRICES = ["open", "high", "low", "close", "volume"]
 COVERED = """
 INSERT INTO trading_pipelines.candle_coverage
@@ -41,7 +49,7 @@ _numbers = itertools.count()
 def _clean_environment() -> Iterator[None]:
     """A variable of the developer's shell must not lead a test to a real database."""
     with pytest.MonkeyPatch.context() as patch:
-        for name in (*database.VARIABLES, "UPBIT_BASE_URL", "REDIS_URL", "DAGSTER_HOME"):
+        for name in (*database.VARIABLES, *FOREIGN):
             patch.delenv(name, raising=False)
         patch.setenv("PATH", f"{Path(shutil.which('python') or '').parent}:{os.environ['PATH']}")
         yield

@@ -5,7 +5,7 @@ import subprocess
 import sys
 import threading
 import traceback
-from datetime import date
+from datetime import UTC, date, datetime
 from pathlib import Path
 
 import pytest
@@ -14,7 +14,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic import SecretStr, ValidationError
 
+from trading_pipelines.korean_time import KST
 from trading_pipelines.settings import (
+    AlertSettings,
     DataSettings,
     Environment,
     ExchangeSettings,
@@ -34,10 +36,18 @@ DATA_KEYS = (
     "start_date, source_timeframe, indicator_timeframe, min_hourly_candles_for_regime, "
     "refresh, look_back_days"
 )
-SECTIONS = "symbols, data, regime_detection, volatility, exchange"
+SECTIONS = "symbols, data, regime_detection, volatility, exchange, alerts"
 ROOT_KEYS = f"{SECTIONS}, regimes, risk_management, regime_change_policy"
 REGIME = "regime_detection"
 MINIMUM = "data.min_hourly_candles_for_regime"
+ALERT_KEYS = (
+    "ai_reject, trade, risk, daily_report, pipeline_failure, since, look_back_days, "
+    "timeout_seconds, retry_waits, fallback_after, digest_over, messages_per_minute, "
+    "repeat_after, failures_before_alert, quiet_after"
+)
+MOMENT = "a moment with its offset, such as 2026-11-24T09:00:00+09:00, or nothing"
+WAITS = "a list of seconds, such as [5.0, 300.0, 1800.0]"
+NOON = datetime(2026, 11, 24, 12, tzinfo=UTC)
 LIST = "a list of at least one symbol, such as [KRW-BTC]"
 SLOW = "allowed: ma_slow_period above ma_fast_period"
 BULL = "allowed: bull_threshold_pct above bear_threshold_pct"
@@ -107,6 +117,23 @@ def test_the_defaults_are_the_documented_ones() -> None:
             "backoff_seconds": 0.5,
             "max_backoff_seconds": 20.0,
         },
+        "alerts": {
+            "ai_reject": True,
+            "trade": True,
+            "risk": True,
+            "daily_report": True,
+            "pipeline_failure": True,
+            "since": None,
+            "look_back_days": 7,
+            "timeout_seconds": 15.0,
+            "retry_waits": [5.0, 300.0, 1800.0, 7200.0, 18000.0, 36000.0, 36000.0],
+            "fallback_after": 300.0,
+            "digest_over": 20,
+            "messages_per_minute": 30,
+            "repeat_after": 14400.0,
+            "failures_before_alert": 3,
+            "quiet_after": 3600.0,
+        },
     }
 
 
@@ -132,7 +159,7 @@ def test_the_bots_own_file_loads_unchanged() -> None:
         "---\n",
         "\ufeff",
         "{}",
-        "data:\nexchange:\nregime_detection:\n",
+        "data:\nexchange:\nregime_detection:\nalerts:\n",
         "data: {}",
         "regimes: {BULL: {a: 1, a: 2}}\nrisk_management: !theirs {x: 1}\nregime_change_policy:",
     ],
@@ -149,6 +176,17 @@ def test_what_is_left_out_has_its_default(tmp_path: Path, text: str) -> None:
         ("data:\n  start_date: '2025-06-30'", {"data": {"start_date": date(2025, 6, 30)}}),
         ("data:\n  refresh: off", {"data": {"refresh": False}}),
         ("exchange:\n  timeout_seconds: 3", {"exchange": {"timeout_seconds": 3.0}}),
+        ("alerts:\n  trade: off\n  risk: no", {"alerts": {"trade": False, "risk": False}}),
+        ("alerts:\n  since:\n", {"alerts": {"since": None}}),
+        *[
+            (f"alerts:\n  since: {since}", {"alerts": {"since": NOON}})
+            for since in (
+                "2026-11-24T12:00:00Z",
+                "2026-11-24 21:00:00+09:00",
+                "'2026-11-24T21:00+09:00'",
+            )
+        ],
+        ("alerts:\n  retry_waits: [0, 2.5]", {"alerts": {"retry_waits": [0.0, 2.5]}}),
         (
             "data: {min_hourly_candles_for_regime: 300}\nregime_detection: {ma_slow_period: 300}",
             {
@@ -258,6 +296,42 @@ def test_a_wrong_regime_setting(tmp_path: Path, text: str, expected: str) -> Non
         (
             "exchange:\n  requests_per_second: 0",
             "2: exchange.requests_per_second: is 0; allowed: a number above 0",
+        ),
+        ("alerts:\n  trade: 'on'", '2: alerts.trade: is the text "on"; allowed: true or false'),
+        (
+            "alerts:\n  look_back_days: 31",
+            "2: alerts.look_back_days: is 31; allowed: a whole number of at least 1 and at most 30",
+        ),
+        (
+            "alerts:\n  timeout_seconds: 10",
+            "2: alerts.timeout_seconds: is 10; allowed: a number above 10 and at most 20",
+        ),
+        (
+            "alerts:\n  messages_per_minute: 151",
+            (
+                "2: alerts.messages_per_minute: is 151; allowed: a whole number of at least 1 "
+                "and at most 150"
+            ),
+        ),
+        ("alerts:\n  digest_over: 0", f"2: alerts.digest_over: is 0; allowed: {WHOLE}"),
+        ("alerts:\n  retry_waits: []", f"2: alerts.retry_waits: is []; allowed: {WAITS}"),
+        (
+            "alerts:\n  retry_waits:\n  - 5\n  - -1",
+            "4: alerts.retry_waits: is -1; allowed: a number of at least 0",
+        ),
+        *[
+            (f"alerts:\n  since: {since}", f"2: alerts.since: is {shown}; allowed: {MOMENT}")
+            for since, shown in {
+                "2026-11-24T09:00:00": 'the text "2026-11-24T09:00:00"',
+                "2026-11-24": 'the text "2026-11-24"',
+                "yesterday": 'the text "yesterday"',
+                "1764000000": "1764000000",
+                "true": "true",
+            }.items()
+        ],
+        (
+            "alerts:\n  ai_rejects: true",
+            f"2: alerts.ai_rejects: unknown key, did you mean ai_reject?; allowed: {ALERT_KEYS}",
         ),
         (
             "data:\n  start_date: 2017-09-30",
@@ -432,19 +506,21 @@ def test_settings_cannot_be_changed() -> None:
 
 
 SETTINGS = st.builds(
-    lambda symbols, start, seconds, percents, refresh: StrategySettings(
+    lambda symbols, start, seconds, percents, refresh, since: StrategySettings(
         symbols=symbols,
         data=DataSettings(start_date=start, refresh=refresh),
         regime_detection=RegimeDetectionSettings(
             bear_threshold_pct=min(percents), bull_threshold_pct=max(percents)
         ),
         exchange=ExchangeSettings(backoff_seconds=seconds),
+        alerts=AlertSettings(ai_reject=refresh, since=since, retry_waits=[seconds]),
     ),
     st.lists(st.from_regex(r"\AKRW-[A-Z0-9]{1,10}\Z"), min_size=1, unique=True),
     st.dates(min_value=date(2017, 10, 1)),
     st.floats(min_value=0, exclude_min=True, allow_infinity=False),
     st.sets(st.floats(allow_nan=False, allow_infinity=False), min_size=2, max_size=2),
     st.booleans(),
+    st.none() | st.datetimes(timezones=st.sampled_from([UTC, KST])),
 )
 
 
@@ -514,6 +590,9 @@ def test_the_environment_has_defaults(
     environment = load_environment()
     assert environment.database_url is None
     assert environment.redis_url is None
+    assert environment.n8n_url is None
+    assert environment.n8n_webhook_secret is None
+    assert environment.discord_webhook_url is None
     assert environment.upbit_base_url == "https://api.upbit.com"
     assert environment.trading_pipelines_home == Path.cwd() / ".data"
     assert environment.trading_pipelines_config == Path("config/strategy.yaml")
@@ -533,6 +612,92 @@ def test_the_environment_is_read(variables: pytest.MonkeyPatch) -> None:
     assert environment.trading_pipelines_home == Path.cwd() / "state"
     assert environment.trading_pipelines_config == Path("/etc/strategy.yaml")
     assert "s3cret" not in f"{environment!r} {environment} {environment.model_dump_json()}"
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://127.0.0.1:5678",
+        "http://n8n_main:5678/",
+        "https://n8n.example.com/some/path",
+        "https://[::1]:5678",
+    ],
+)
+def test_where_alerts_go_is_read_and_never_shown(variables: pytest.MonkeyPatch, url: str) -> None:
+    secret, discord = (
+        "s3cret!\"#$%&'()*+,/:;<=>?@[]^_`{|}~",
+        "https://discord.com/api/webhooks/1/s3cret",
+    )
+    variables.setenv("N8N_URL", url)
+    variables.setenv("N8N_WEBHOOK_SECRET", secret)
+    variables.setenv("DISCORD_WEBHOOK_URL", f"{discord}?thread_id=7")
+    environment = load_environment()
+    assert environment.n8n_url == SecretStr(url)
+    assert environment.n8n_webhook_secret == SecretStr(secret)
+    assert environment.discord_webhook_url == SecretStr(f"{discord}?thread_id=7")
+    assert "s3cret" not in f"{environment!r} {environment} {environment.model_dump_json()}"
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "problem"),
+    [
+        *[
+            ("N8N_URL", url, "not n8n's base URL")
+            for url in (
+                "s3cret",
+                "n8n:5678/s3cret",
+                "ftp://n8n/s3cret",
+                "http://user:s3cret@n8n:5678",
+                "http://n8n:5678/webhook",
+                "http://n8n:5678/s3cret/webhook",
+                "http://n8n:5678/?key=s3cret",
+                "http://n8n:5678/#s3cret",
+                "http:///s3cret",
+                "http://n8n/s3cret\n",
+            )
+        ],
+        *[
+            ("N8N_WEBHOOK_SECRET", secret, "can't be sent in a header")
+            for secret in (
+                "my s3cret",
+                "s3cret\n",
+                "s3cret\r\nX-Other: 1",
+                "비밀s3cret",
+                "s3cret\t",
+            )
+        ],
+        *[
+            ("DISCORD_WEBHOOK_URL", url, "not a webhook's URL")
+            for url in (
+                "s3cret",
+                "discord.com/api/webhooks/1/s3cret",
+                "https://user:s3cret@discord.com/api/webhooks/1/x",
+                "https://discord.com/api/webhooks/1/s3cret#x",
+                "https://discord.com/api/webhooks/1/s3cret ",
+                "https://discord.com/api/webhooks/1/s3cret\n",
+            )
+        ],
+    ],
+)
+def test_a_wrong_place_for_alerts_is_named_and_never_shown(
+    variables: pytest.MonkeyPatch, variable: str, value: str, problem: str
+) -> None:
+    variables.setenv(variable, value)
+    with pytest.raises(SettingsError) as caught:
+        load_environment()
+    assert str(caught.value).startswith(f"{variable}: {problem}; allowed: ")
+    assert "\n" not in str(caught.value)
+    assert caught.value.__context__ is None
+    assert "s3cret" not in "".join(traceback.format_exception(caught.value))
+
+
+def test_an_n8n_without_a_secret_is_an_error(variables: pytest.MonkeyPatch) -> None:
+    variables.setenv("N8N_URL", "http://n8n:5678")
+    with pytest.raises(SettingsError, match=r"^N8N_WEBHOOK_SECRET: not set; N8N_URL is"):
+        load_environment()
+    variables.setenv("N8N_URL", "")
+    variables.setenv("N8N_WEBHOOK_SECRET", "alone")
+    load_environment()
 
 
 @pytest.mark.parametrize(

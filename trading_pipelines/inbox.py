@@ -218,7 +218,9 @@ def refusal(payload: Any) -> dict[str, Any] | None:  # noqa: ANN401
         place.setdefault("_errors", []).append({"code": code, "message": message})
     if errors:
         return {"message": "Invalid Form Body", "code": 50035, "errors": errors}
-    if not payload.get("content") and not any(map(_visible, payload.get("embeds") or [])):
+    if not str(payload.get("content") or "").strip() and not any(
+        map(_visible, payload.get("embeds") or [])
+    ):
         return {"message": "Cannot send an empty message", "code": 50006}
     return None
 

@@ -26,7 +26,7 @@ CREDENTIALS = "n8n_credentials.json"
 """Beside the folder of the workflows."""
 
 COMMAND_SECONDS = 120
-START_SECONDS = 90
+START_SECONDS = 120
 STOP_SECONDS = 20
 STARTING = "n8n is starting up"
 """What n8n answers until it is ready, with 200: a 200 alone proves nothing."""
@@ -142,7 +142,7 @@ class LocalN8n:
     ) -> None:
         self.folder = folder.absolute()
         self.log = self.folder / "n8n.log"
-        self._command = command or installed()
+        self.command = command or installed()
         self._secret = secret
         port, broker = _free_ports()
         self.url = f"http://127.0.0.1:{port}"
@@ -163,10 +163,10 @@ class LocalN8n:
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
-        if self._command is None:
+        if self.command is None:
             raise N8nError("n8n is not installed: run deploy/install_n8n.sh, or set N8N_COMMAND")
         self.folder.mkdir(parents=True, exist_ok=True)
-        import_workflows([str(self._command)], WORKFLOWS, self.environment)
+        import_workflows([str(self.command)], WORKFLOWS, self.environment)
         self.start()
         return self
 
@@ -179,7 +179,7 @@ class LocalN8n:
             return
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(  # noqa: S603
-                [str(self._command), "start"],
+                [str(self.command), "start"],
                 env=self.environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -214,13 +214,12 @@ class LocalN8n:
     def _await(self) -> None:
         """Wait until it is ready: it says so before its webhooks are there."""
         deadline = time.monotonic() + START_SECONDS
-        while time.monotonic() < deadline and self._process and self._process.poll() is None:
-            wrong = self._trouble()
-            if wrong is None:
-                return
+        while wrong := self._trouble():
+            if self._process is None or self._process.poll() is not None:
+                raise N8nError(f"n8n did not start: it ended by itself; see {self.log}")
+            if time.monotonic() > deadline:
+                raise N8nError(f"n8n did not start in {START_SECONDS} s: {wrong}; see {self.log}")
             time.sleep(0.1)
-        wrong = wrong if self._process and self._process.poll() is None else "it ended by itself"
-        raise N8nError(f"n8n did not start within {START_SECONDS} s: {wrong}; see {self.log}")
 
     def _trouble(self) -> str | None:
         try:

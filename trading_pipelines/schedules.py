@@ -275,6 +275,8 @@ def build_daily_report(settings: StrategySettings) -> dg.ScheduleDefinition:
             yield dg.RunRequest(
                 run_key=f"{context.scheduled_execution_time.isoformat()} {day}",
                 partition_key=partition_key("", day),
+                # Before the backfills that may be waiting.
+                tags={"dagster/priority": "10"},
             )
         if not wanted:
             yield dg.SkipReason(

@@ -1,4 +1,4 @@
-"""The bot's tables and the ledger, and a stand-in for n8n and Discord that answers as it is told."""
+"""The bot's tables, the ledger, and a stand-in for n8n and Discord that answers as it is told."""
 
 import json
 import socket
@@ -160,10 +160,10 @@ class Receiver:
 
     def _reply(self, handler: BaseHTTPRequestHandler, reply: Reply) -> None:
         is_text = isinstance(reply.body, str | bytes)
-        content = reply.body if is_text else json.dumps(reply.body)
-        content = content.encode() if isinstance(content, str) else bytes(content or b"")
+        content = reply.body if isinstance(reply.body, str | bytes) else json.dumps(reply.body)
         if reply.body is None:
             content = b""
+        content = content.encode() if isinstance(content, str) else content
         handler.send_response(reply.status)
         handler.send_header("Content-Type", "text/html" if is_text else "application/json")
         handler.send_header("Content-Length", str(len(content) + (reply.fault == "half")))
@@ -291,17 +291,25 @@ def _url(server: EmbeddedServer, template: str) -> str:
 
 
 @pytest.fixture
-def market_url(_url: str) -> str:
-    """The URL of a migrated market database, emptied; to make one takes longer than most tests."""
+def bot_url(_url: str) -> str:
+    """The URL of the bot's database, emptied; to make one takes longer than most tests."""
     with psycopg.connect(_url, autocommit=True) as connection:
         connection.execute(EMPTY)
     return _url
 
 
 @pytest.fixture
-def bot(connection: psycopg.Connection) -> Bot:
-    """The bot at work on the database of the test."""
-    return Bot(connection)
+def bot(bot_url: str) -> Iterator[Bot]:
+    """The bot at work; whoever changes a table takes `old_bot`, or a database of their own."""
+    with database.connect(bot_url) as connection:
+        yield Bot(connection)
+
+
+@pytest.fixture
+def other(bot_url: str) -> Iterator[psycopg.Connection]:
+    """A second process's connection to the same database."""
+    with database.connect(bot_url) as connection:
+        yield connection
 
 
 @pytest.fixture

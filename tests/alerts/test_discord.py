@@ -136,6 +136,10 @@ def _nasty() -> dict[str, tuple[str, Body]]:
             found[f"{channel}: {what}, key too"] = channel, {
                 **dict.fromkeys(body, text), "idempotency_key": text,
             }  # fmt: skip
+    found["as long as can be"] = "daily-report", {
+        **dict.fromkeys(BODIES["daily-report"], "가" * 5000), "idempotency_key": "k" * 5000,
+        **dict.fromkeys(["pnl", "trades", "win_rate", "mdd"], "9" * 30 + "e99"),
+    }  # fmt: skip
     for number in NUMBERS:
         found[f"price {number!r}"] = "trade", {**BODIES["trade"], "price": number}
         found[f"rsi {number!r}"] = "ai-reject", {**BODIES["ai-reject"], "rsi": number}
@@ -343,9 +347,8 @@ def test_a_cut_never_leaves_half_an_emoji() -> None:
 
 
 def test_a_message_is_never_longer_than_discord_takes_in_all() -> None:
-    body = dict.fromkeys(BODIES["daily-report"], "가" * 5000) | {"idempotency_key": "k" * 5000}
-    embed = discord_message("daily-report", body)["embeds"][0]
-    assert sum(map(_utf16, texts_of(embed))) <= 6000
+    embed = discord_message(*NASTY["as long as can be"])["embeds"][0]
+    assert sum(map(_utf16, texts_of(embed))) == 6000
     assert embed["description"].endswith("가…")
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
+from hashlib import sha256
 from typing import Any
 
 import psycopg
@@ -117,13 +118,14 @@ def test_a_job_without_assets_is_made_up_for_by_its_own_success_only() -> None:
 def test_a_run_over_all_symbols_of_the_exchange_has_a_fingerprint_that_fits_the_ledger(
     connection: psycopg.Connection,
 ) -> None:
-    symbols = [f"KRW-{number:010}" for number in range(300)]
+    # Names that Postgres can't compress.
+    symbols = [f"KRW-{sha256(bytes([n, n])).hexdigest()[:10].upper()}" for n in range(256)]
     one, other = failed_runs([run(1, *symbols), run(1, *symbols[:-1])])
     assert one.fingerprint != other.fingerprint, "the names that were cut off count"
     assert tell(connection, [one, other], REPEAT_AFTER, NOW) == Told(new=2)
 
 
-def test_a_message_is_cut_and_what_the_database_cannot_store_is_replaced(
+def test_a_message_is_cut_and_told_whatever_the_error_holds(
     connection: psycopg.Connection,
 ) -> None:
     (failure,) = failed_runs([run(1, BTC, error="\udc80\0" + "e" * 5000)])
@@ -321,7 +323,7 @@ def test_the_first_minutes_after_downtime_do_not_make_the_downtime_quiet(
     connection: psycopg.Connection,
 ) -> None:
     candle(connection, BTC, NOW - 3 * DAY)
-    asked(connection, BTC, NOW - 3 * DAY + MINUTE)
+    asked(connection, BTC, NOW - 3 * DAY + 2 * HOUR)
     asked(connection, BTC, MIDNIGHT + 9 * MINUTE)
     assert quiet(connection) == []
     connection.execute(
@@ -403,7 +405,7 @@ def test_rows_that_left_the_look_back_undelivered_are_told_with_what_to_do(
     for days in (14, 8, 7.01, 7, 6.9, 14.01):
         reject(connection, NOW - days * DAY)
     reject(connection, None)
-    violate(connection, NOW - 8 * DAY)
+    violate(connection, NOW - 10 * DAY)
     connection.execute(
         "INSERT INTO daily_risk_state VALUES ('2026-11-15', 0, 0, 3, %s, false, %s)",
         [NOW - 8.5 * DAY, NOW - 9 * DAY],
@@ -423,7 +425,7 @@ def test_rows_that_left_the_look_back_undelivered_are_told_with_what_to_do(
         "alerts.look_back_days(현재 7, 최대 30)를 늘리면 그 기간 안의 것은 전송됨",
         3,
     )
-    assert "가장 오래된 것 2026-11-15 12:00 KST" in found[1].message
+    assert "가장 오래된 것 2026-11-14 12:00 KST" in found[1].message
 
 
 def test_what_the_ledger_holds_was_not_missed(connection: psycopg.Connection) -> None:
@@ -504,9 +506,9 @@ def test_a_failure_is_entered_with_the_contracts_body_and_its_fingerprint(
 def test_27900_failures_in_14_days_are_one_message_a_window_and_none_is_lost_count_of(
     connection: psycopg.Connection,
 ) -> None:
-    ticks, told = 14 * 24 * 6, Told()
+    ticks, told = 14 * 24 * 3, Told()
     for tick in range(1, ticks + 1):
-        at = NOW + tick * 10 * MINUTE
+        at = NOW + tick * 20 * MINUTE
         one = tell(connection, [replace(BROKEN, count=27_900 * tick // ticks)], REPEAT_AFTER, at)
         become(connection, "delivered", at)
         told = Told(told.new + one.new, told.repeated + one.repeated, 0,

@@ -1,7 +1,7 @@
 """The bodies the contract asks for, made of the bot's rows, the incomplete ones too."""
 
 import unicodedata
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
@@ -144,7 +144,7 @@ def test_the_rsi_is_as_of_the_decision_and_0_where_there_is_none(bot: Bot) -> No
         by_time[body["symbol"]].append(body["rsi"])
     earlier, at_noon, stale = by_time[BTC]
     assert earlier != at_noon
-    assert 0 < min(earlier, at_noon)
+    assert min(earlier, at_noon) > 0
     assert stale == 0
     assert by_time[ETH] == [0, 0]
 

@@ -1,6 +1,6 @@
 """The ledger loses nothing and says everything once, whatever the bot or another process does."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -8,8 +8,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from tests.alerts.conftest import BTC, NOON, SECRET, Bot
-from trading_pipelines import database
+from tests.alerts.conftest import BTC, NOON, Bot
 from trading_pipelines.alerts import kinds, ledger
 from trading_pipelines.alerts.kinds import AI_REJECT, KINDS, RISK, TRADE
 from trading_pipelines.alerts.ledger import Delivery, State, Verdict
@@ -23,13 +22,6 @@ REFUSED = Answer(Outcome.REFUSED, "refused", 502)
 AWAY = Answer(Outcome.AWAY, "no answer within 15 s")
 UNREACHABLE = Answer(Outcome.UNREACHABLE, "can't be reached")
 ACCEPTED = Answer(Outcome.DELIVERED, "delivered", 200, message_id="1130")
-
-
-@pytest.fixture
-def other(market_url: str) -> Iterator[psycopg.Connection]:
-    """A second process's connection."""
-    with database.connect(market_url) as connection:
-        yield connection
 
 
 def collect(bot: Bot, kind: str = AI_REJECT, since: datetime = LONG_AGO) -> int:
@@ -61,15 +53,13 @@ def attempt(
 
 
 @pytest.mark.parametrize("kind", [AI_REJECT, TRADE, RISK])
-def test_what_commits_late_and_out_of_order_is_not_lost(
-    bot: Bot, market_url: str, kind: str
-) -> None:
+def test_what_commits_late_and_out_of_order_is_not_lost(bot: Bot, bot_url: str, kind: str) -> None:
     insert: Callable[[Bot], Any] = {
         AI_REJECT: lambda one: one.reject(NOON),
         TRADE: lambda one: one.trade(NOON),
         RISK: lambda one: one.violation(NOON),
     }[kind]
-    with psycopg.connect(market_url) as slow, psycopg.connect(market_url) as fast:
+    with psycopg.connect(bot_url) as slow, psycopg.connect(bot_url) as fast:
         first = insert(Bot(slow))
         second = insert(Bot(fast))
         assert collect(bot, kind) == 0, "neither has committed"
@@ -213,19 +203,17 @@ def test_a_sender_that_fails_frees_its_kind(bot: Bot, other: psycopg.Connection)
 
 
 def test_a_sender_whose_connection_is_killed_frees_its_kind(
-    market_url: str, other: psycopg.Connection
+    bot_url: str, other: psycopg.Connection
 ) -> None:
-    with psycopg.connect(market_url, autocommit=True) as doomed:
+    with psycopg.connect(bot_url, autocommit=True) as doomed:
         pid = doomed.info.backend_pid
-        with (
-            pytest.raises(psycopg.OperationalError),
-            ledger.sender(doomed, AI_REJECT) as is_ours,
-        ):
+        with ledger.sender(doomed, AI_REJECT) as is_ours:
             assert is_ours
             other.execute("SELECT pg_terminate_backend(%s, 10000)", [pid])
             with ledger.sender(other, AI_REJECT) as is_theirs:
                 assert is_theirs, "while the first still believes that it is the sender"
-            doomed.execute("SELECT 1")
+            with pytest.raises(psycopg.OperationalError):
+                doomed.execute("SELECT 1")
         assert doomed.closed
 
 
@@ -642,18 +630,24 @@ def test_the_newest_are_listed_first_by_state_and_kind(bot: Bot) -> None:
 
 def test_every_kind_and_state_is_counted(bot: Bot) -> None:
     zeros = dict.fromkeys(map(str, State), 0)
-    assert ledger.counts(bot.connection) == {kind: zeros for kind in KINDS}
+    assert ledger.counts(bot.connection) == dict.fromkeys(KINDS, zeros)
     rows = waiting_rows(bot, 3)
     attempt(bot, rows[0], REFUSED, State.DEAD)
     attempt(bot, rows[1], REFUSED)
-    assert ledger.counts(bot.connection) == {kind: zeros for kind in KINDS} | {
+    assert ledger.counts(bot.connection) == dict.fromkeys(KINDS, zeros) | {
         AI_REJECT: zeros | {"dead": 1, "retrying": 1, "pending": 1}
     }
 
 
-def test_what_was_given_up_says_why(bot: Bot) -> None:
-    bot.reject(NOON)
-    collect(bot)
-    ledger.close(bot.connection, only(bot), "enough")
-    assert bot.ledger("state, last_error") == [("dead", "enough")]
-    assert SECRET not in repr(bot.ledger("*"))
+def test_what_no_sender_came_back_from_is_given_up_and_says_why(bot: Bot) -> None:
+    first, second = waiting_rows(bot, 2)
+    bot.violation(NOON)
+    collect(bot, RISK)
+    attempt(bot, first, REFUSED)
+    for delivery in (replace(first, attempts=1), second, only(bot, RISK)):
+        next_at = LATER + MINUTE
+        assert ledger.reserve(bot.connection, delivery, N8N, 30, next_at, LATER) is not None
+    assert ledger.give_up(bot.connection, AI_REJECT, 2, LATER + 59 * SECOND) == 0
+    assert ledger.give_up(bot.connection, AI_REJECT, 2, LATER + MINUTE) == 1
+    assert bot.ledger("state, attempts") == [("dead", 2), ("retrying", 1), ("retrying", 1)]
+    assert "died" in bot.ledger("last_error")[0]

@@ -218,7 +218,7 @@ def test_an_answer_that_does_not_come(
 
 
 @pytest.mark.parametrize("via", [N8N, DISCORD])
-@pytest.mark.parametrize("url", ["", "http://nowhere.invalid", "http://127.0.0.1:1"])
+@pytest.mark.parametrize("url", ["", "http://[", "http://127.0.0.1:port"])
 def test_nobody_there(nowhere: str, via: str, url: str) -> None:
     webhooks = Webhooks(url or nowhere, SECRET, f"{url or nowhere}/{TOKEN}", 2.0)
     answer = webhooks.post(via, "risk", BODY)
@@ -257,23 +257,19 @@ def test_a_redirect_is_not_followed(
         elsewhere.close()
 
 
-IN_A_MINUTE = format_datetime(datetime.now(UTC) + timedelta(minutes=10), usegmt=True)
-
-
 @pytest.mark.parametrize(
     ("reply", "seconds"),
     [
         (Reply(429), None),
         (Reply(429, headers={"Retry-After": "7"}), 7.0),
         (Reply(503, "page", {"Retry-After": "2.5"}), 2.5),
-        (Reply(429, headers={"Retry-After": IN_A_MINUTE}), 600.0),
         (Reply(429, headers={"Retry-After": "Wed, 21 Oct 2015 07:28:00 GMT"}), 0.0),
         (Reply(429, {"message": "slow", "retry_after": 0.364}), 0.364),
         (Reply(429, {"retry_after": 0.364}, {"Retry-After": "1"}), 0.364),
         (Reply(429, {"retry_after": None}, {"Retry-After": "1"}), 1.0),
         *[
             (Reply(429, {"retry_after": odd}, {"Retry-After": str(odd)}), None)
-            for odd in ("soon", "nan", "-1", "inf", "Wed, 99 Oct 2015", "", -1, [])
+            for odd in ("soon", "nan", "-1", "inf", "Wed, 99 Oct 2015", "", -1, True)
         ],
     ],
 )
@@ -281,9 +277,7 @@ def test_when_discord_says_to_come_again(
     discord: Receiver, webhooks: Webhooks, reply: Reply, seconds: float | None
 ) -> None:
     discord.script.append(reply)
-    answer = webhooks.post(DISCORD, "risk", BODY)
-    expected = seconds if seconds is None else pytest.approx(seconds, abs=60 * (seconds > 60))
-    assert answer.retry_after == expected
+    assert webhooks.post(DISCORD, "risk", BODY).retry_after == seconds
 
 
 @pytest.mark.parametrize(
@@ -293,18 +287,23 @@ def test_when_discord_says_to_come_again(
         (refusal(429, retry_after=0), 0.0),
         (refusal(429), None),
         (Reply(429, "page", {"Retry-After": "30"}), 30.0),
-        (Reply(503, headers={"Retry-After": IN_A_MINUTE}), 600.0),
     ],
 )
 def test_when_n8n_says_to_come_again(
     n8n: Receiver, webhooks: Webhooks, reply: Reply, seconds: float | None
 ) -> None:
     n8n.script.append(reply)
-    answer = webhooks.post(N8N, "risk", BODY)
-    if seconds:
-        assert answer.retry_after == pytest.approx(seconds, abs=60 * (seconds > 60))
-    else:
-        assert not answer.retry_after
+    assert (webhooks.post(N8N, "risk", BODY).retry_after or None) == (seconds or None)
+
+
+@pytest.mark.parametrize("via", [N8N, DISCORD])
+def test_they_may_say_it_as_a_date(
+    n8n: Receiver, discord: Receiver, webhooks: Webhooks, via: str
+) -> None:
+    in_an_hour = format_datetime(datetime.now(UTC) + timedelta(hours=1), usegmt=True)
+    for receiver in (n8n, discord):
+        receiver.script.append(Reply(503, headers={"Retry-After": in_an_hour}))
+    assert webhooks.post(via, "risk", BODY).retry_after == pytest.approx(3600, abs=60)
 
 
 @pytest.mark.parametrize("seconds", [1e9, 1e18, 1e300, "Fri, 31 Dec 9999 23:59:59 GMT"])

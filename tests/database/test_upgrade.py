@@ -11,6 +11,8 @@ from decimal import Decimal
 
 import psycopg
 import pytest
+from alembic import command
+from alembic.config import Config
 
 from trading_pipelines import database
 from trading_pipelines.candles.exchange import Candle
@@ -49,6 +51,76 @@ CREATE TABLE regime_history (
     coin_symbol varchar(10) NOT NULL
 )
 """
+# The tables that alerts come from, as the fact sheet has them: the oldest, without defaults.
+BOT_TABLES = {
+    "trading_history": """
+CREATE TABLE trading_history (
+    id uuid PRIMARY KEY,
+    symbol varchar(20) NOT NULL,
+    side varchar(10) NOT NULL,
+    order_type varchar(10) NOT NULL,
+    price numeric(20, 8) NOT NULL,
+    quantity numeric(20, 8) NOT NULL,
+    fee numeric(20, 8),
+    status varchar(20) NOT NULL,
+    strategy_name varchar(50),
+    signal_info jsonb,
+    created_at timestamptz,
+    executed_at timestamptz
+)
+""",
+    "risk_audit": """
+CREATE TABLE risk_audit (
+    id serial PRIMARY KEY,
+    violation_type varchar(50) NOT NULL,
+    description text,
+    related_order_id uuid REFERENCES trading_history (id),
+    timestamp timestamptz
+)
+""",
+    "daily_risk_state": """
+CREATE TABLE daily_risk_state (
+    date date PRIMARY KEY,
+    total_pnl numeric(20, 8) NOT NULL,
+    trade_count integer NOT NULL,
+    consecutive_losses integer NOT NULL,
+    cooldown_until timestamptz,
+    is_trading_halted boolean NOT NULL,
+    updated_at timestamptz
+)
+""",
+    "agent_decisions": """
+CREATE TABLE agent_decisions (
+    id bigserial PRIMARY KEY,
+    symbol varchar(20) NOT NULL,
+    strategy_name varchar(50) NOT NULL,
+    decision varchar(20) NOT NULL,
+    reasoning text,
+    confidence integer,
+    model_used varchar(50),
+    created_at timestamptz
+)
+""",
+}
+NEWER_COLUMNS = """
+ALTER TABLE trading_history ADD COLUMN regime varchar(10),
+    ADD COLUMN high_water_mark numeric(20, 8), ADD COLUMN exit_reason varchar(30);
+ALTER TABLE agent_decisions ADD COLUMN price_at_decision numeric(20, 8),
+    ADD COLUMN regime varchar(10)
+"""
+ROWS_TO_TELL = """
+INSERT INTO trading_history VALUES (gen_random_uuid(), 'KRW-BTC', 'BUY', 'MARKET', 150000000, 0.001,
+    NULL, 'FILLED', NULL, '{"rsi": 71}', NULL, '2025-09-10 12:00Z');
+INSERT INTO risk_audit (violation_type, related_order_id)
+    SELECT 'MAX_EXPOSURE', id FROM trading_history;
+INSERT INTO daily_risk_state VALUES ('2025-09-10', -1, 3, 3, '2025-09-10 16:00Z', false, NULL);
+INSERT INTO agent_decisions (symbol, strategy_name, decision) VALUES ('KRW-BTC', 'test', 'REJECT')
+"""
+OUR_INDEXES = {
+    "agent_decisions": "idx_agent_decisions_rejects",
+    "trading_history": "idx_trading_history_filled",
+    "risk_audit": "idx_risk_audit_timestamp",
+}
 INDEX = "CREATE INDEX its_index ON market_data (symbol, interval, timestamp DESC)"
 OUR_INDEX = "idx_market_data_symbol_interval_ts"
 ROWS = """
@@ -96,7 +168,10 @@ def described(connection: psycopg.Connection, table: str) -> list[tuple[object, 
     return [*columns, *keys, *indexes]
 
 
-def everything(connection: psycopg.Connection) -> dict[str, object]:
+Rows = list[tuple[object, ...]]
+
+
+def everything(connection: psycopg.Connection) -> dict[str, tuple[Rows, Rows]]:
     """Return every table of the database, its shape and its rows with their versions."""
     tables = connection.execute(
         "SELECT format('%I.%I', table_schema, table_name) FROM information_schema.tables "
@@ -123,6 +198,10 @@ def test_a_second_upgrade_changes_nothing(empty_url: str, aged: psycopg.Connecti
         "trading_pipelines.candle_coverage",
         "trading_pipelines.candles_1h",
         "trading_pipelines.request_slots",
+        "trading_pipelines.alert_kinds",
+        "trading_pipelines.alert_deliveries",
+        "trading_pipelines.alert_attempts",
+        *(f"public.{table}" for table in BOT_TABLES),
     }
     database.upgrade(empty_url)
     assert everything(aged) == before
@@ -286,3 +365,84 @@ def test_upgrades_in_the_threads_of_one_process_do_not_disturb_each_other(empty_
     with ThreadPoolExecutor(8) as threads:
         for done in [threads.submit(database.upgrade, empty_url) for _ in range(24)]:
             done.result()
+
+
+@pytest.mark.parametrize("is_newer", [False, True], ids=["older", "newer"])
+def test_the_tables_that_alerts_come_from_are_adopted_with_their_rows(
+    empty_url: str, aged: psycopg.Connection, *, is_newer: bool
+) -> None:
+    for statement in (*BOT_TABLES.values(), ROWS_TO_TELL):
+        aged.execute(statement)
+    if is_newer:
+        aged.execute(NEWER_COLUMNS)
+    before = everything(aged)
+    database.upgrade(empty_url)
+    after = everything(aged)
+    for table in BOT_TABLES:
+        (shape, rows), (new_shape, new_rows) = before[f"public.{table}"], after[f"public.{table}"]
+        assert new_rows == rows, table
+        assert len(rows) == 1
+        added = [line for line in new_shape if line not in shape]
+        assert [line for line in new_shape if line in shape] == shape
+        assert len(added) == (table in OUR_INDEXES), added
+        assert all(OUR_INDEXES[table] in str(line) for line in added)
+    database.upgrade(empty_url)
+    assert everything(aged) == after
+
+
+def test_of_the_tables_that_alerts_come_from_the_missing_are_made(
+    empty_url: str, aged: psycopg.Connection
+) -> None:
+    for table in ("trading_history", "agent_decisions"):
+        aged.execute(BOT_TABLES[table])
+    before = everything(aged)
+    database.upgrade(empty_url)
+    after = everything(aged)
+    assert before.keys() <= after.keys()
+    for table in BOT_TABLES:
+        assert after[f"public.{table}"][1] == []
+    aged.execute(ROWS_TO_TELL)
+    assert ("exit_reason",) not in aged.execute(
+        "SELECT column_name FROM information_schema.columns WHERE table_name = 'trading_history'"
+    ).fetchall()
+
+
+def test_the_tables_that_are_made_have_the_columns_of_the_newest_bot(
+    aged: psycopg.Connection, connection: psycopg.Connection
+) -> None:
+    for statement in (*BOT_TABLES.values(), NEWER_COLUMNS):
+        aged.execute(statement)
+
+    def columns(of: psycopg.Connection, table: str) -> set[object]:
+        kinds = {"integer": "a number", "bigint": "a number"}  # serial or bigserial
+        return {
+            (name, kinds.get(str(kind), kind) if name == "id" else kind, is_needed)
+            for _, name, kind, is_needed, _ in (
+                line for line in described(of, f"public.{table}") if len(line) == 5
+            )
+        }
+
+    def keys(of: psycopg.Connection, table: str) -> list[object]:
+        found = [line for line in described(of, f"public.{table}") if len(line) == 2]
+        return [line for line in found if "NOT NULL" not in str(line)]
+
+    for table in BOT_TABLES:
+        assert columns(connection, table) == columns(aged, table)
+        assert keys(connection, table) == keys(aged, table)
+
+
+def test_an_installation_of_the_version_before_gets_what_is_new(
+    empty_url: str, aged: psycopg.Connection, connection: psycopg.Connection
+) -> None:
+    config = Config()
+    config.set_main_option("script_location", "trading_pipelines:database/migrations")
+    config.attributes["url"] = empty_url
+    command.upgrade(config, "0002")
+    aged.execute(ROWS)
+    before = everything(aged)
+    assert "trading_pipelines.alert_deliveries" not in before
+    database.upgrade(empty_url)
+    after = everything(aged)
+    assert after.keys() == everything(connection).keys()
+    changed = {table for table in before if after[table] != before[table]}
+    assert changed == {"trading_pipelines.alembic_version"}

@@ -30,7 +30,7 @@ def inbox(_discord: DiscordInbox) -> DiscordInbox:
 
 
 @pytest.fixture(scope="session")
-def n8n(_discord: DiscordInbox, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalN8n]:
+def _n8n(_discord: DiscordInbox, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalN8n]:
     if installed() is None:
         pytest.skip("n8n is not installed: run deploy/install_n8n.sh, or set N8N_COMMAND")
     # Some webhooks belong to a thread: their URL has a query already.
@@ -38,3 +38,10 @@ def n8n(_discord: DiscordInbox, tmp_path_factory: pytest.TempPathFactory) -> Ite
     folder = tmp_path_factory.mktemp("n8n")
     with LocalN8n(folder, secret=SECRET, discord_url=url) as running:
         yield running
+
+
+@pytest.fixture
+def n8n(_n8n: LocalN8n) -> LocalN8n:
+    """The n8n of the session, started again where a test has stopped it."""
+    _n8n.start()
+    return _n8n

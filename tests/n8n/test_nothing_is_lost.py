@@ -27,7 +27,7 @@ from trading_pipelines.settings import (
     dump_strategy,
 )
 
-SECRET = "a secret of the test's"
+SECRET = "a-secret-of-the-tests"
 DECISIONS, WRITERS = 300, 4
 SEED = 20261124
 UNANSWERED = """

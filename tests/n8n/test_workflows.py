@@ -1,6 +1,7 @@
 """The four workflows in a real n8n: what reaches Discord, and what the caller is told of it."""
 
 import json
+import re
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -57,9 +58,9 @@ def test_the_four_workflows_differ_in_what_they_are_called_ask_for_and_show() ->
         nodes["Valid?"]["parameters"]["conditions"]["conditions"][0].pop("leftValue")
         nodes["Invalid"]["parameters"].pop("responseBody")
         message: str = nodes["Discord"]["parameters"].pop("jsonBody")
-        before, _, rest = message.partition("const embed = {")
         # The helpers before what is shown, and how a message is made of it.
-        helpers, finish = before.partition("const oneDecimal")[0], rest.partition("\n};\n")[2]
+        helpers = re.split(r"\nconst (?:regime|side|level|embed) = ", message)[0]
+        finish = message.partition("const embed = {")[2].partition("\n};\n")[2]
         return json.dumps(found, sort_keys=True), (helpers, finish)
 
     first, *others = map(common, FILES)
@@ -152,8 +153,9 @@ def test_a_body_that_lacks_a_field_is_refused_by_its_name(
         error = f"the body lacks {name}"
         assert post(n8n, channel, body) == (400, {"delivered": False, "error": error})
     everything = f"the body lacks {', '.join(NEEDED[channel])}"
-    for body in ({}, [], [BODIES[channel]]):
-        assert post(n8n, channel, body) == (400, {"delivered": False, "error": everything})
+    without: list[Any] = [{}, [], [BODIES[channel]]]
+    for empty in without:
+        assert post(n8n, channel, empty) == (400, {"delivered": False, "error": everything})
     assert inbox.requests == 0
 
 
@@ -197,7 +199,7 @@ def answering(*answers: tuple[int, str]) -> Iterator[str]:
         server.shutdown()
 
 
-def said(url: str, secret: str = SECRET) -> str:
+def verdict(url: str, secret: str = SECRET) -> str:
     """Return what the check says of all four alike."""
     checked = check(url, secret, 5)
     assert [one.channel for one in checked] == ["ai-reject", "trade", "risk", "daily-report"]
@@ -209,13 +211,13 @@ def said(url: str, secret: str = SECRET) -> str:
 def test_a_check_of_a_sound_n8n_finds_nothing_and_posts_nothing(
     n8n: LocalN8n, inbox: DiscordInbox
 ) -> None:
-    assert said(n8n.url) == "there, guarded and ours"
-    assert said(f"{n8n.url}/") == "there, guarded and ours"
+    assert verdict(n8n.url) == "there, guarded and ours"
+    assert verdict(f"{n8n.url}/") == "there, guarded and ours"
     assert inbox.requests == 0
 
 
 def test_a_check_with_another_secret_says_that_it_differs(n8n: LocalN8n) -> None:
-    assert said(n8n.url, "other") == "refuses our secret (403): n8n's N8N_WEBHOOK_SECRET differs"
+    assert verdict(n8n.url, "other") == "refuses our secret (403): n8n's N8N_WEBHOOK_SECRET differs"
 
 
 OURS = json.dumps({"delivered": False, "error": "the body lacks symbol"})
@@ -239,82 +241,96 @@ OURS = json.dumps({"delivered": False, "error": "the body lacks symbol"})
 )
 def test_a_check_tells_each_trouble_apart(answers: list[tuple[int, str]], words: str) -> None:
     with answering(*answers) as url:
-        assert words in said(url)
+        assert words in verdict(url)
 
 
 def test_a_check_of_what_is_not_there_says_so_without_the_url() -> None:
     with answering((200, "")) as url:
         pass
-    assert said(url) == "n8n can't be reached (ConnectionError)"
-    assert said(f"{url}/x", "é…") == "n8n can't be reached (ConnectionError)"
+    assert verdict(url) == "n8n can't be reached (ConnectionError)"
+    assert verdict(f"{url}/x", "é…") == "n8n can't be reached (ConnectionError)"
 
 
-def imported(n8n: LocalN8n, command: list[str]) -> set[str]:
-    done = subprocess.run(
-        [*command, "list:workflow"], env=n8n.environment, capture_output=True, check=True
-    )
-    return set(done.stdout.decode().split())
+def run(n8n: LocalN8n, *arguments: str) -> str:
+    """Return what n8n's own command says."""
+    command = [str(n8n.command), *arguments]
+    return subprocess.check_output(command, env=n8n.environment, text=True)
 
 
-@pytest.fixture(scope="session")
-def command(n8n: LocalN8n) -> list[str]:
-    return [str(n8n._command)]
+@contextmanager
+def restarted(n8n: LocalN8n, **environment: str) -> Iterator[None]:
+    """Run n8n otherwise than it should be: with another environment, or what its database holds."""
+
+    def trouble() -> str | None:
+        try:
+            ready = requests.get(f"{n8n.url}/healthz/readiness", timeout=5).ok
+            listens = requests.post(f"{n8n.url}/webhook/risk", timeout=5).status_code in {403, 500}
+        except requests.RequestException:
+            return "not yet"
+        return None if ready and listens else "not yet"
+
+    n8n.stop()
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in environment.items():
+            patch.setitem(n8n.environment, name, value)
+        patch.setattr(n8n, "_trouble", trouble)
+        n8n.start()
+        try:
+            yield
+        finally:
+            n8n.stop()
 
 
 def test_imported_twice_there_are_the_same_four_and_a_restart_serves_them(
-    n8n: LocalN8n, inbox: DiscordInbox, command: list[str]
+    n8n: LocalN8n, inbox: DiscordInbox
 ) -> None:
-    once = imported(n8n, command)
-    assert once == {f"{workflow(channel)['id']}|{FILES[channel]}" for channel in FILES}
-    lines = import_workflows(command, WORKFLOWS, n8n.environment)
+    four = {f"{workflow(channel)['id']}|{FILES[channel]}" for channel in FILES}
+    assert set(run(n8n, "list:workflow").split()) == four
+    lines = import_workflows([str(n8n.command)], WORKFLOWS, n8n.environment)
     assert [line.split()[0] for line in lines[:4]] == sorted(FILES.values())
     assert lines[4:] == [RESTART]
-    assert imported(n8n, command) == once
+    assert sorted(run(n8n, "list:workflow").split()) == sorted(four)
     n8n.stop()
-    assert said(n8n.url) == "n8n can't be reached (ConnectionError)"
+    assert verdict(n8n.url) == "n8n can't be reached (ConnectionError)"
     n8n.start()
-    assert said(n8n.url) == "there, guarded and ours"
+    assert verdict(n8n.url) == "there, guarded and ours"
     assert post(n8n, "trade", BODIES["trade"])[0] == 200
     assert len(inbox.messages) == 1
 
 
-def test_a_workflow_that_is_not_published_is_the_one_that_is_not_there(
-    n8n: LocalN8n, command: list[str]
-) -> None:
+def test_a_workflow_that_is_not_published_is_the_one_that_is_not_there(n8n: LocalN8n) -> None:
     key = f"--id={workflow('trade')['id']}"
-    n8n.stop()
-    subprocess.run([*command, "unpublish:workflow", key], env=n8n.environment, check=True)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "START_SECONDS", 12)
-        with pytest.raises(N8nError, match=r"within 12 s: not there \(404\)"):
-            n8n.start()
-    subprocess.run([*command, "publish:workflow", key], env=n8n.environment, check=True)
-    n8n.start()
-    assert said(n8n.url) == "there, guarded and ours"
+    run(n8n, "unpublish:workflow", key)
+    with restarted(n8n):
+        wrong = [one for one in check(n8n.url, SECRET, 5) if not one.is_good]
+    run(n8n, "publish:workflow", key)
+    assert [one.channel for one in wrong] == ["trade"]
+    assert "import and publish" in wrong[0].said
 
 
 def test_an_n8n_without_the_secret_lets_nobody_in_and_the_check_says_why(
     n8n: LocalN8n, inbox: DiscordInbox
 ) -> None:
-    n8n.stop()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(n8n.environment, "N8N_WEBHOOK_SECRET", "")
-        patch.setattr(n8n, "_trouble", lambda: None if answers(n8n) else "not yet")
-        n8n.start()
-        assert "n8n has no N8N_WEBHOOK_SECRET" in said(n8n.url, "")
+    with restarted(n8n, N8N_WEBHOOK_SECRET=""):
+        assert "n8n has no N8N_WEBHOOK_SECRET" in verdict(n8n.url, "")
         for secret in (None, "", "undefined"):
             assert post(n8n, "risk", BODIES["risk"], secret)[0] == 500
     assert inbox.requests == 0
-    n8n.stop()
-    n8n.start()
 
 
-def answers(n8n: LocalN8n) -> bool:
-    try:
-        ready = requests.get(f"{n8n.url}/healthz/readiness", timeout=5).ok
-        return ready and "registered" not in requests.post(f"{n8n.url}/webhook/risk").text
-    except requests.RequestException:
-        return False
+@pytest.mark.parametrize(
+    ("url", "error"),
+    [
+        ("discord/t0ken", "n8n's DISCORD_WEBHOOK_URL is no URL"),
+        ("http://[t0ken", "no answer from Discord (ERR_INVALID_URL)"),
+    ],
+)
+def test_n8n_without_a_usable_url_says_so_and_not_the_url(
+    n8n: LocalN8n, url: str, error: str
+) -> None:
+    with restarted(n8n, DISCORD_WEBHOOK_URL=url):
+        status, said = post(n8n, "risk", BODIES["risk"])
+    assert (status, said["status"], said["error"]) == (502, None, error)
 
 
 def test_a_killed_n8n_is_away_and_started_again_it_serves(
@@ -322,28 +338,27 @@ def test_a_killed_n8n_is_away_and_started_again_it_serves(
 ) -> None:
     n8n.kill()
     n8n.kill()
-    assert said(n8n.url) == "n8n can't be reached (ConnectionError)"
+    assert verdict(n8n.url) == "n8n can't be reached (ConnectionError)"
     n8n.start()
     n8n.start()
     assert post(n8n, "ai-reject", BODIES["ai-reject"])[0] == 200
     assert len(inbox.messages) == 1
 
 
-def test_n8n_without_a_usable_url_says_so_and_not_the_url(n8n: LocalN8n) -> None:
-    n8n.stop()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(n8n.environment, "DISCORD_WEBHOOK_URL", "discord.com/api/webhooks/1/t0ken")
-        n8n.start()
-        status, answer = post(n8n, "risk", BODIES["risk"])
-        assert (status, answer["error"]) == (502, "n8n's DISCORD_WEBHOOK_URL is no URL")
-        n8n.stop()
-        patch.setitem(n8n.environment, "DISCORD_WEBHOOK_URL", "http://[t0ken")
-        n8n.start()
-        status, answer = post(n8n, "risk", BODIES["risk"])
-        assert (status, answer["status"]) == (502, None)
-        assert "t0ken" not in answer["error"]
-        n8n.stop()
-    n8n.start()
+def test_an_n8n_that_does_not_get_ready_is_ended_and_its_log_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = tmp_path / "n8n"
+    script.write_text('#!/bin/sh\ntest "$1" != start || exit 3\n')
+    script.chmod(0o755)
+    ended = LocalN8n(tmp_path / "a", secret="x", discord_url="http://x", command=script)
+    with pytest.raises(N8nError, match=r"it ended by itself; see .*a/n8n\.log"), ended:
+        pass
+    script.write_text('#!/bin/sh\ntest "$1" != start || exec sleep 60\n')
+    monkeypatch.setattr(module, "START_SECONDS", 0.5)
+    deaf = LocalN8n(tmp_path / "b", secret="x", discord_url="http://x", command=script)
+    with pytest.raises(N8nError, match=r"it is not ready; see .*b/n8n\.log"), deaf:
+        pass
 
 
 def test_what_n8n_says_of_a_failed_import_holds_no_secret() -> None:
@@ -375,7 +390,7 @@ def test_an_n8n_that_is_not_installed_is_said_to_be(
 ) -> None:
     monkeypatch.setenv("N8N_COMMAND", str(tmp_path / "n8n"))
     with (
-        pytest.raises(N8nError, match="run deploy/install_n8n.sh"),
+        pytest.raises(N8nError, match="n8n is not installed: run"),
         LocalN8n(tmp_path, secret="x", discord_url="http://x"),
     ):
         pass

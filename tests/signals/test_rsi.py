@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -32,6 +33,10 @@ def reference(closes: Sequence[float]) -> float:
 
 def rsi(closes: Sequence[float]) -> float | None:
     return wilder_rsi(np.array(closes, dtype=np.float64))
+
+
+def approximately(value: float) -> Any:
+    return pytest.approx(value, abs=1e-6)
 
 
 def store(connection: psycopg.Connection, symbol: str, closes: dict[datetime, float]) -> None:
@@ -93,7 +98,7 @@ def test_it_is_of_the_symbols_own_hours_that_had_closed(connection: psycopg.Conn
         expected = reference(list(closes.values())[:count])
         for moment in (end, end + SECOND, end + HOUR - SECOND):
             found = rsi_as_of(connection, BTC, moment)
-            assert found == Rsi(pytest.approx(expected, abs=1e-6), end), moment
+            assert found == Rsi(approximately(expected), end), moment
     assert rsi_as_of(connection, BTC, FIRST + PERIODS * HOUR) is None
     assert rsi_as_of(connection, "KRW-XRP", FIRST + 48 * HOUR) is None
 
@@ -131,7 +136,7 @@ def test_an_hour_in_which_nothing_was_traded_is_left_out(connection: psycopg.Con
     store(connection, BTC, closes)
     expected = reference(list(closes.values()))
     found = rsi_as_of(connection, BTC, FIRST + 60 * HOUR)
-    assert found == Rsi(pytest.approx(expected, abs=1e-6), max(closes) + HOUR)
+    assert found == Rsi(approximately(expected), max(closes) + HOUR)
 
 
 def test_of_a_long_history_the_last_hours_are_enough(

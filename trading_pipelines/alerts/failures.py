@@ -145,7 +145,7 @@ FROM (
     UNION ALL
     SELECT asset, symbol, day, failures, error, retry_at FROM trading_pipelines.signal_coverage
 ) AS known
-WHERE error IS NOT NULL AND failures >= %(failures)s
+WHERE failures >= %(failures)s
     AND (%(symbols)s::text[] IS NULL OR symbol = ANY (%(symbols)s::text[] || ARRAY['']))
 GROUP BY asset, symbol ORDER BY asset, symbol
 """
@@ -436,6 +436,4 @@ def _short(names: str) -> str:
 
 
 def _message(*lines: str) -> str:
-    """Join the lines; half a surrogate pair, which Postgres can't store in JSON, is replaced."""
-    text = "\n".join(line for line in lines if line)
-    return cut(text.encode(errors="replace").decode(), LONGEST_MESSAGE)
+    return cut("\n".join(line for line in lines if line), LONGEST_MESSAGE)

@@ -33,8 +33,8 @@ class Outcome(StrEnum):
     """What an attempt came to; one that has none is in flight, or its sender died.
 
     REFUSED is the word of our workflow, or of Discord where it is asked directly. AWAY is anybody
-    else's (n8n's own error, a proxy's page) or none that came whole and in time, so that the request
-    may have been acted on; UNREACHABLE is a failed connection.
+    else's (n8n's own error, a proxy's page) or none that came whole and in time: the request may
+    have been acted on. UNREACHABLE is a failed connection.
     """
 
     DELIVERED = "delivered"
