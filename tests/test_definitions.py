@@ -36,6 +36,10 @@ def described(definitions: dg.Definitions) -> dict[str, Any]:
             for schedule in definitions.schedules or []
             if isinstance(schedule, dg.ScheduleDefinition)
         },
+        "sensors": {
+            sensor.name: (sensor.minimum_interval_seconds, sensor.default_status.value)
+            for sensor in definitions.sensors or []
+        },
     }
 
 

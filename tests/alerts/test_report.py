@@ -562,6 +562,13 @@ def test_a_failure_after_the_days_minutes_were_there_is_not_the_days(
     assert report_of(connection).candles == {BTC: Candles(stored=0, due=1440)}
 
 
+def test_candles_that_have_come_since_make_up_for_none(connection: psycopg.Connection) -> None:
+    minutes(connection, START, MIDNIGHT)
+    cover(connection, UTC_DAYS[0], MIDNIGHT, rows=500)
+    cover(connection, UTC_DAYS[1], END, status="partial", rows=40)
+    assert report_of(connection).candles == {BTC: Candles(stored=540, due=1440, gone=40)}
+
+
 def test_candles_that_are_gone_are_said_and_not_quiet(connection: psycopg.Connection) -> None:
     cover(connection, UTC_DAYS[0], MIDNIGHT, rows=minutes(connection, START, MIDNIGHT))
     cover(connection, UTC_DAYS[1], END, status="partial", rows=minutes(connection, MIDNIGHT, END))

@@ -143,7 +143,7 @@ def test_each_of_300_decisions_arrives_whatever_dies_and_each_double_has_its_rea
     await_that(lambda: _waiting(up) == 0, "the ledger knows it")
     counts = arrived()
     with psycopg.connect(up.market_url) as connection:
-        unanswered = dict(connection.execute(UNANSWERED).fetchall())
+        unanswered: dict[str, int] = dict(connection.execute(UNANSWERED).fetchall())
         in_table = connection.execute("SELECT count(*) FROM agent_decisions").fetchone()
     doubles = {key: number - 1 for key, number in counts.items() if number > 1}
     print(  # noqa: T201
