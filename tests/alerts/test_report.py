@@ -233,6 +233,15 @@ def test_of_the_same_moment_a_buy_comes_before_a_sell(connection: psycopg.Connec
     assert these(found.pnl, found.unmatched) == (10, {})
 
 
+def test_of_buys_of_the_same_moment_the_one_created_first_is_sold_first(
+    connection: psycopg.Connection,
+) -> None:
+    for price in (19, 18, 17, 16, 15, 14, 13, 12, 11):
+        order(connection, f"BUY 1 KRW-BTC at {price}", created_at=START + price * MINUTE)
+    order(connection, "SELL 2 KRW-BTC at 20", START + HOUR)
+    assert report_of(connection).pnl == 9 + 8
+
+
 def close(connection: psycopg.Connection, symbol: str, at: datetime, pnl: int) -> None:
     """Realise `pnl` at a moment of the day."""
     order(connection, f"BUY 1 {symbol} at 1000", at - timedelta(days=1))
@@ -324,11 +333,13 @@ def store(connection: psycopg.Connection, drawn: Sequence[Drawn]) -> dict[date, 
     """Store the orders in place of all others; return them by KST day, buys first of a minute."""
     connection.execute("TRUNCATE trading_history CASCADE")
     timed, at = [], START
-    for one in drawn:
+    for n, one in enumerate(drawn):
         at += timedelta(minutes=one.minutes)
         timed.append((at, one))
         text = f"{one.side} {one.quarters / 4} {one.symbol} at {one.price}"
-        order(connection, text, at, None if one.fee is None else str(one.fee))
+        fee = None if one.fee is None else str(one.fee)
+        # Of the same moment and side, the one created first comes first.
+        order(connection, text, at, fee, created_at=START + n * MICROSECOND)
     days: dict[date, list[Drawn]] = {day: [] for day in DAYS}
     for moment, one in sorted(timed, key=lambda pair: (pair[0], pair[1].side)):
         days[moment.astimezone(KST).date()].append(one)

@@ -185,25 +185,23 @@ def _of_n8n(response: requests.Response) -> Answer:
     of_discord = said.get("status")
     if isinstance(of_discord, int) and 100 <= of_discord <= 599:
         status = of_discord
-    return Answer(
-        Outcome.REFUSED,
-        _words(f"n8n answers {response.status_code}", str(said.get("error") or response.text)),
-        status,
-        is_final=_is_final(status),
-        retry_after=_seconds(said.get("retry_after")) or _retry_after(response),
-    )
+    return _refused(f"n8n answers {response.status_code}", status, said.get("error"), response)
 
 
 def _of_discord(response: requests.Response) -> Answer:
     said, status = _json(response), response.status_code
     if status < 300:
         return Answer(Outcome.DELIVERED, "delivered", status, message_id=_id(said.get("id")))
+    return _refused(f"Discord answers {status}", status, said.get("message"), response)
+
+
+def _refused(what: str, status: int, why: object, response: requests.Response) -> Answer:
     return Answer(
         Outcome.REFUSED,
-        _words(f"Discord answers {status}", str(said.get("message") or response.text)),
+        _words(what, str(why or response.text)),
         status,
         is_final=_is_final(status),
-        retry_after=_seconds(said.get("retry_after")) or _retry_after(response),
+        retry_after=_seconds(_json(response).get("retry_after")) or _retry_after(response),
     )
 
 

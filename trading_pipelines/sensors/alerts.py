@@ -23,13 +23,8 @@ from trading_pipelines.resources.webhooks import WebhooksResource
 from trading_pipelines.sensors.finished_runs import finished_runs
 from trading_pipelines.settings import StrategySettings
 
-WATCHED = {
-    AI_REJECT: "the bot's decisions that are REJECT to n8n's webhook `ai-reject`",
-    TRADE: "the bot's filled orders to n8n's webhook `trade`",
-    RISK: "the bot's risk violations and cooldowns to n8n's webhook `risk`",
-}
 STAYS = (
-    "A tick stays for half a minute and looks four times a second, so that an alert is out in a "
+    " A tick stays for half a minute and looks five times a second, so that an alert is out in a "
     "moment; what a killed tick left undone is found by the next."
 )
 
@@ -37,39 +32,32 @@ STAYS = (
 def build_alert_sensors(settings: StrategySettings) -> list[dg.SensorDefinition]:
     """Return a sensor for each kind of alert."""
     return [
-        *(_build_watching(kind, what, settings) for kind, what in WATCHED.items()),
-        _build_daily_report_alerts(settings),
+        _build(settings, AI_REJECT, "the bot's decisions that are REJECT to n8n's `ai-reject`."),
+        _build(settings, TRADE, "the bot's filled orders to n8n's webhook `trade`."),
+        _build(settings, RISK, "the bot's risk violations and cooldowns to n8n's webhook `risk`."),
+        _build(
+            settings,
+            DAILY_REPORT,
+            "each day's `daily_report` once to n8n's webhook `daily-report`, from 09:00 KST on.",
+            watch=False,
+        ),
         _build_pipeline_failure_alerts(settings),
     ]
 
 
-def _build_watching(kind: str, what: str, settings: StrategySettings) -> dg.SensorDefinition:
+def _build(
+    settings: StrategySettings, kind: str, what: str, *, watch: bool = True
+) -> dg.SensorDefinition:
     @dg.sensor(
         name=f"{kind}_alerts",
-        minimum_interval_seconds=1,
+        minimum_interval_seconds=1 if watch else 30,
         default_status=dg.DefaultSensorStatus.RUNNING,
-        description=f"Delivers {what}. {STAYS}",
+        description=f"Delivers {what}{STAYS if watch else ''}",
     )
-    def watching(database: DatabaseResource, webhooks: WebhooksResource) -> dg.SkipReason:
-        return _deliver(kind, settings, database, webhooks, watch=True)
+    def alerts(database: DatabaseResource, webhooks: WebhooksResource) -> dg.SkipReason:
+        return _deliver(kind, settings, database, webhooks, watch=watch)
 
-    return watching
-
-
-def _build_daily_report_alerts(settings: StrategySettings) -> dg.SensorDefinition:
-    @dg.sensor(
-        name=f"{DAILY_REPORT}_alerts",
-        minimum_interval_seconds=30,
-        default_status=dg.DefaultSensorStatus.RUNNING,
-        description="Delivers each day's `daily_report` once to n8n's webhook `daily-report`, "
-        "from 09:00 KST on.",
-    )
-    def daily_report_alerts(
-        database: DatabaseResource, webhooks: WebhooksResource
-    ) -> dg.SkipReason:
-        return _deliver(DAILY_REPORT, settings, database, webhooks, watch=False)
-
-    return daily_report_alerts
+    return alerts
 
 
 def _build_pipeline_failure_alerts(settings: StrategySettings) -> dg.SensorDefinition:

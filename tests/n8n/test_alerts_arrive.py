@@ -1,4 +1,4 @@
-"""300 decisions while everything around them fails: each arrives, and each double has its reason.
+"""Each kind of alert arrives; and 300 decisions do while everything around them fails.
 
 The real daemon, the real n8n, the embedded Postgres; only Discord is a stand-in, on loopback.
 """
@@ -9,14 +9,17 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from datetime import UTC, date, datetime
 from os import kill
-from pathlib import Path
 from signal import SIGKILL
 
 import psycopg
 import pytest
 
 from tests.integration.conftest import Installation, await_that, installed
+from trading_pipelines import database
+from trading_pipelines.alerts import report
+from trading_pipelines.alerts.due import send_report
 from trading_pipelines.database.embedded import EmbeddedServer
 from trading_pipelines.inbox import DiscordInbox
 from trading_pipelines.n8n import LocalN8n
@@ -37,19 +40,20 @@ WHERE outcome IS DISTINCT FROM 'delivered' GROUP BY 1
 """
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def inbox() -> Iterator[DiscordInbox]:
     with DiscordInbox(limited=True) as inbox:
         yield inbox
 
 
-@pytest.fixture
-def n8n(inbox: DiscordInbox, tmp_path: Path) -> Iterator[LocalN8n]:
-    with LocalN8n(tmp_path / "n8n", secret=SECRET, discord_url=inbox.url) as n8n:
+@pytest.fixture(scope="module")
+def n8n(inbox: DiscordInbox, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalN8n]:
+    folder = tmp_path_factory.mktemp("n8n")
+    with LocalN8n(folder, secret=SECRET, discord_url=inbox.url) as n8n:
         yield n8n
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def up(n8n: LocalN8n) -> Iterator[Installation]:
     with installed() as installation:
         alerts = AlertSettings(
@@ -70,6 +74,65 @@ def _kinds_on(up: Installation) -> int:
     with psycopg.connect(up.market_url) as connection:
         row = connection.execute("SELECT count(*) FROM trading_pipelines.alert_kinds").fetchone()
         return row[0] if row else 0
+
+
+ROWS = """
+INSERT INTO agent_decisions (symbol, strategy_name, decision, reasoning, regime)
+VALUES ('KRW-ETH', 'test', 'REJECT', E'"과매수"\\n@everyone', 'BEAR');
+INSERT INTO trading_history
+    (symbol, side, order_type, price, quantity, status, strategy_name, executed_at)
+VALUES ('KRW-SOL', 'SELL', 'MARKET', 213500.5, 1.25, 'FILLED', 'MeanReversion', now());
+INSERT INTO risk_audit (violation_type, description)
+VALUES ('MAX_POSITION', '한도 초과: 32% > 30%');
+INSERT INTO daily_risk_state VALUES
+    (current_date, -12345, 5, 3, now() + interval '2 hours', false, now())
+"""
+
+
+def shown(inbox: DiscordInbox) -> dict[str, dict[str, str]]:
+    """Return what each message shows, by its title: its fields, and its description as ''."""
+    embeds = [message.payload["embeds"][0] for message in inbox.messages]
+    return {
+        one["title"]: {
+            "": one.get("description", ""),
+            **{field["name"]: field["value"] for field in one["fields"]},
+        }
+        for one in embeds
+    }
+
+
+def test_each_kind_arrives_with_its_fields(up: Installation, inbox: DiscordInbox) -> None:
+    day = date(2026, 1, 2)
+    with database.connect(up.market_url) as connection:
+        for statement in ROWS.split(";"):
+            connection.execute(statement.encode())
+        made = report.compute(connection, day, ["KRW-BTC"])
+        now = datetime.now(UTC)
+        send_report(connection, day, report.body(made, now), AlertSettings(), now, resend=True)
+    await_that(lambda: len(inbox.messages) >= 5, "five messages")
+    found = shown(inbox)
+    rejected, sold = found["AI 거절: KRW-ETH"], found["매도 체결: KRW-SOL"]
+    assert rejected["국면"] == "BEAR (하락)"
+    assert rejected["사유"] == '"과매수"\n@everyone'
+    assert (sold["가격"], sold["수량"]) == ("213,500.5 KRW", "1.25")
+    assert found["[WARNING] MAX_POSITION"][""] == "한도 초과: 32% > 30%"
+    assert found["[CRITICAL] COOLDOWN"][""].startswith("연속 손실 3회: ")
+    reported = found["일일 리포트 2026-01-02 (KST)"]
+    assert (reported["거래 수"], reported["승률"]) == ("0", "-")
+    assert "체결 없음" in reported[""]
+    for message in inbox.messages:
+        assert message.payload["allowed_mentions"] == {"parse": []}
+        assert not {"undefined", "None", "NaN"} & set(str(message.payload).split())
+
+
+def test_a_wrong_secret_is_refused_and_seen(up: Installation, inbox: DiscordInbox) -> None:
+    before = len(inbox.messages)
+    wrong = Installation(up.home)
+    wrong.variables = {**up.variables, "N8N_WEBHOOK_SECRET": "wrong"}
+    tested, checked = wrong.run("alerts", "test"), wrong.run("n8n", "check")
+    assert (tested.returncode, tested.stdout.count("n8n answers 403")) == (1, 4)
+    assert checked.returncode == 1
+    assert len(inbox.messages) == before
 
 
 def write_decisions(up: Installation, seed: int, count: int, written: list[int]) -> None:
@@ -121,6 +184,7 @@ def disturb(up: Installation, n8n: LocalN8n, is_over: Callable[[], bool]) -> Cou
 def test_each_of_300_decisions_arrives_whatever_dies_and_each_double_has_its_reason(
     up: Installation, n8n: LocalN8n, inbox: DiscordInbox
 ) -> None:
+    inbox.clear()
     inbox.fail("429", "500", "hang", "reset", "lost answer", one_in=3, seed=SEED)
     started = time.monotonic()
     written: list[int] = []
@@ -144,7 +208,9 @@ def test_each_of_300_decisions_arrives_whatever_dies_and_each_double_has_its_rea
     counts = arrived()
     with psycopg.connect(up.market_url) as connection:
         unanswered: dict[str, int] = dict(connection.execute(UNANSWERED).fetchall())
-        in_table = connection.execute("SELECT count(*) FROM agent_decisions").fetchone()
+        in_table = connection.execute(
+            "SELECT count(*) FROM agent_decisions WHERE symbol = 'KRW-BTC'"
+        ).fetchone()
     doubles = {key: number - 1 for key, number in counts.items() if number > 1}
     print(  # noqa: T201
         f"\n{len(written)} decisions in {healed - started:.0f} s of {dict(disturbed)}; "
