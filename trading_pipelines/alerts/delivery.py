@@ -22,9 +22,9 @@ from trading_pipelines.alerts.webhooks import DISCORD, N8N, Answer, Outcome, Web
 from trading_pipelines.korean_time import kst
 from trading_pipelines.settings import AlertSettings
 
-# Dagster ends a tick at 60 s, and a post may start as late as this and take `timeout_seconds`, 20 at
-# most. Its loop turns every 5 s: a tick that is over just before a turn (34 s and 0.5 s around it)
-# is followed at once by the next; one of 35 s left 4.5 s in between, in which nothing was sent.
+# Dagster ends a tick at 60 s, and a post may start as late as this and take `timeout_seconds`, 20
+# at most. Its loop turns every 5 s: a tick that is over just before a turn is followed at once by
+# the next; one of 35 s left 4.5 s in between, in which nothing was sent.
 TICK_SECONDS = 34.0
 POLL_SECONDS = 0.2
 # Retries and what a person replays can wait a second; what is new can not.
