@@ -5,9 +5,8 @@ from datetime import UTC, datetime
 
 import psycopg
 import pytest
-from click.testing import Result
 from rich.console import Console
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from trading_pipelines import cli
 from trading_pipelines.alerts import ledger

@@ -46,7 +46,7 @@ ALERT_KEYS = (
     "repeat_after, failures_before_alert, quiet_after"
 )
 MOMENT = "a moment with its offset, such as 2026-11-24T09:00:00+09:00, or nothing"
-WAITS = "a list of seconds, such as [5.0, 300.0, 1800.0]"
+WAITS = "a list of seconds (0-604800), such as [5.0, 300.0]"
 NOON = datetime(2026, 11, 24, 12, tzinfo=UTC)
 LIST = "a list of at least one symbol, such as [KRW-BTC]"
 SLOW = "allowed: ma_slow_period above ma_fast_period"
@@ -317,7 +317,7 @@ def test_a_wrong_regime_setting(tmp_path: Path, text: str, expected: str) -> Non
         ("alerts:\n  retry_waits: []", f"2: alerts.retry_waits: is []; allowed: {WAITS}"),
         (
             "alerts:\n  retry_waits:\n  - 5\n  - -1",
-            "4: alerts.retry_waits: is -1; allowed: a number of at least 0",
+            "4: alerts.retry_waits: is -1; allowed: a number of at least 0 and at most 604800",
         ),
         *[
             (f"alerts:\n  since: {since}", f"2: alerts.since: is {shown}; allowed: {MOMENT}")
@@ -513,7 +513,7 @@ SETTINGS = st.builds(
             bear_threshold_pct=min(percents), bull_threshold_pct=max(percents)
         ),
         exchange=ExchangeSettings(backoff_seconds=seconds),
-        alerts=AlertSettings(ai_reject=refresh, since=since, retry_waits=[seconds]),
+        alerts=AlertSettings(ai_reject=refresh, since=since, retry_waits=[min(seconds, 9.0)]),
     ),
     st.lists(st.from_regex(r"\AKRW-[A-Z0-9]{1,10}\Z"), min_size=1, unique=True),
     st.dates(min_value=date(2017, 10, 1)),

@@ -189,15 +189,15 @@ class AlertSettings(_Section):
     timeout_seconds: Annotated[float, Field(gt=10, le=20)] = 15.0
     # Svix's schedule; with the first try at once, eight tries in 27.6 hours.
     retry_waits: Annotated[
-        list[Annotated[float, Field(ge=0)]],
-        Field(min_length=1, description="a list of seconds, such as [5.0, 300.0, 1800.0]"),
+        list[Annotated[float, Field(ge=0, le=604800)]],
+        Field(min_length=1, description="a list of seconds (0-604800), such as [5.0, 300.0]"),
     ] = [5.0, 300.0, 1800.0, 7200.0, 18000.0, 36000.0, 36000.0]
-    fallback_after: Annotated[float, Field(ge=0)] = 300.0
+    fallback_after: Annotated[float, Field(ge=0, le=604800)] = 300.0
     digest_over: _Count = 20
     messages_per_minute: Annotated[int, Field(ge=1, le=150)] = 30
-    repeat_after: Annotated[float, Field(ge=60)] = 14400.0
+    repeat_after: Annotated[float, Field(ge=60, le=604800)] = 14400.0
     failures_before_alert: _Count = 3
-    quiet_after: Annotated[float, Field(ge=300)] = 3600.0
+    quiet_after: Annotated[float, Field(ge=300, le=604800)] = 3600.0
 
 
 class StrategySettings(_Section):
@@ -399,7 +399,7 @@ _REDIS_URL = (
 )
 
 
-_N8N_URL = r"https?://[^/?#@\s]+(/[^?#@\s]*)?(?<!/webhook)"
+_N8N_URL = r"https?://[^/?#@\s]+(/[^?#@\s]*)?(?<!/webhook)(?<!/webhook/)"
 _DISCORD_URL = r"https?://[^?#@\s]+(\?[^#\s]*)?"
 _SECRET = r"[!-~]+"  # noqa: S105
 

@@ -150,7 +150,8 @@ class Sender:
         if answer.outcome is Outcome.DELIVERED:
             return Verdict(State.DELIVERED, now, via)
         is_last = tried > len(self.settings.retry_waits)
-        next_at = now + max(self._wait(tried), timedelta(seconds=answer.retry_after or 0))
+        asked_for = now + timedelta(seconds=answer.retry_after or 0)
+        next_at = max(now + self._wait(tried), asked_for)
         if via == N8N and answer.outcome in GONE and self.webhooks.discord_url and not is_last:
             away_since = ledger.away_since(self.connection) or now
             passed_by = away_since + timedelta(seconds=self.settings.fallback_after)
@@ -158,7 +159,7 @@ class Sender:
             is_last_but_one = tried == len(self.settings.retry_waits)
             if answer.is_final or passed_by <= now or is_last_but_one:
                 return Verdict(State.RETRYING, now, DISCORD)
-            next_at = min(next_at, passed_by)
+            next_at = max(min(next_at, passed_by), asked_for)
         if answer.is_final or is_last:
             return Verdict(State.DEAD, now, via)
         return Verdict(State.RETRYING, next_at, via)

@@ -24,7 +24,7 @@ CHANNELS = ("ai-reject", "trade", "risk", "daily-report")
 """The webhooks of n8n: what follows /webhook/ in their URLs."""
 
 LONGEST_REASON = 500
-# Of one character, in code points; what is longer (Zalgo text) is split rather than left out.
+# Of one character, in code points; a text that begins with a longer one (Zalgo) is split in it.
 LONGEST_CLUSTER = 64
 UNKNOWN = "UNKNOWN"
 

@@ -24,6 +24,8 @@ COLLECTED_AT_ONCE = 500
 # Discord: about 5 requests per 2 s and webhook; the messages a minute are a setting.
 BURST, BURST_WINDOW = 5, timedelta(seconds=2)
 MINUTE = timedelta(minutes=1)
+# An alert that n8n never takes, while it takes others, must not spend a try at each of theirs.
+JUST = timedelta(seconds=30)
 
 
 class State(StrEnum):
@@ -405,12 +407,14 @@ def unreached(connection: psycopg.Connection, kind: str) -> list[int]:
 def bring_forward(
     connection: psycopg.Connection, now: datetime, ids: Sequence[int] | None = None
 ) -> None:
-    """Make what waits because n8n was away due now: of these ids, or all of it."""
+    """Make what waits because n8n was away due now: of these ids, or what was not just tried."""
     connection.execute(
-        "UPDATE trading_pipelines.alert_deliveries SET next_at = %(now)s "
+        "UPDATE trading_pipelines.alert_deliveries AS waiting SET next_at = %(now)s "
         "WHERE state = 'retrying' AND via = 'n8n' AND is_away AND next_at > %(now)s "
-        "AND (%(ids)s::bigint[] IS NULL OR id = ANY(%(ids)s))",
-        {"now": now, "ids": None if ids is None else list(ids)},
+        "AND coalesce(id = ANY(%(ids)s::bigint[]), NOT EXISTS ("
+        " SELECT FROM trading_pipelines.alert_attempts AS tried"
+        " WHERE tried.delivery_id = waiting.id AND started_at > %(just)s))",
+        {"now": now, "ids": None if ids is None else list(ids), "just": now - JUST},
     )
 
 
@@ -495,7 +499,7 @@ def replay(
     """Send alerts anew, whatever became of them, as a new message each; return their ids.
 
     A new `body` replaces the old one. A dead alert whose row no body could be made of is taken out,
-    so that the next look at the bot's table tries again. What was skipped has none and stays.
+    so that the next look at the bot's table tries again. What was skipped as old stays.
     """
     wanted = {"ids": list(ids), "body": None if body is None else Jsonb(_storable(body))}
     with connection.transaction():

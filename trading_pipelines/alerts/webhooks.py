@@ -25,6 +25,7 @@ RETRIED_4XX = {408, 425, 429}
 # n8n says so while it starts, when it listens and its workflows are not yet active.
 NOT_REGISTERED = 404
 PROBE_SECONDS = 2.0
+CONNECT_SECONDS = 3.0
 LONGEST_ANSWER = 500
 LONGEST_WAIT = 86400.0
 
@@ -146,7 +147,7 @@ class Webhooks:
                 "X-Webhook-Secret": self.secret or "",
                 "Idempotency-Key": _header(body.get("idempotency_key", "")),
             },
-            timeout=self.timeout,
+            timeout=(CONNECT_SECONDS, self.timeout),
             allow_redirects=False,
         )
 
@@ -155,7 +156,7 @@ class Webhooks:
             str(self.discord_url),
             params={"wait": "true"},
             json=discord_message(channel, body),
-            timeout=self.timeout,
+            timeout=(CONNECT_SECONDS, self.timeout),
             allow_redirects=False,
         )
 

@@ -65,13 +65,18 @@ CREATE TABLE public.agent_decisions (
 )
 """,
 }
-# The senders ask four times a second; without these each question would read the whole table.
+# The senders ask five times a second; without these each question would read the whole table.
+# Only a table's owner may add one: elsewhere the questions are slower, and that is all.
 INDEXES = """
-CREATE INDEX idx_agent_decisions_rejects
-    ON public.agent_decisions (created_at) WHERE decision = 'REJECT';
-CREATE INDEX idx_trading_history_filled
-    ON public.trading_history (coalesce(executed_at, created_at)) WHERE status = 'FILLED';
-CREATE INDEX idx_risk_audit_timestamp ON public.risk_audit (timestamp);
+DO $$ BEGIN
+    CREATE INDEX IF NOT EXISTS idx_agent_decisions_rejects
+        ON public.agent_decisions (created_at) WHERE decision = 'REJECT';
+    CREATE INDEX IF NOT EXISTS idx_trading_history_filled
+        ON public.trading_history (coalesce(executed_at, created_at)) WHERE status = 'FILLED';
+    CREATE INDEX IF NOT EXISTS idx_risk_audit_timestamp ON public.risk_audit (timestamp);
+EXCEPTION WHEN insufficient_privilege THEN
+    RAISE NOTICE 'the bot''s tables belong to another role: no indexes were added to them';
+END $$
 """
 
 LEDGER = """
