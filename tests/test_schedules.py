@@ -1,15 +1,18 @@
 """The schedule's tick: what it asks for, against real tables and Dagster's own run storage."""
 
 from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import dagster as dg
 import psycopg
 import pytest
 
+from trading_pipelines.alerts import ledger
+from trading_pipelines.alerts.kinds import DAILY_REPORT
 from trading_pipelines.candles.due import look_back
 from trading_pipelines.candles.windows import DAY, day_interval
 from trading_pipelines.definitions import build_definitions
+from trading_pipelines.korean_time import KST
 from trading_pipelines.partitions import RANGE_END, RANGE_START, range_tags
 from trading_pipelines.resources.database import DatabaseResource
 from trading_pipelines.settings import DataSettings, StrategySettings
@@ -215,3 +218,27 @@ def test_the_model_of_a_day_is_asked_for_when_its_variances_are_there(
     )
     assert "1 due of 4, 1 of them in flight" in str(tick(instance, "retrain_volatility"))
     assert "realized_volatility" in str(tick(instance, "update_volatility")), "another partition"
+
+
+def test_the_report_of_each_day_that_has_closed_is_asked_for_and_a_failed_one_once_an_hour(
+    instance: dg.DagsterInstance, connection: psycopg.Connection
+) -> None:
+    assert tick(instance, "make_daily_report") == "no report is due", "the kind was never on"
+    since = datetime.now(UTC) - 3 * DAY
+    ledger.switch_on(connection, DAILY_REPORT, since, datetime.now(UTC))
+    requests = tick(instance, "make_daily_report")
+    assert not isinstance(requests, str)
+    keys = [str(request.partition_key) for request in requests]
+    yesterday = (datetime.now(KST) - timedelta(hours=9)).date() - DAY
+    assert keys[-1] == yesterday.isoformat()
+    assert len(keys) in (2, 3)
+    run = dg.DagsterRun(
+        job_name="daily_report_job",
+        status=dg.DagsterRunStatus.FAILURE,
+        tags={"dagster/partition": keys[-1]},
+        asset_selection=frozenset({dg.AssetKey("daily_report")}),
+    )
+    instance.add_run(run)
+    again = tick(instance, "make_daily_report")
+    assert not isinstance(again, str)
+    assert [str(request.partition_key) for request in again] == keys[:-1]

@@ -241,7 +241,9 @@ def demo(
         target = backfills.Target(tuple(settings.symbols), *days)
         config = home / "strategy.yaml"
         since = datetime.combine(target.first, datetime.min.time(), UTC)
-        alerts = settings.alerts.model_copy(update={"since": since})
+        alerts = settings.alerts.model_copy(
+            update={"since": since, "ai_reject": True, "daily_report": False}
+        )
         _write_settings(settings.model_copy(update={"alerts": alerts}), target.first, config)
         inbox = stack.enter_context(DiscordInbox())
         environment = environment.model_copy(
@@ -386,7 +388,7 @@ def alerts_replay(
 ) -> None:
     """Send alerts again: those given, whatever became of them, or all dead ones.
 
-    The running sensors send them; each is a new message.
+    The sensors of a running `up` send them, each as a new message; a kind that is off stays silent.
 
     Example: trading-pipelines alerts replay --dead --since 24h
     """
@@ -434,11 +436,12 @@ def n8n_import(
     ] = "n8n",
     folder: Annotated[
         Path, typer.Option(exists=True, file_okay=False, help="Where the workflows are.")
-    ] = Path("config/n8n_workflows"),
+    ] = n8n.WORKFLOWS,
 ) -> None:
     """Import the four workflows and their credential, and publish them. Twice is as good as once.
 
-    n8n itself needs N8N_WEBHOOK_SECRET and DISCORD_WEBHOOK_URL in its environment.
+    n8n itself needs N8N_WEBHOOK_SECRET and DISCORD_WEBHOOK_URL in its environment. Where it runs in
+    a container, the folder has to be mounted there at the same path.
 
     Example: trading-pipelines n8n import --command "npx n8n"
     """
@@ -546,6 +549,10 @@ def env() -> None:
     environment = load_environment()
     home = environment.trading_pipelines_home
     services.write_instance_settings(home / "dagster")
+    if services.running(home) is None:
+        environment.stop_flag.unlink(
+            missing_ok=True
+        )  # of services that were killed as they stopped
     variables = {
         "TRADING_PIPELINES_HOME": str(home),
         "DAGSTER_HOME": str(home / "dagster"),
@@ -675,9 +682,9 @@ def _show_reject(
     connection.execute(REJECT, [symbol, reason, decided_at])
     started = time.monotonic()
     try:
-        message = inbox.wait_for(lambda _: True, ALERT_SECONDS)
+        message = inbox.wait_for(lambda m: reason in str(m.payload), ALERT_SECONDS)
     except TimeoutError:
-        _fail(f"no alert arrived within {ALERT_SECONDS:.0f} s: `trading-pipelines alerts list`")
+        _fail(f"no alert arrived within {ALERT_SECONDS:.0f} s: see the sensor ai_reject_alerts")
     out.print(f"a REJECT of the bot, {time.monotonic() - started:.1f} s later in Discord's place:")
     out.print(show(message.payload))
 

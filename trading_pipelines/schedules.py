@@ -259,7 +259,7 @@ def build_daily_report(settings: StrategySettings) -> dg.ScheduleDefinition:
         job=job,
         cron_schedule="*/10 * * * *",
         execution_timezone=KST.key,
-        default_status=dg.DefaultScheduleStatus.RUNNING,
+        default_status=_status(settings),
         description="Asks the ledger which KST days of the look-back have closed and have no "
         "report, from 09:00 KST on: at 09:00, and after a downtime when it ends.",
     )
@@ -270,17 +270,29 @@ def build_daily_report(settings: StrategySettings) -> dg.ScheduleDefinition:
             days = due_reports(connection, settings.alerts, datetime.now(UTC))
         unfinished = context.instance.get_runs(dg.RunsFilter(statuses=UNFINISHED))
         flying = in_flight(unfinished, partitions, DAILY_REPORT)
-        wanted = [day for day in days if ("", day) not in flying]
-        for day in wanted:
+        # Tried again once an hour, not six times.
+        failed = context.instance.get_runs(
+            dg.RunsFilter(
+                job_name=job.name,
+                statuses=[dg.DagsterRunStatus.FAILURE],
+                updated_after=datetime.now(UTC) - timedelta(hours=1),
+            )
+        )
+        flying |= in_flight(failed, partitions, DAILY_REPORT)
+        keys = [partition_key("", day) for day in days if ("", day) not in flying]
+        wanted = [key for key in keys if partitions.has_partition_key(key)]
+        for key in wanted:
             yield dg.RunRequest(
-                run_key=f"{context.scheduled_execution_time.isoformat()} {day}",
-                partition_key=partition_key("", day),
+                run_key=f"{context.scheduled_execution_time.isoformat()} {key}",
+                partition_key=key,
                 # Before the backfills that may be waiting.
                 tags={"dagster/priority": "10"},
             )
         if not wanted:
             yield dg.SkipReason(
-                f"{len(days)} reports due, all in flight" if days else "no report is due"
+                f"{len(days)} reports due, in flight, of no partition or failed within the hour"
+                if days
+                else "no report is due"
             )
 
     return daily_report

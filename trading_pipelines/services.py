@@ -197,6 +197,7 @@ class Services:
         temporary.replace(self._home / "up.json")
 
     def _start_what_is_missing(self) -> None:
+        self._children = {name: c for name, c in self._children.items() if self._alive(name)}
         for name in ("code-server", "webserver"):
             if not self._alive(name):
                 self._start(name)
@@ -212,9 +213,7 @@ class Services:
 
     def _watch(self) -> None:
         while not self._stopping.wait(WATCH_SECONDS):
-            if self._server is not None:
-                with contextlib.suppress(EmbeddedServerError):  # and tried again the next time
-                    self._server.start()
+            self._start_server()
             if all(map(self._alive, self._commands)):
                 continue
             if not self._alive("code-server") and "daemon" in self._children:
@@ -224,16 +223,30 @@ class Services:
                 with contextlib.suppress(ServicesError):
                     self._start_what_is_missing()
 
+    def _start_server(self) -> None:
+        if self._server is not None:
+            with contextlib.suppress(EmbeddedServerError):  # and tried again the next time
+                self._server.start()
+
     def _await(self, problem: Callable[[dict[str, Any]], str | None]) -> None:
-        """Wait until the web UI answers without the problem; a final one raises at once."""
+        """Wait until the web UI answers without the problem; a final one raises at once.
+
+        So does a child that ends meanwhile. Waiting on for it, or for a database that was killed,
+        took two minutes in which no alert went out.
+        """
         deadline = time.monotonic() + START_SECONDS
         while not self._stopping.is_set():
+            self._start_server()
             reason: str | None = "the web UI does not answer"
             with contextlib.suppress(requests.RequestException, ValueError, LookupError, TypeError):
                 answer = requests.post(f"{self.url}/graphql", json={"query": STATE}, timeout=10)
                 reason = problem(answer.json()["data"])
             if reason is None:
                 return
+            if dead := [name for name in self._children if not self._alive(name)]:
+                raise ServicesError(
+                    f"ended by itself: {', '.join(dead)}; the logs are in {self._home / 'logs'}"
+                )
             if time.monotonic() > deadline:
                 raise ServicesError(f"{reason}; the logs are in {self._home / 'logs'}")
             time.sleep(0.3)
@@ -249,6 +262,7 @@ class Services:
             if child := self._children.pop(name, None):
                 _stop_group(child)
         (self._home / "up.json").unlink(missing_ok=True)
+        self._stop_flag.unlink(missing_ok=True)
         if self._guard is not None:
             self._guard.close()
 

@@ -185,9 +185,9 @@ class AlertSettings(_Section):
     pipeline_failure: bool = True
     since: _Moment = None
     look_back_days: Annotated[int, Field(ge=1, le=30)] = 7
-    # n8n gives Discord 10 s; a tick of Dagster's has 60, of which it may post from second 35 on.
+    # n8n gives Discord 10 s; a tick of Dagster's has 60, and may post until second 34 of it.
     timeout_seconds: Annotated[float, Field(gt=10, le=20)] = 15.0
-    # Svix's schedule; with the first try at once, eight tries in 27.6 hours.
+    # Svix's schedule: with the first try eight in up to 27.6 hours, half of that on average.
     retry_waits: Annotated[
         list[Annotated[float, Field(ge=0, le=604800)]],
         Field(min_length=1, description="a list of seconds (0-604800), such as [5.0, 300.0]"),

@@ -7,6 +7,7 @@ import pytest
 
 from trading_pipelines.alerts import ledger
 from trading_pipelines.alerts.due import due_reports, send_report
+from trading_pipelines.alerts.kinds import DAILY_REPORT
 from trading_pipelines.settings import AlertSettings
 
 DAY = date(2026, 11, 23)
@@ -15,6 +16,12 @@ NINE = datetime(2026, 11, 24, 0, 0, tzinfo=UTC)
 SINCE = datetime(2026, 11, 20, tzinfo=UTC)
 SETTINGS = AlertSettings(since=SINCE, look_back_days=3)
 BODY = {"title": "일일 리포트", "summary": "체결 없음", "timestamp": "2026-11-24T00:00:00+00:00"}
+
+
+@pytest.fixture(autouse=True)
+def _on(connection: psycopg.Connection) -> None:
+    """As the kind's sensor does in its first tick."""
+    ledger.switch_on(connection, DAILY_REPORT, SINCE, NINE)
 
 
 def send(connection: psycopg.Connection, day: date = DAY, *, resend: bool = False) -> str:
@@ -39,8 +46,10 @@ def test_days_that_were_missed_are_due_when_the_downtime_ends(
 
 
 def test_what_ended_before_the_kind_came_on_is_not_due(connection: psycopg.Connection) -> None:
-    settings = AlertSettings(since=NINE - timedelta(hours=1))
-    assert due_reports(connection, settings, NINE) == []
+    ledger.switch_off(connection, DAILY_REPORT)
+    assert due_reports(connection, SETTINGS, NINE) == [], "nor while it is off"
+    ledger.switch_on(connection, DAILY_REPORT, None, NINE - timedelta(hours=1))
+    assert due_reports(connection, SETTINGS, NINE) == []
 
 
 def test_nothing_is_due_while_the_kind_is_off(connection: psycopg.Connection) -> None:

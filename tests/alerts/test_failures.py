@@ -68,6 +68,7 @@ def test_a_run_that_failed_is_told_with_its_newest_error_and_those_since_the_las
         "성공 없이 2번 실패, 최근 2026-11-24 11:00 KST (run 01234567)\n"
         "boom 1 h ago",
         2,
+        runs[0].ended_at,
     )
 
 

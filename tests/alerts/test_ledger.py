@@ -272,7 +272,32 @@ def test_switching_off_skips_what_waits_and_on_again_sends_nothing_older(bot: Bo
 
 def test_a_kind_that_never_was_on_can_be_switched_off(bot: Bot) -> None:
     assert ledger.switch_off(bot.connection, AI_REJECT) == 0
-    assert ledger.switch_on(bot.connection, AI_REJECT, NOON, LATER) == NOON
+    assert ledger.switch_on(bot.connection, AI_REJECT, NOON, LATER) == LATER, "the bot sent those"
+
+
+def test_a_cooldown_until_further_notice_does_not_block_the_others(bot: Bot) -> None:
+    ledger.switch_on(bot.connection, RISK, NOON, NOON)
+    bot.connection.execute(
+        "INSERT INTO daily_risk_state VALUES ('2026-11-24', 0, 3, 3, '9999-12-31 23:59:59Z', "
+        "false, %s)",
+        [NOON + MINUTE],
+    )
+    bot.violation(NOON + MINUTE)
+    assert ledger.collect(bot.connection, RISK, NOON, LATER) == 2
+    assert sorted(bot.ledger("source, state")) == [
+        ("daily_risk_state", "dead"),
+        ("risk_audit", "pending"),
+    ]
+
+
+def test_an_answer_to_what_was_replayed_meanwhile_does_not_close_it(bot: Bot) -> None:
+    (delivery,) = waiting_rows(bot, 1)
+    number = ledger.reserve(bot.connection, delivery, N8N, 30, LATER, LATER)
+    assert number is not None
+    ledger.replay(bot.connection, [delivery.id])
+    verdict = ledger.Verdict(State.DELIVERED, LATER, N8N)
+    ledger.record(bot.connection, delivery, number, ACCEPTED, verdict, LATER)
+    assert bot.ledger("state, attempts") == [("pending", 0)]
 
 
 def test_what_a_sender_still_holds_is_not_sent_once_it_was_switched_off_or_replayed(
@@ -494,9 +519,12 @@ def test_since_when_n8n_is_away(bot: Bot) -> None:
     def after(seconds: int, answer: Answer, via: str = N8N) -> datetime | None:
         now = LATER + seconds * SECOND
         attempt(bot, next(rows), answer, via=via, now=now)
-        return ledger.away_since(bot.connection)
+        assert ledger.away(bot.connection, "trade", now) == (None, None), "its own channel's"
+        first, last = ledger.away(bot.connection, "ai-reject", now)
+        assert last is None or last == now or answer in {ACCEPTED, REFUSED} or via == DISCORD
+        return first
 
-    assert ledger.away_since(bot.connection) is None
+    assert ledger.away(bot.connection, "ai-reject", LATER) == (None, None)
     assert after(0, ACCEPTED) is None
     assert after(10, AWAY) == LATER + 10 * SECOND
     assert after(20, UNREACHABLE) == LATER + 10 * SECOND
@@ -520,16 +548,20 @@ def test_what_waits_for_n8n_is_brought_forward_and_nothing_else(bot: Bot) -> Non
     assert ledger.unreached(bot.connection, AI_REJECT) == [rows[0].id]
     assert ledger.unreached(bot.connection, RISK) == []
 
-    ledger.bring_forward(bot.connection, LATER, [rows[0].id])
+    ledger.bring_forward(bot.connection, LATER, ids=[rows[0].id])
     assert [one.id for one in ledger.due(bot.connection, AI_REJECT, LATER)] == [
         rows[5].id,
         rows[0].id,
     ]
-    ledger.bring_forward(bot.connection, LATER)
+    ledger.bring_forward(bot.connection, LATER, channel="ai-reject")
     assert [one.id for one in ledger.due(bot.connection, AI_REJECT, LATER) if one.is_away] == [
         rows[0].id
     ], "the other was tried just now"
-    ledger.bring_forward(bot.connection, LATER + MINUTE)
+    ledger.bring_forward(bot.connection, LATER + MINUTE, channel="trade")
+    assert rows[1].id not in {
+        one.id for one in ledger.due(bot.connection, AI_REJECT, LATER + MINUTE)
+    }, "another channel's success says nothing of this one"
+    ledger.bring_forward(bot.connection, LATER + MINUTE, channel="ai-reject")
     assert {one.id for one in ledger.due(bot.connection, AI_REJECT, LATER + MINUTE)} == {
         rows[5].id,
         rows[0].id,

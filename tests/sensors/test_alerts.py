@@ -1,7 +1,7 @@
 """The sensors' ticks as the daemon evaluates them, against real tables and a Discord stand-in."""
 
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from pathlib import Path
 
 import dagster as dg
@@ -12,6 +12,7 @@ from dagster._core.definitions.sensor_definition import SensorExecutionData
 from trading_pipelines.alerts import delivery, ledger
 from trading_pipelines.definitions import build_definitions
 from trading_pipelines.inbox import DiscordInbox
+from trading_pipelines.partitions import range_tags
 from trading_pipelines.resources.database import DatabaseResource
 from trading_pipelines.resources.webhooks import WebhooksResource
 from trading_pipelines.sensors.finished_runs import finished_runs
@@ -149,16 +150,24 @@ def test_a_failed_run_is_seen_with_its_words_and_with_the_good_ones_since(
 ) -> None:
     now = datetime.now(UTC)
     run(instance, fails=False)
-    assert finished_runs(instance, now) == [], "nothing failed"
+    assert finished_runs(instance, SETTINGS.symbols, now) == [], "nothing failed"
     run(instance, fails=True)
     run(instance, fails=False)
-    found = finished_runs(instance, now)
+    found = finished_runs(instance, SETTINGS.symbols, now)
     assert sorted(one.failed for one in found) == [False, True]
     assert [one.error for one in found if one.failed] == ["KRW-BTC|2026-11-24: no such market"]
+
+
+def test_a_range_names_the_symbols_between_its_ends(instance: dg.DagsterInstance) -> None:
+    now = datetime.now(UTC)
+    day = date(2026, 11, 24)
+    run(instance, fails=True, **range_tags(["KRW-ETH", "KRW-SOL"], day, day))
+    (found,) = finished_runs(instance, SETTINGS.symbols, now)
+    assert found.symbols == ("KRW-ETH", "KRW-XRP", "KRW-SOL")
 
 
 def test_a_run_that_is_tried_again_has_not_failed_for_good(
     instance: dg.DagsterInstance,
 ) -> None:
     run(instance, fails=True, **{"dagster/will_retry": "true"})
-    assert finished_runs(instance, datetime.now(UTC)) == []
+    assert finished_runs(instance, SETTINGS.symbols, datetime.now(UTC)) == []

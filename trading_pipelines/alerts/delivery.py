@@ -22,14 +22,15 @@ from trading_pipelines.alerts.webhooks import DISCORD, N8N, Answer, Outcome, Web
 from trading_pipelines.korean_time import kst
 from trading_pipelines.settings import AlertSettings
 
-# Dagster ends a tick at 60 s, and a post may start as late as this and take `timeout_seconds`, 20
-# at most. Its loop turns every 5 s: a tick that is over just before a turn is followed at once by
-# the next; one of 35 s left 4.5 s in between, in which nothing was sent.
+# Dagster ends a tick at 60 s, and a post may start as late as this and take 3 s to connect and
+# `timeout_seconds`, 20 at most. Its loop turns every 5 s: a tick that is over just before a turn is
+# followed at once by the next; one of 35 s left 4.5 s in between, in which nothing was sent.
 TICK_SECONDS = 34.0
 POLL_SECONDS = 0.2
 # Retries and what a person replays can wait a second; what is new can not.
 RETRY_POLL_SECONDS = 1.0
 PROBE_EVERY_SECONDS = 5.0
+ASK_AGAIN = timedelta(minutes=1)
 GONE = {Outcome.AWAY, Outcome.UNREACHABLE}
 DIGEST_LINES = 10
 LONGEST_DIGEST = 3500
@@ -101,7 +102,7 @@ class Sender:
         tries = len(self.settings.retry_waits) + 1
         tally.dead += ledger.give_up(self.connection, self.kind, tries, self.clock())
         due = ledger.due(self.connection, self.kind, self.clock())
-        if sum(one.source != "digest" for one in due) > self.settings.digest_over:
+        if sum(one.can_be_digested for one in due) > self.settings.digest_over:
             tally.digested += self._digest()
             due = ledger.due(self.connection, self.kind, self.clock())
         is_away = is_limited = False
@@ -118,7 +119,7 @@ class Sender:
             tally.waiting += is_limited
 
     def _send(self, delivery: Delivery, via: str, tally: Tally) -> Outcome | None:
-        """Try one alert; None where Discord's limits do not allow it now."""
+        """Try one alert; None where Discord's limits do not allow it now, or it has changed."""
         now = self.clock()
         reserved = ledger.reserve(
             self.connection,
@@ -136,14 +137,19 @@ class Sender:
         tally.sent[answer.outcome] += 1
         tally.dead += verdict.state is State.DEAD
         if via == N8N and verdict.state is State.DELIVERED:
-            ledger.bring_forward(self.connection, self.clock())
+            ledger.bring_forward(self.connection, self.clock(), channel=delivery.channel)
         return answer.outcome
 
     def _way(self, delivery: Delivery) -> str:
-        """Return where it goes: what was to pass n8n by can't, where Discord is known no more."""
+        """Return where it goes; while n8n is away too long, one alert a minute asks it again."""
         if not self.webhooks.n8n_url:
             return DISCORD
-        return delivery.via if self.webhooks.discord_url else N8N
+        if not self.webhooks.discord_url or delivery.via == DISCORD:
+            return DISCORD if self.webhooks.discord_url else N8N
+        now = self.clock()
+        first, last = ledger.away(self.connection, delivery.channel, now)
+        is_known = first and last and first + self._fallback_after <= now < last + ASK_AGAIN
+        return DISCORD if is_known else N8N
 
     def _verdict(self, delivery: Delivery, via: str, answer: Answer) -> Verdict:
         now, tried = self.clock(), delivery.attempts + 1
@@ -153,8 +159,8 @@ class Sender:
         asked_for = now + timedelta(seconds=answer.retry_after or 0)
         next_at = max(now + self._wait(tried), asked_for)
         if via == N8N and answer.outcome in GONE and self.webhooks.discord_url and not is_last:
-            away_since = ledger.away_since(self.connection) or now
-            passed_by = away_since + timedelta(seconds=self.settings.fallback_after)
+            first, _ = ledger.away(self.connection, delivery.channel, now)
+            passed_by = (first or now) + self._fallback_after
             # n8n may answer others and never this one: the last try is Discord's.
             is_last_but_one = tried == len(self.settings.retry_waits)
             if answer.is_final or passed_by <= now or is_last_but_one:
@@ -163,6 +169,10 @@ class Sender:
         if answer.is_final or is_last:
             return Verdict(State.DEAD, now, via)
         return Verdict(State.RETRYING, next_at, via)
+
+    @property
+    def _fallback_after(self) -> timedelta:
+        return timedelta(seconds=self.settings.fallback_after)
 
     def _wait(self, tried: int) -> timedelta:
         """Return a random part of the wait after so many tries (AWS's full jitter)."""
@@ -173,7 +183,7 @@ class Sender:
         """Bring forward what waits for an n8n that is back."""
         unreached = ledger.unreached(self.connection, self.kind)
         if unreached and self.webhooks.is_n8n_ready():
-            ledger.bring_forward(self.connection, self.clock(), unreached)
+            ledger.bring_forward(self.connection, self.clock(), ids=unreached)
 
     def _digest(self) -> int:
         waiting = ledger.waiting(self.connection, self.kind)

@@ -21,10 +21,15 @@ SENT_FROM = time(9)
 def due_reports(
     connection: psycopg.Connection, settings: AlertSettings, now: datetime
 ) -> list[date]:
-    """Return the KST days of the look-back whose report is not in the ledger, from 09:00 KST on."""
+    """Return the KST days of the look-back whose report is not in the ledger, from 09:00 KST on.
+
+    None before the kind's sensor has had its first tick with somewhere to post to.
+    """
     if not settings.daily_report:
         return []
-    since = ledger.switch_on(connection, DAILY_REPORT, settings.since, now)
+    since = ledger.since(connection, DAILY_REPORT)
+    if since is None:
+        return []
     known = ledger.source_ids(connection, DAILY_REPORT)
     last = now.astimezone(KST).date() - timedelta(days=1)
     days = (last - timedelta(days=n) for n in reversed(range(settings.look_back_days)))
@@ -55,10 +60,9 @@ def send_report(
         return "sent again, as asked"
     if found:
         return f"in the ledger already, {found[0].state}"
-    is_news = settings.daily_report and _end(day) >= max(
-        ledger.switch_on(connection, DAILY_REPORT, settings.since, now),
-        now - timedelta(days=settings.look_back_days),
-    )
+    since = ledger.since(connection, DAILY_REPORT) if settings.daily_report else None
+    oldest = now - timedelta(days=settings.look_back_days)
+    is_news = since is not None and _end(day) >= max(since, oldest)
     if not (is_news or resend):
         return "not sent: older than the alerts, or switched off"
     ledger.enter(

@@ -34,6 +34,8 @@ LONGEST_MESSAGE = 1500
 LONGEST_NAMES = 200
 SHOWN_STRETCHES = 10
 LOOK_BACK = timedelta(days=30)
+# Runs are asked for a day back: of one that is older nobody knows whether it is still failing.
+RUNS_KNOWN = timedelta(hours=23)
 WAITING = {State.PENDING, State.RETRYING}
 ACCEPTED = {State.DELIVERED, State.DIGESTED}
 
@@ -48,6 +50,8 @@ class Failure:
     message: str
     count: int
     """How often it has happened since it was last good; 1 of what is a state, not an event."""
+    at: datetime | None = None
+    """When it last happened, of what happens once: told again only when it has happened again."""
 
 
 @dataclass(frozen=True)
@@ -133,6 +137,7 @@ def _failed_run(group: Sequence[FinishedRun]) -> Failure:
             newest.error,
         ),
         len(group),
+        newest.ended_at,
     )
 
 
@@ -362,7 +367,9 @@ def tell(
             known_of = {known.fingerprint: known for known in cursor}
         for failure in failures:
             known = known_of.get(failure.fingerprint)
-            if known and (known.state in WAITING or now - known.told_at < repeat_after):
+            # What happened once is not news again; what lasts is.
+            is_old = known and failure.at is not None and failure.at <= known.told_at
+            if known and (is_old or known.state in WAITING or now - known.told_at < repeat_after):
                 told.suppressed += 1
                 continue
             before = known.body if known and known.is_open else {}
@@ -385,7 +392,11 @@ def tell(
         failing = {failure.fingerprint for failure in failures}
         for known in known_of.values():
             # Rows that were missed stay missed: they only grow too old to be counted.
-            is_over = known.fingerprint not in failing and known.body["type"] != ALERT_MISSED
+            # And of a run that failed a day ago nobody knows any more.
+            is_over = known.fingerprint not in failing and not (
+                known.body["type"] == ALERT_MISSED
+                or (known.body["type"] == RUN_FAILED and now - known.told_at > RUNS_KNOWN)
+            )
             if is_over and known.is_open:
                 told.recovered += _enter(
                     connection, f"{known.source_id} recovered", _recovery(known, now), now

@@ -23,7 +23,7 @@ from trading_pipelines.alerts.webhooks import Answer, Outcome
 COLLECTED_AT_ONCE = 500
 # Discord: about 5 requests per 2 s and webhook; the messages a minute are a setting.
 BURST, BURST_WINDOW = 5, timedelta(seconds=2)
-MINUTE = timedelta(minutes=1)
+MINUTE, DAY = timedelta(minutes=1), timedelta(days=1)
 # An alert that n8n never takes, while it takes others, must not spend a try at each of theirs.
 JUST = timedelta(seconds=30)
 
@@ -70,6 +70,11 @@ class Delivery:
     last_error: str | None
     digest_id: int | None
 
+    @property
+    def can_be_digested(self) -> bool:
+        """Whether it may be told with others: not a digest itself, and not asked for by name."""
+        return self.source != "digest" and ":again:" not in self.body["idempotency_key"]
+
 
 @contextmanager
 def sender(connection: psycopg.Connection, kind: str) -> Iterator[bool]:
@@ -110,11 +115,9 @@ def switch_on(
     `first_since` is that moment the first time, where the operator has set one. What can't be told
     from older rows by its time (none on record, or a row that is updated in place) is skipped then.
     """
-    known = connection.execute(
-        "SELECT since FROM trading_pipelines.alert_kinds WHERE kind = %s AND is_on", [kind]
-    ).fetchone()
+    known = since(connection, kind)
     if known:
-        return cast(datetime, known[0])
+        return known
     with connection.transaction():
         first = first_since or now
         fresh = connection.execute(SWITCH_ON, [kind, first, now]).fetchone()
@@ -134,11 +137,20 @@ def switch_on(
     return cast(datetime, fresh[0]) if fresh else switch_on(connection, kind, first_since, now)
 
 
+def since(connection: psycopg.Connection, kind: str) -> datetime | None:
+    """Return since when alerts of the kind are sent (UTC); None while it is off or was never on."""
+    found = connection.execute(
+        "SELECT since FROM trading_pipelines.alert_kinds WHERE kind = %s AND is_on", [kind]
+    ).fetchone()
+    return found[0] if found else None
+
+
 def switch_off(connection: psycopg.Connection, kind: str) -> int:
     """Note that the kind is off, and skip what waits; return how many alerts that were."""
     with connection.transaction():
         connection.execute(
-            "UPDATE trading_pipelines.alert_kinds SET is_on = false WHERE kind = %s AND is_on",
+            "INSERT INTO trading_pipelines.alert_kinds AS known VALUES (%s, false, now()) "
+            "ON CONFLICT (kind) DO UPDATE SET is_on = false WHERE known.is_on",
             [kind],
         )
         return connection.execute(
@@ -196,7 +208,10 @@ def _body(
 ) -> tuple[dict[str, Any], str | None]:
     try:
         return source.body(connection, row, at), None
-    except (LookupError, TypeError, ValueError, psycopg.DataError) as error:
+    except psycopg.OperationalError:
+        raise
+    # Whatever a row holds (a cooldown until the year 9999 overflows in KST), the others go on.
+    except Exception as error:  # noqa: BLE001
         return {}, f"no message can be made of the row: {type(error).__name__}: {error}"
 
 
@@ -258,14 +273,15 @@ def due(
 
 
 def waiting(connection: psycopg.Connection, kind: str) -> list[Delivery]:
-    """Return all alerts of the kind that are pending or retrying, the oldest first."""
+    """Return the alerts of the kind that wait and may be told by a digest, the oldest first."""
     with connection.cursor(row_factory=class_row(Delivery)) as cursor:
-        return cursor.execute(
+        cursor.execute(
             "SELECT * FROM trading_pipelines.alert_deliveries "
-            "WHERE kind = %s AND state IN ('pending', 'retrying') AND source <> 'digest' "
+            "WHERE kind = %s AND state IN ('pending', 'retrying') "
             "ORDER BY occurred_at NULLS LAST, id",
             [kind],
-        ).fetchall()
+        )
+        return [one for one in cursor if one.can_be_digested]
 
 
 def enter_digest(
@@ -355,7 +371,9 @@ def record(
         )
         connection.execute(
             "UPDATE trading_pipelines.alert_deliveries SET state = %s, next_at = %s, via = %s, "
-            "is_away = %s, delivered_at = %s, message_id = %s, last_error = %s WHERE id = %s",
+            "is_away = %s, delivered_at = %s, message_id = %s, last_error = %s "
+            # Unless it was replayed meanwhile, which starts anew.
+            "WHERE id = %s AND attempts = %s",
             [
                 verdict.state,
                 verdict.next_at,
@@ -365,6 +383,7 @@ def record(
                 _storable(answer.message_id),
                 None if is_delivered else text,
                 delivery.id,
+                delivery.attempts + 1,
             ],
         )
 
@@ -378,17 +397,25 @@ def give_up(connection: psycopg.Connection, kind: str, tries: int, now: datetime
     ).rowcount
 
 
-AWAY_SINCE = """
-SELECT min(started_at) FROM trading_pipelines.alert_attempts
-WHERE via = 'n8n' AND outcome IN ('away', 'unreachable') AND started_at > coalesce(
-    (SELECT max(started_at) FROM trading_pipelines.alert_attempts
-     WHERE via = 'n8n' AND outcome IN ('delivered', 'refused')), '-infinity')
+AWAY = """
+WITH tried AS (
+    SELECT started_at, outcome FROM trading_pipelines.alert_attempts
+    JOIN trading_pipelines.alert_deliveries ON alert_deliveries.id = delivery_id
+    WHERE alert_attempts.via = 'n8n' AND channel = %s AND started_at > %s)
+SELECT min(started_at), max(started_at) FROM tried
+WHERE outcome IN ('away', 'unreachable') AND started_at > coalesce(
+    (SELECT max(started_at) FROM tried WHERE outcome IN ('delivered', 'refused')), '-infinity')
 """
 
 
-def away_since(connection: psycopg.Connection) -> datetime | None:
-    """Return the first attempt that found no n8n since it last answered (UTC); None if it does."""
-    return (connection.execute(AWAY_SINCE).fetchone() or [None])[0]
+def away(
+    connection: psycopg.Connection, channel: str, now: datetime
+) -> tuple[datetime, datetime] | tuple[None, None]:
+    """Return the first and last attempt (UTC) that found no n8n since the channel last answered.
+
+    Nones where it answers, or was not tried for a week.
+    """
+    return connection.execute(AWAY, [channel, now - 7 * DAY]).fetchone() or (None, None)
 
 
 UNREACHED = """
@@ -405,16 +432,20 @@ def unreached(connection: psycopg.Connection, kind: str) -> list[int]:
 
 
 def bring_forward(
-    connection: psycopg.Connection, now: datetime, ids: Sequence[int] | None = None
+    connection: psycopg.Connection,
+    now: datetime,
+    *,
+    ids: Sequence[int] = (),
+    channel: str | None = None,
 ) -> None:
-    """Make what waits because n8n was away due now: of these ids, or what was not just tried."""
+    """Make what waits because n8n was away due now: these ids, or a channel's old ones."""
     connection.execute(
         "UPDATE trading_pipelines.alert_deliveries AS waiting SET next_at = %(now)s "
         "WHERE state = 'retrying' AND via = 'n8n' AND is_away AND next_at > %(now)s "
-        "AND coalesce(id = ANY(%(ids)s::bigint[]), NOT EXISTS ("
+        "AND (id = ANY(%(ids)s::bigint[]) OR channel = %(channel)s AND NOT EXISTS ("
         " SELECT FROM trading_pipelines.alert_attempts AS tried"
         " WHERE tried.delivery_id = waiting.id AND started_at > %(just)s))",
-        {"now": now, "ids": None if ids is None else list(ids), "just": now - JUST},
+        {"now": now, "ids": list(ids), "channel": channel, "just": now - JUST},
     )
 
 
@@ -486,6 +517,7 @@ def attempts(connection: psycopg.Connection, delivery_id: int) -> list[Attempt]:
 REPLAY = """
 UPDATE trading_pipelines.alert_deliveries SET state = 'pending', attempts = 0, via = 'n8n',
     is_away = false, next_at = clock_timestamp(), delivered_at = NULL, message_id = NULL,
+    last_error = NULL, digest_id = NULL,
     body = coalesce(%(body)s, body) || jsonb_build_object('idempotency_key',
         concat_ws(':', source, source_id, channel, 'again', to_char(
             clock_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')))

@@ -74,8 +74,8 @@ def _build_pipeline_failure_alerts(settings: StrategySettings) -> dg.SensorDefin
         context: dg.SensorEvaluationContext, database: DatabaseResource, webhooks: WebhooksResource
     ) -> dg.SensorResult:
         now = datetime.now(UTC)
-        if settings.alerts.pipeline_failure:
-            runs = finished_runs(context.instance, now)
+        if settings.alerts.pipeline_failure and webhooks.of(settings.alerts):
+            runs = finished_runs(context.instance, settings.symbols, now)
             with database.connect() as connection:
                 found = failures.current(connection, settings, runs, now)
                 repeat_after = timedelta(seconds=settings.alerts.repeat_after)

@@ -1,5 +1,7 @@
 """Dagster's finished runs, as `alerts/failures` wants them. What they mean belongs there."""
 
+from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta
 
 import dagster as dg
@@ -13,10 +15,13 @@ MOST_RUNS = 500
 PARTITION = "dagster/partition"
 
 
-def finished_runs(instance: dg.DagsterInstance, now: datetime) -> list[FinishedRun]:
+def finished_runs(
+    instance: dg.DagsterInstance, symbols: Sequence[str], now: datetime
+) -> list[FinishedRun]:
     """Return the runs that failed for good in the last day (UTC), and the good ones since.
 
-    Nothing where none failed: the good ones are 300 a day and then of no interest.
+    Nothing where none failed: the good ones are 300 a day and then of no interest. `symbols` are
+    those of the settings, in their order, which is that of the partitions.
     """
     since = now - LOOK_BACK
     failed = [
@@ -28,7 +33,11 @@ def finished_runs(instance: dg.DagsterInstance, now: datetime) -> list[FinishedR
         return []
     oldest = min(record.update_timestamp for record in failed)
     good = _records(instance, dg.DagsterRunStatus.SUCCESS, oldest)
-    return [_finished(instance, record) for record in (*failed, *good)]
+    runs = [_finished(record, symbols) for record in (*failed, *good)]
+    # The newest first, and only its words are told.
+    newest = {(run.job, run.assets, run.symbols): run for run in reversed(runs) if run.failed}
+    said = {run.run_id: _error(instance, run.run_id) for run in newest.values()}
+    return [replace(run, error=said.get(run.run_id, "")) for run in runs]
 
 
 def _records(
@@ -38,19 +47,25 @@ def _records(
     return list(instance.get_run_records(wanted, limit=MOST_RUNS))
 
 
-def _finished(instance: dg.DagsterInstance, record: dg.RunRecord) -> FinishedRun:
+def _finished(record: dg.RunRecord, symbols: Sequence[str]) -> FinishedRun:
     run = record.dagster_run
-    failed = run.status is dg.DagsterRunStatus.FAILURE
     keys = [run.tags[tag] for tag in (PARTITION, RANGE_START, RANGE_END) if tag in run.tags]
     return FinishedRun(
         run_id=run.run_id,
         job=run.job_name,
         assets=tuple(sorted(key.to_user_string() for key in run.asset_selection or ())),
-        symbols=tuple(dict.fromkeys(symbol for symbol, _ in split(keys) if symbol)),
-        failed=failed,
+        symbols=_between([symbol for symbol, _ in split(keys) if symbol], symbols),
+        failed=run.status is dg.DagsterRunStatus.FAILURE,
         ended_at=record.update_timestamp,
-        error=_error(instance, run.run_id) if failed else "",
+        error="",
     )
+
+
+def _between(ends: Sequence[str], symbols: Sequence[str]) -> tuple[str, ...]:
+    """Return the symbols of a range from its ends, or the ends where they are unknown by now."""
+    if not ends or not set(ends) <= set(symbols):
+        return tuple(dict.fromkeys(ends))
+    return tuple(symbols[symbols.index(ends[0]) : symbols.index(ends[-1]) + 1])
 
 
 def _error(instance: dg.DagsterInstance, run_id: str) -> str:
