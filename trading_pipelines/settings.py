@@ -185,7 +185,7 @@ class AlertSettings(_Section):
     pipeline_failure: bool = True
     since: _Moment = None
     look_back_days: Annotated[int, Field(ge=1, le=30)] = 7
-    # n8n gives Discord 10 s; a tick of Dagster's has 60, and may post until second 34 of it.
+    # n8n gives Discord 10 s; a tick of Dagster's has 60, and may post until second 33 of it.
     timeout_seconds: Annotated[float, Field(gt=10, le=20)] = 15.0
     # Svix's schedule: with the first try eight in up to 27.6 hours, half of that on average.
     retry_waits: Annotated[

@@ -95,6 +95,18 @@ def test_a_rejection_arrives_and_the_tick_says_so(
     assert [m.payload["embeds"][0]["title"] for m in inbox.messages] == ["AI 거절: KRW-BTC"]
 
 
+def test_a_tick_that_stays_ends_when_the_services_are_stopped(
+    instance: dg.DagsterInstance,
+    inbox: DiscordInbox,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(delivery, "TICK_SECONDS", 1e9)
+    (tmp_path / "stopping").touch()
+    assert tick(instance, "ai_reject_alerts").skip_message == "0 new"
+    assert inbox.messages == []
+
+
 def test_a_kind_that_is_off_is_left_to_the_bot_and_later_sends_nothing_older(
     instance: dg.DagsterInstance, connection: psycopg.Connection, inbox: DiscordInbox
 ) -> None:

@@ -25,7 +25,7 @@ from trading_pipelines.settings import AlertSettings
 # Dagster ends a tick at 60 s, and a post may start as late as this and take 3 s to connect and
 # `timeout_seconds`, 20 at most. Its loop turns every 5 s: a tick that is over just before a turn is
 # followed at once by the next; one of 35 s left 4.5 s in between, in which nothing was sent.
-TICK_SECONDS = 34.0
+TICK_SECONDS = 33.0
 POLL_SECONDS = 0.2
 # Retries and what a person replays can wait a second; what is new can not.
 RETRY_POLL_SECONDS = 1.0
