@@ -18,7 +18,7 @@ import psycopg
 from trading_pipelines.alerts import ledger
 from trading_pipelines.alerts.kinds import cut
 from trading_pipelines.alerts.ledger import Delivery, State, Verdict
-from trading_pipelines.alerts.webhooks import DISCORD, N8N, Answer, Outcome, Webhooks
+from trading_pipelines.alerts.webhooks import DISCORD, GONE, N8N, Answer, Outcome, Webhooks
 from trading_pipelines.korean_time import kst
 from trading_pipelines.settings import AlertSettings
 
@@ -31,7 +31,6 @@ POLL_SECONDS = 0.2
 RETRY_POLL_SECONDS = 1.0
 PROBE_EVERY_SECONDS = 5.0
 ASK_AGAIN = timedelta(minutes=1)
-GONE = {Outcome.AWAY, Outcome.UNREACHABLE}
 DIGEST_LINES = 10
 LONGEST_DIGEST = 3500
 
@@ -142,10 +141,10 @@ class Sender:
 
     def _way(self, delivery: Delivery) -> str:
         """Return where it goes; while n8n is away too long, one alert a minute asks it again."""
-        if not self.webhooks.n8n_url:
+        if not (self.webhooks.n8n_url and self.webhooks.discord_url):
+            return N8N if self.webhooks.n8n_url else DISCORD
+        if delivery.via == DISCORD:
             return DISCORD
-        if not self.webhooks.discord_url or delivery.via == DISCORD:
-            return DISCORD if self.webhooks.discord_url else N8N
         now = self.clock()
         first, last = ledger.away(self.connection, delivery.channel, now)
         is_known = first and last and first + self._fallback_after <= now < last + ASK_AGAIN

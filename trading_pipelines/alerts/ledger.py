@@ -18,7 +18,7 @@ from psycopg.rows import class_row
 from psycopg.types.json import Jsonb
 
 from trading_pipelines.alerts.kinds import KINDS, Source, sources_of
-from trading_pipelines.alerts.webhooks import Answer, Outcome
+from trading_pipelines.alerts.webhooks import GONE, Answer
 
 COLLECTED_AT_ONCE = 500
 # Discord: about 5 requests per 2 s and webhook; the messages a minute are a setting.
@@ -378,7 +378,7 @@ def record(
                 verdict.state,
                 verdict.next_at,
                 verdict.via,
-                answer.outcome in {Outcome.AWAY, Outcome.UNREACHABLE},
+                answer.outcome in GONE,
                 now if is_delivered else None,
                 _storable(answer.message_id),
                 None if is_delivered else text,

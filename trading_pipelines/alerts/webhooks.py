@@ -44,6 +44,9 @@ class Outcome(StrEnum):
     UNREACHABLE = "unreachable"
 
 
+GONE = {Outcome.AWAY, Outcome.UNREACHABLE}
+
+
 @dataclass(frozen=True)
 class Answer:
     """What came of one POST."""
