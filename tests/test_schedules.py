@@ -1,18 +1,18 @@
 """The schedule's tick: what it asks for, against real tables and Dagster's own run storage."""
 
 from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 
 import dagster as dg
 import psycopg
 import pytest
 
 from trading_pipelines.alerts import ledger
+from trading_pipelines.alerts.due import due_reports
 from trading_pipelines.alerts.kinds import DAILY_REPORT
 from trading_pipelines.candles.due import look_back
 from trading_pipelines.candles.windows import DAY, day_interval
 from trading_pipelines.definitions import build_definitions
-from trading_pipelines.korean_time import KST
 from trading_pipelines.partitions import RANGE_END, RANGE_START, range_tags
 from trading_pipelines.resources.database import DatabaseResource
 from trading_pipelines.settings import DataSettings, StrategySettings
@@ -229,8 +229,8 @@ def test_the_report_of_each_day_that_has_closed_is_asked_for_and_a_failed_one_on
     requests = tick(instance, "make_daily_report")
     assert not isinstance(requests, str)
     keys = [str(request.partition_key) for request in requests]
-    yesterday = (datetime.now(KST) - timedelta(hours=9)).date() - DAY
-    assert keys[-1] == yesterday.isoformat()
+    due = due_reports(connection, SETTINGS.alerts, datetime.now(UTC))
+    assert keys == [day.isoformat() for day in due]
     assert len(keys) in (2, 3)
     run = dg.DagsterRun(
         job_name="daily_report_job",
