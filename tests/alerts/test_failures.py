@@ -499,6 +499,7 @@ def test_a_failure_is_entered_with_the_contracts_body_and_its_fingerprint(
         "fingerprint": "run:job:asset:KRW-BTC",
         "count": 1,
         "failing_since": "2026-11-24T03:00:00+00:00",
+        "happened_at": None,
         "idempotency_key": f"pipeline:{source_id}:risk",
     }
     assert row == ("pipeline_failure", "pipeline", source_id, "risk", "pending", NOW, body)
@@ -566,6 +567,39 @@ def test_a_failure_that_nobody_was_told_of_is_told_as_new_after_the_window(
     assert tell(connection, [BROKEN], REPEAT_AFTER, almost) == Told(suppressed=1)
     assert tell(connection, [replace(BROKEN, count=9)], REPEAT_AFTER, over) == Told(new=1)
     assert bodies(connection)[1]["message"] == BROKEN.message, "all 9 are news"
+
+
+def test_what_happened_once_is_told_again_only_when_it_has_happened_again(
+    connection: psycopg.Connection,
+) -> None:
+    once = replace(BROKEN, at=NOW - MINUTE)
+    tell(connection, [once], REPEAT_AFTER, NOW)
+    become(connection, "delivered", NOW + HOUR)
+    assert tell(connection, [once], REPEAT_AFTER, NOW + 9 * HOUR) == Told(suppressed=1)
+    # Before the first was delivered, and not in its words.
+    twice = replace(BROKEN, at=NOW + MINUTE, count=2)
+    assert tell(connection, [twice], REPEAT_AFTER, NOW + 2 * HOUR) == Told(suppressed=1)
+    assert tell(connection, [twice], REPEAT_AFTER, NOW + 9 * HOUR) == Told(repeated=1)
+    assert "그 사이 1건 더 발생" in bodies(connection)[-1]["message"]
+
+
+@pytest.mark.parametrize("state", ["dead", "skipped"])
+def test_what_happened_once_and_nobody_was_told_of_is_told_after_the_window(
+    connection: psycopg.Connection, state: str
+) -> None:
+    once = replace(BROKEN, at=NOW - MINUTE)
+    tell(connection, [once], REPEAT_AFTER, NOW)
+    become(connection, state)
+    assert tell(connection, [once], REPEAT_AFTER, NOW + REPEAT_AFTER) == Told(new=1)
+
+
+def test_of_a_run_that_failed_a_day_ago_nobody_knows_that_it_has_recovered(
+    connection: psycopg.Connection,
+) -> None:
+    tell(connection, [replace(BROKEN, at=NOW)], REPEAT_AFTER, NOW)
+    become(connection, "delivered", NOW + 6 * HOUR)
+    assert tell(connection, [], REPEAT_AFTER, NOW + 23.1 * HOUR) == Told()
+    assert tell(connection, [], REPEAT_AFTER, NOW + 22.9 * HOUR) == Told(recovered=1)
 
 
 def test_one_failure_does_not_suppress_another(connection: psycopg.Connection) -> None:

@@ -328,6 +328,21 @@ class _Known:
         """Whether the failure was told and not yet that it is over."""
         return self.state in ACCEPTED and not self.has_recovered
 
+    def has_told(self, happened_at: str | None) -> bool:
+        """Whether it told of what happened then: that is not news again, what lasts is."""
+        is_same = happened_at is not None and self.body.get("happened_at") == happened_at
+        return is_same and self.state in ACCEPTED
+
+    def may_recover(self, now: datetime) -> bool:
+        """Whether it was told and is over, if it is not failing now.
+
+        Rows that were missed stay missed: they only grow too old to be counted. And of a run that
+        failed a day ago nobody knows any more.
+        """
+        at = self.body.get("happened_at")
+        is_unknown = at is not None and now - datetime.fromisoformat(at) > RUNS_KNOWN
+        return self.is_open and not is_unknown and self.body["type"] != ALERT_MISSED
+
 
 # The recovery has the failure's key with a word more, so it is found, and entered, once.
 KNOWN = """
@@ -367,9 +382,12 @@ def tell(
             known_of = {known.fingerprint: known for known in cursor}
         for failure in failures:
             known = known_of.get(failure.fingerprint)
-            # What happened once is not news again; what lasts is.
-            is_old = known and failure.at is not None and failure.at <= known.told_at
-            if known and (is_old or known.state in WAITING or now - known.told_at < repeat_after):
+            happened_at = failure.at.isoformat() if failure.at else None
+            if known and (
+                known.state in WAITING
+                or now - known.told_at < repeat_after
+                or known.has_told(happened_at)
+            ):
                 told.suppressed += 1
                 continue
             before = known.body if known and known.is_open else {}
@@ -384,6 +402,7 @@ def tell(
                     "fingerprint": failure.fingerprint,
                     "count": failure.count,
                     "failing_since": before.get("failing_since", now.isoformat()),
+                    "happened_at": happened_at,
                 },
                 now,
             )
@@ -391,13 +410,7 @@ def tell(
             told.repeated += is_new and bool(before)
         failing = {failure.fingerprint for failure in failures}
         for known in known_of.values():
-            # Rows that were missed stay missed: they only grow too old to be counted.
-            # And of a run that failed a day ago nobody knows any more.
-            is_over = known.fingerprint not in failing and not (
-                known.body["type"] == ALERT_MISSED
-                or (known.body["type"] == RUN_FAILED and now - known.told_at > RUNS_KNOWN)
-            )
-            if is_over and known.is_open:
+            if known.fingerprint not in failing and known.may_recover(now):
                 told.recovered += _enter(
                     connection, f"{known.source_id} recovered", _recovery(known, now), now
                 )
