@@ -110,6 +110,8 @@ CREATE TABLE trading_pipelines.alert_deliveries (
 );
 CREATE INDEX idx_alert_deliveries_waiting
     ON trading_pipelines.alert_deliveries (kind, next_at) WHERE state IN ('pending', 'retrying');
+CREATE INDEX idx_alert_deliveries_dead
+    ON trading_pipelines.alert_deliveries (kind) WHERE state = 'dead';
 CREATE TABLE trading_pipelines.alert_attempts (
     id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     delivery_id bigint NOT NULL
