@@ -16,6 +16,7 @@ from trading_pipelines.candles.windows import DAY
 from trading_pipelines.database.run_events import purge_run_events
 from trading_pipelines.korean_time import KST
 from trading_pipelines.partitions import (
+    PARTITION,
     RANGE_END,
     RANGE_START,
     kst_days,
@@ -29,7 +30,6 @@ from trading_pipelines.signals import due as signals_due
 from trading_pipelines.signals.due import Signal
 from trading_pipelines.signals.publish import CURRENT_SIGNALS, SIGNALS_OVERVIEW
 
-PARTITION = "dagster/partition"
 # What a person or the bot looks at, refreshed by the runs that bring something newer.
 SHOWN_WITH = {
     signals_due.REGIME_LABELS: [CURRENT_SIGNALS],

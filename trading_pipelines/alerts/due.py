@@ -10,6 +10,7 @@ import psycopg
 
 from trading_pipelines.alerts import ledger
 from trading_pipelines.alerts.kinds import DAILY_REPORT
+from trading_pipelines.alerts.report import window
 from trading_pipelines.korean_time import KST
 from trading_pipelines.settings import AlertSettings
 
@@ -36,7 +37,7 @@ def due_reports(
     return [
         day
         for day in days
-        if day.isoformat() not in known and _end(day) >= since and _send_at(day) <= now
+        if day.isoformat() not in known and window(day).end >= since and _send_at(day) <= now
     ]
 
 
@@ -62,7 +63,7 @@ def send_report(
         return f"in the ledger already, {found[0].state}"
     since = ledger.since(connection, DAILY_REPORT) if settings.daily_report else None
     oldest = now - timedelta(days=settings.look_back_days)
-    is_news = since is not None and _end(day) >= max(since, oldest)
+    is_news = since is not None and window(day).end >= max(since, oldest)
     if not (is_news or resend):
         return "not sent: older than the alerts, or switched off"
     ledger.enter(
@@ -72,15 +73,10 @@ def send_report(
         day.isoformat(),
         CHANNEL,
         body,
-        occurred_at=_end(day),
+        occurred_at=window(day).end,
         next_at=max(_send_at(day), now),
     )
     return "entered in the ledger"
-
-
-def _end(day: date) -> datetime:
-    """Return the moment the KST day ends, in UTC."""
-    return datetime.combine(day + timedelta(days=1), time(), KST).astimezone(UTC)
 
 
 def _send_at(day: date) -> datetime:

@@ -19,11 +19,11 @@ from psycopg.types.json import Jsonb
 
 from trading_pipelines.alerts.kinds import KINDS, Source, sources_of
 from trading_pipelines.alerts.webhooks import GONE, Answer
+from trading_pipelines.candles.windows import DAY, MINUTE
 
 COLLECTED_AT_ONCE = 500
 # Discord: about 5 requests per 2 s and webhook; the messages a minute are a setting.
 BURST, BURST_WINDOW = 5, timedelta(seconds=2)
-MINUTE, DAY = timedelta(minutes=1), timedelta(days=1)
 # An alert that n8n never takes, while it takes others, must not spend a try at each of theirs.
 JUST = timedelta(seconds=30)
 

@@ -1,5 +1,7 @@
 """n8n's and Discord's webhooks as a Dagster resource. What a POST means belongs in `alerts/`."""
 
+from pathlib import Path
+
 import dagster as dg
 
 from trading_pipelines.alerts.webhooks import Webhooks
@@ -13,6 +15,6 @@ class WebhooksResource(dg.ConfigurableResource[None]):
         """Return what alerts are posted with, or None where neither variable is set."""
         return Webhooks.of(load_environment(), settings)
 
-    def is_stopping(self) -> bool:
-        """Say whether the services of this home are being stopped: a tick that waits ends then."""
-        return load_environment().stop_flag.exists()
+    def stop_flag(self) -> Path:
+        """Return the file that is there while this home's services are stopped: ticks end then."""
+        return load_environment().stop_flag

@@ -111,5 +111,5 @@ def _deliver(
                 "neither N8N_URL nor DISCORD_WEBHOOK_URL is set: nothing can be sent"
             )
         sender = Sender(connection, kind, settings.alerts, posting)
-        tally = sender.deliver(webhooks.is_stopping, watch=watch)
+        tally = sender.deliver(webhooks.stop_flag().exists, watch=watch)
     return dg.SkipReason("another tick is still sending" if tally is None else str(tally))

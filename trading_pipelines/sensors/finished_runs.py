@@ -8,11 +8,10 @@ import dagster as dg
 from dagster._core.storage.tags import WILL_RETRY_TAG
 
 from trading_pipelines.alerts.failures import FinishedRun
-from trading_pipelines.partitions import RANGE_END, RANGE_START, split
+from trading_pipelines.partitions import PARTITION, RANGE_END, RANGE_START, split
 
 LOOK_BACK = timedelta(days=1)
 MOST_RUNS = 500
-PARTITION = "dagster/partition"
 
 
 def finished_runs(
