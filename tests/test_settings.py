@@ -36,7 +36,9 @@ DATA_KEYS = (
     "start_date, source_timeframe, indicator_timeframe, min_hourly_candles_for_regime, "
     "refresh, look_back_days"
 )
-SECTIONS = "symbols, data, regime_detection, volatility, exchange, alerts"
+SECTIONS = (
+    "symbols, data, healing, regime_detection, volatility, exchange, alerts, health, housekeeping"
+)
 ROOT_KEYS = f"{SECTIONS}, regimes, risk_management, regime_change_policy"
 REGIME = "regime_detection"
 MINIMUM = "data.min_hourly_candles_for_regime"
@@ -92,6 +94,7 @@ def test_the_defaults_are_the_documented_ones() -> None:
             "refresh": True,
             "look_back_days": 30,
         },
+        "healing": {"attempts": 8, "backoff_seconds": 300.0, "max_backoff_seconds": 1800.0},
         "regime_detection": {
             "ma_fast_period": 50,
             "ma_slow_period": 200,
@@ -134,6 +137,12 @@ def test_the_defaults_are_the_documented_ones() -> None:
             "failures_before_alert": 3,
             "quiet_after": 3600.0,
         },
+        "health": {
+            "late_after_seconds": 900.0,
+            "max_database_gb": 20.0,
+            "min_free_disk_gb": 2.0,
+        },
+        "housekeeping": {"keep_runs_days": 30, "keep_alerts_days": 90},
     }
 
 

@@ -134,6 +134,14 @@ class DataSettings(_Section):
     look_back_days: Annotated[int, Field(ge=1, le=365)] = 30
 
 
+class HealingSettings(_Section):
+    """How often a partition that failed is tried again, and how long before each try (seconds)."""
+
+    attempts: Annotated[int, Field(ge=1, le=1000)] = 8
+    backoff_seconds: _Positive = 300.0
+    max_backoff_seconds: _Positive = 1800.0
+
+
 class RegimeDetectionSettings(_Section):
     """The moving averages (hours) and thresholds (percent) that tell BULL, BEAR and SIDEWAYS."""
 
@@ -200,6 +208,22 @@ class AlertSettings(_Section):
     quiet_after: Annotated[float, Field(ge=300, le=604800)] = 3600.0
 
 
+class HealthSettings(_Section):
+    """What `trading-pipelines health` allows: seconds late, gigabytes (10^9 bytes) used and free."""
+
+    late_after_seconds: Annotated[float, Field(ge=300, le=86400)] = 900.0
+    max_database_gb: _Positive = 20.0
+    min_free_disk_gb: _Positive = 2.0
+
+
+class HousekeepingSettings(_Section):
+    """How many days what is over is kept; partitions and their candles stay for ever."""
+
+    keep_runs_days: Annotated[int, Field(ge=7, le=3650)] = 30
+    # Longer than any look-back (30 days): what the ledger forgets would be sent again.
+    keep_alerts_days: Annotated[int, Field(ge=45, le=3650)] = 90
+
+
 class StrategySettings(_Section):
     """config/strategy.yaml: what is left out has its default; unknown keys are errors."""
 
@@ -209,12 +233,18 @@ class StrategySettings(_Section):
         description="a list of at least one symbol, such as [KRW-BTC]",
     )
     data: DataSettings = DataSettings()
+    healing: HealingSettings = HealingSettings()
     regime_detection: RegimeDetectionSettings = RegimeDetectionSettings()
     volatility: VolatilitySettings = VolatilitySettings()
     exchange: ExchangeSettings = ExchangeSettings()
     alerts: AlertSettings = AlertSettings()
+    health: HealthSettings = HealthSettings()
+    housekeeping: HousekeepingSettings = HousekeepingSettings()
 
-    @field_validator("data", "regime_detection", "volatility", "exchange", "alerts", mode="before")
+    @field_validator(
+        "data", "healing", "regime_detection", "volatility", "exchange", "alerts", "health",
+        "housekeeping", mode="before",
+    )  # fmt: skip
     @classmethod
     def _heading_alone_is_left_out(cls, section: object) -> object:
         return {} if section is None else section
@@ -401,6 +431,7 @@ _REDIS_URL = (
 
 _N8N_URL = r"https?://[^/?#@\s]+(/[^?#@\s]*)?(?<!/webhook)(?<!/webhook/)"
 _DISCORD_URL = r"https?://[^?#@\s]+(\?[^#\s]*)?"
+_HEARTBEAT_URL = r"https?://[^/?#@\s]+(/[^?#@\s]*)?(\?[^#\s]*)?"
 _SECRET = r"[!-~]+"  # noqa: S105
 
 
@@ -467,6 +498,12 @@ class Environment(BaseSettings):
         SecretStr | None,
         _matching(
             _DISCORD_URL, "not a webhook's URL", "https://discord.com/api/webhooks/<id>/<token>"
+        ),
+    ] = None
+    heartbeat_url: Annotated[
+        SecretStr | None,
+        _matching(
+            _HEARTBEAT_URL, "not a URL that can be asked", "https://hc-ping.com/<your check's id>"
         ),
     ] = None
     upbit_base_url: Annotated[str, AfterValidator(_exchange_url)] = "https://api.upbit.com"

@@ -445,4 +445,9 @@ def test_an_installation_of_the_version_before_gets_what_is_new(
     after = everything(aged)
     assert after.keys() == everything(connection).keys()
     changed = {table for table in before if after[table] != before[table]}
-    assert changed == {"trading_pipelines.alembic_version"}
+    assert changed == {
+        "trading_pipelines.alembic_version",
+        # 0004 adds columns to both.
+        "trading_pipelines.candle_coverage",
+        "trading_pipelines.signal_coverage",
+    }

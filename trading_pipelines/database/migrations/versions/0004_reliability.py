@@ -1,0 +1,49 @@
+"""Reliability: which partitions are left failed, and how large the databases were when.
+
+Revision ID: 0004
+"""
+
+from alembic import op
+from sqlalchemy import text
+
+revision = "0004"
+down_revision = "0003"
+
+SCHEMA = """
+ALTER TABLE trading_pipelines.candle_coverage
+    ADD COLUMN left_failed boolean NOT NULL DEFAULT false;
+COMMENT ON COLUMN trading_pipelines.candle_coverage.left_failed IS
+    'Its tries are spent: looked at once a day, or when it is asked for.';
+
+ALTER TABLE trading_pipelines.signal_coverage
+    ADD COLUMN left_failed boolean NOT NULL DEFAULT false,
+    ADD COLUMN failed_inputs text;
+COMMENT ON COLUMN trading_pipelines.signal_coverage.left_failed IS
+    'Its tries are spent: not computed until it is asked for or its inputs change.';
+COMMENT ON COLUMN trading_pipelines.signal_coverage.failed_inputs IS
+    'Digest of the versions of the inputs that the last failed attempt saw.';
+
+CREATE TABLE trading_pipelines.database_sizes (
+    measured_at timestamptz PRIMARY KEY,
+    market_bytes bigint NOT NULL,
+    dagster_bytes bigint NOT NULL
+);
+COMMENT ON TABLE trading_pipelines.database_sizes IS
+    'Sizes of the market database and of Dagster''s storage, one row a housekeeping.';
+"""
+
+
+def upgrade() -> None:
+    """Add the columns and the table."""
+    op.execute(text(SCHEMA))
+
+
+def downgrade() -> None:
+    """Take away what was added; what was left failed is tried again."""
+    for table, columns in {
+        "candle_coverage": ["left_failed"],
+        "signal_coverage": ["left_failed", "failed_inputs"],
+    }.items():
+        for column in columns:
+            op.drop_column(table, column, schema="trading_pipelines")
+    op.drop_table("database_sizes", schema="trading_pipelines")
