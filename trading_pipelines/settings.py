@@ -209,7 +209,7 @@ class AlertSettings(_Section):
 
 
 class HealthSettings(_Section):
-    """What `trading-pipelines health` allows: seconds late, gigabytes (10^9 bytes) used and free."""
+    """What `trading-pipelines health` allows: seconds late, gigabytes (1e9 bytes) used and free."""
 
     late_after_seconds: Annotated[float, Field(ge=300, le=86400)] = 900.0
     max_database_gb: _Positive = 20.0
