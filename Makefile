@@ -49,7 +49,7 @@ lint: $(READY) ## Check style, and who imports whom
 types: $(READY) ## Check types
 	$(BIN)/mypy
 
-bench: $(READY) ## Measure (BENCH=alerts, backfill, signals or volatility)
+bench: $(READY) ## Measure (BENCH=alerts, backfill, growth, signals or volatility)
 	$(BIN)/python benchmarks/$(BENCH).py $(ARGS)
 
 screenshots: $(READY) ## Take the pictures of the docs (needs chromium)

@@ -46,7 +46,7 @@ from trading_pipelines.candles.rate_limit import RequestSlots
 from trading_pipelines.candles.windows import DAY, MINUTE, day_interval
 from trading_pipelines.database.embedded import EmbeddedServer
 from trading_pipelines.replay import GeneratedMarket, Market, Recording, ReplayExchange, Stats
-from trading_pipelines.settings import ExchangeSettings
+from trading_pipelines.settings import ExchangeSettings, HealingSettings
 
 RECORDING = Path(__file__).parents[2] / "shared/data/upbit_krw5_1m_20250901_20250921.parquet"
 FIRST_DAY, RECORDED_DAYS = date(2025, 9, 1), 21
@@ -133,7 +133,7 @@ def work(
         while True:
             symbol = pipe.recv()
             since = time.monotonic()
-            failed = download(connection, exchange, [symbol], days, "benchmark")
+            failed = download(connection, exchange, [symbol], days, "benchmark", HealingSettings())
             assert not failed, failed
             pipe.send((since, time.monotonic(), dict(found)))
 

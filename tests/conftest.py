@@ -16,13 +16,17 @@ from trading_pipelines import database
 from trading_pipelines.candles.resample import resample
 from trading_pipelines.database.embedded import EmbeddedServer
 from trading_pipelines.replay import Recording
-from trading_pipelines.settings import Environment
+from trading_pipelines.settings import DataSettings, Environment, StrategySettings
+from trading_pipelines.signals import due
+from trading_pipelines.signals.compute import compute
 
 RECORDINGS = Path(__file__).parents[2] / "shared" / "data"
 MINUTES = RECORDINGS / "upbit_krw5_1m_20250901_20250921.parquet"
 SYMBOLS = ["KRW-BTC", "KRW-ETH", "KRW-XRP", "KRW-SOL", "KRW-DOGE"]
 FIRST_DAY, LAST_DAY = date(2025, 9, 1), date(2025, 9, 21)
 RECORDED_DAYS = [FIRST_DAY + timedelta(days=n) for n in range(21)]
+
+STRATEGY = StrategySettings(data=DataSettings(start_date=FIRST_DAY))
 
 FOREIGN = (
     "UPBIT_BASE_URL",
@@ -31,6 +35,7 @@ FOREIGN = (
     "N8N_URL",
     "N8N_WEBHOOK_SECRET",
     "DISCORD_WEBHOOK_URL",
+    "HEARTBEAT_URL",
 )
 PRICES = ["open", "high", "low", "close", "volume"]
 COVERED = """
@@ -155,6 +160,17 @@ def recorded_template(server: EmbeddedServer, template: str, recorded: pd.DataFr
 def recorded_url(server: EmbeddedServer, recorded_template: str) -> str:
     """The URL of a fresh database that holds the recording."""
     return copied(server, recorded_template)
+
+
+@pytest.fixture(scope="session")
+def computed_template(server: EmbeddedServer, recorded_template: str) -> str:
+    """The name of a database that holds the recording and every signal of it."""
+    with psycopg.connect(server.url("postgres"), autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE template_computed TEMPLATE {recorded_template}")
+    with database.connect(server.url("template_computed")) as connection:
+        for signal in due.SIGNALS:
+            compute(connection, signal, SYMBOLS, RECORDED_DAYS, STRATEGY, "run")
+    return "template_computed"
 
 
 def environment(home: Path) -> Environment:

@@ -32,7 +32,7 @@ def test_wrong_usage_is_exit_status_2_and_says_what_is_wrong(
 
 
 COMMANDS = [
-    *("up", "backfill", "demo", "status", "signals", "replay", "inbox", "env"),
+    *("up", "backfill", "demo", "status", "health", "signals", "replay", "inbox", "env"),
     *("alerts list", "alerts show", "alerts replay", "alerts test", "n8n import", "n8n check"),
 ]
 

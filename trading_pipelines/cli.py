@@ -1,4 +1,4 @@
-"""The command line: `trading-pipelines demo | up | backfill | status | signals | alerts | …`.
+"""The command line: `trading-pipelines demo | up | backfill | status | health | alerts | …`.
 
 Reads the environment, calls the packages that do the work and draws what they say. Exit status: 0
 done, 1 failed (with the partitions named), 2 wrong usage. Nothing here is imported elsewhere.
@@ -15,7 +15,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -31,13 +31,18 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from rich.table import Table
 
 from trading_pipelines import backfill as backfills
-from trading_pipelines import database, n8n, services
+from trading_pipelines import database, instance, n8n, services
+from trading_pipelines import drill as drills
 from trading_pipelines.alerts import ledger
 from trading_pipelines.alerts.kinds import CHANNELS, KINDS, sample_bodies
 from trading_pipelines.alerts.webhooks import DISCORD, N8N, Outcome, Webhooks
-from trading_pipelines.candles import coverage, due
-from trading_pipelines.candles.windows import DAY, MINUTE, contiguous
+from trading_pipelines.candles import coverage
+from trading_pipelines.candles.exchange import Exchange
+from trading_pipelines.candles.rate_limit import RequestSlots
+from trading_pipelines.candles.windows import DAY, MINUTE, Interval, floor_minute
 from trading_pipelines.database.embedded import EmbeddedServer, EmbeddedServerError
+from trading_pipelines.definitions import build_schedules, build_sensors
+from trading_pipelines.health import Check, Unknown, judge, measure
 from trading_pipelines.inbox import DiscordInbox, show
 from trading_pipelines.korean_time import kst
 from trading_pipelines.replay import (
@@ -47,7 +52,9 @@ from trading_pipelines.replay import (
     Recording,
     ReplayExchange,
 )
+from trading_pipelines.schedules import runs_in_flight
 from trading_pipelines.settings import (
+    AlertSettings,
     DataSettings,
     Environment,
     SettingsError,
@@ -56,12 +63,15 @@ from trading_pipelines.settings import (
     load_environment,
     load_strategy,
 )
-from trading_pipelines.signals import due as signals_due
 from trading_pipelines.signals import publish
-from trading_pipelines.signals.due import Computed
 from trading_pipelines.signals.publish import CurrentSignal
+from trading_pipelines.status import Due, in_stretches
+from trading_pipelines.status import draw as draw_status
+from trading_pipelines.status import read as read_status
 
 DEMO_DAYS = 28
+DRILL_DAYS = 16
+DRILL_SECONDS = 600.0
 UPBIT_ANSWERS_WITHIN = 3.0
 PLAIN_PROGRESS_SECONDS = 5.0
 WAITING = "Dagster takes it up within 30 s"
@@ -77,8 +87,9 @@ app = typer.Typer(
     help=(
         "Market data and alerts of an Upbit trading bot.\n\n"
         "Environment: DATABASE_URL (default: an embedded Postgres), UPBIT_BASE_URL, "
-        "N8N_URL and N8N_WEBHOOK_SECRET, DISCORD_WEBHOOK_URL, TRADING_PIPELINES_HOME (default "
-        ".data), TRADING_PIPELINES_CONFIG (default config/strategy.yaml)."
+        "N8N_URL and N8N_WEBHOOK_SECRET, DISCORD_WEBHOOK_URL, HEARTBEAT_URL (asked while health is "
+        "good), TRADING_PIPELINES_HOME (default .data), TRADING_PIPELINES_CONFIG (default "
+        "config/strategy.yaml)."
     ),
     epilog="Exit status: 0 done, 1 failed, 2 wrong usage.",
     no_args_is_help=True,
@@ -213,11 +224,7 @@ def demo(
     environment = load_environment()
     settings = load_strategy(environment.trading_pipelines_config)
     home = environment.trading_pipelines_home / "demo"
-    if services.running(home):
-        _fail(f"the demo runs already on {home}: stop it there with Ctrl-C, or with "
-              f"TRADING_PIPELINES_HOME={home} trading-pipelines down")  # fmt: skip
-    EmbeddedServer(home).stop()
-    shutil.rmtree(home, ignore_errors=True)
+    _make_anew(home)
     today = datetime.now(UTC).date()
     with contextlib.ExitStack() as stack:
         days = (today - DAY * DEMO_DAYS, today - DAY)
@@ -274,32 +281,151 @@ def demo(
 
 
 @app.command()
+def drill(
+    hours: Annotated[int, typer.Option(help="How long everything was down.", min=1, max=72)] = 6,
+) -> None:
+    """Play an outage: everything was down for hours, comes back, and heals; show what and when.
+
+    On a home and an embedded database of its own, made anew each time, with a generated market at
+    Upbit's limit and a local inbox in Discord's place.
+
+    Example: trading-pipelines drill --hours 24
+    """
+    environment = load_environment()
+    settings = load_strategy(environment.trading_pipelines_config)
+    home = environment.trading_pipelines_home / "drill"
+    _make_anew(home)
+    back = floor_minute(datetime.now(UTC))
+    outage = Interval(back - timedelta(hours=hours), back)
+    settings = settings.model_copy(
+        update={
+            "data": settings.data.model_copy(
+                update={"start_date": outage.start.date() - DAY * DRILL_DAYS, "refresh": True}
+            ),
+            "alerts": AlertSettings(since=outage.start, digest_over=1000),
+        }
+    )
+    with contextlib.ExitStack() as stack:
+        market = GeneratedMarket(settings.symbols)
+        inbox = stack.enter_context(DiscordInbox(limited=True))
+        exchange = stack.enter_context(ReplayExchange(market, latency=0.05))
+        environment = environment.model_copy(
+            update={
+                "database_url": None,
+                "dagster_postgres_url": None,
+                "redis_url": None,
+                "n8n_url": None,
+                "heartbeat_url": None,
+                "discord_webhook_url": SecretStr(inbox.url),
+                "upbit_base_url": exchange.url,
+                "trading_pipelines_home": home,
+            }
+        )
+        dump_strategy(settings, home / "strategy.yaml")
+        urls = stack.enter_context(_database(environment))
+        out.print(f"preparing {DRILL_DAYS} days as they were at {kst(outage.start)}, when all "
+                  "stopped")  # fmt: skip
+        with (
+            ReplayExchange(market, rate=None, clock=outage.start) as past,
+            database.connect(urls.market) as connection,
+        ):
+            slots = RequestSlots(connection, past.url, 1000.0)
+            client = Exchange(past.url, slots, settings.exchange)
+            drills.prepare(connection, client, settings, outage)
+        due_in = drills.missed(market, settings, outage)
+        out.print(f"back at {kst(outage.end)}, {hours} hours later: starting the services")
+        started = time.monotonic()
+        stack.enter_context(services.Services(environment, urls, home / "strategy.yaml"))
+        with database.connect(urls.market) as connection:
+            healed = _await_healed(connection, outage, due_in, started)
+        _print_healed(due_in, healed)
+        for message in inbox.messages[:1]:
+            out.print(show(message.payload))
+    if len(healed) < len(asdict(due_in)):
+        _fail(f"not all was there after {DRILL_SECONDS:.0f} s: see the logs in {home / 'logs'}")
+
+
+def _make_anew(home: Path) -> None:
+    """Empty a home of a command's own; refuse where it is in use."""
+    if services.running(home):
+        _fail(f"{home} is in use: stop what runs there with Ctrl-C, or with "
+              f"TRADING_PIPELINES_HOME={home} trading-pipelines down")  # fmt: skip
+    EmbeddedServer(home).stop()
+    shutil.rmtree(home, ignore_errors=True)
+
+
+def _await_healed(
+    connection: psycopg.Connection, outage: Interval, due_in: drills.Count, started: float
+) -> dict[str, float]:
+    """Return after how many seconds each of what was missed was there; not all after a while."""
+    healed: dict[str, float] = {}
+    wanted = asdict(due_in)
+    while len(healed) < len(wanted) and time.monotonic() - started < DRILL_SECONDS:
+        passed = time.monotonic() - started
+        for name, number in asdict(drills.there(connection, outage)).items():
+            if number >= wanted[name] and name not in healed:
+                healed[name] = passed
+                out.print(f"{passed:5.0f} s  {name}: {number:,}")
+        time.sleep(0.5)
+    return healed
+
+
+def _print_healed(due_in: drills.Count, healed: dict[str, float]) -> None:
+    table = Table(title="what the outage cost", title_justify="left")
+    for heading in ("", "missed", "lost", "there again after"):
+        table.add_column(heading, justify="left" if not heading else "right")
+    for name, number in asdict(due_in).items():
+        after = healed.get(name)
+        table.add_row(name, f"{number:,}", "0" if after is not None else "?",
+                      "[red]not yet[/]" if after is None else f"{after:.0f} s")  # fmt: skip
+    out.print(table)
+
+
+@app.command()
 def status() -> None:
-    """Show to when candles and signals are complete, what is due and why, in Korean time.
+    """Show what is complete to when, in flight, due and why, left failed, in Korean time.
 
     Example: trading-pipelines status
     """
     environment = load_environment()
     settings = load_strategy(environment.trading_pipelines_config)
     now = datetime.now(UTC)
-    days = due.look_back(settings.data.start_date, settings.data.look_back_days, now)
-    with _connection(environment) as connection:
-        known = coverage.read(connection, settings.symbols, days)
-        computed = {
-            asked: signals_due.read(connection, asked, settings.symbols, days, settings)
-            for asked in signals_due.SIGNALS
-        }
+    with _database(environment) as urls, database.connect(urls.market) as connection:
+        found = read_status(connection, settings, now)
+        with instance.opened(urls.dagster) as opened:
+            flying = opened.reason if isinstance(opened, Unknown) else runs_in_flight(opened)
     running = services.running(environment.trading_pipelines_home)
-    out.print(f"services: {running.url or 'starting' if running else 'not running'}")
-    _print_summary(known, f"{days[0]} to {days[-1]} (UTC days), now {kst(now)}", now)
-    reasons = ((day, due.reason(day, now)) for day in known)
-    _print_days(
-        "due",
-        ((day, _why(day, why)) for day, why in reasons if why not in {None, due.Reason.OPEN}),
+    where = running.url or "starting" if running else "not running"
+    for part in draw_status(found, where, flying, now):
+        out.print(part, soft_wrap=isinstance(part, str))
+
+
+@app.command()
+def health(
+    *,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object, UTC.")] = False,
+) -> None:
+    """Say whether all is well, what is not, and what mends it; exit status 1 where anything is not.
+
+    Starts and changes nothing. What can't be known is not good.
+
+    Example: trading-pipelines health --json
+    """
+    environment = load_environment()
+    settings = load_strategy(environment.trading_pipelines_config)
+    now = datetime.now(UTC)
+    orchestration = instance.probe(
+        database.urls(environment).dagster, build_schedules(settings), build_sensors(settings), now
     )
-    for asked, partitions in computed.items():
-        stale = ((one, signals_due.reason(one, asked, settings, now)) for one in partitions)
-        _print_days(f"due {asked.asset}", ((one, _why(one, why)) for one, why in stale if why))
+    facts = measure(environment, settings, orchestration, now)
+    checks = judge(facts, settings, now, datetime.isoformat if as_json else kst)
+    good = all(check.good for check in checks)
+    if as_json:
+        said = {"good": good, "checked_at": now, "checks": [asdict(check) for check in checks]}
+        sys.stdout.write(f"{json.dumps(said, default=datetime.isoformat, ensure_ascii=False)}\n")
+    else:
+        _print_health(checks, now)
+    sys.exit(0 if good else 1)
 
 
 @app.command()
@@ -768,26 +894,10 @@ def _drawing(after: str) -> Iterator[Callable[[backfills.Progress], None]]:
 
 def _show_summary(outcome: backfills.Outcome, title: str) -> None:
     _print_summary(outcome.known, title, datetime.now(UTC))
-    _print_days("[red]failed[/]", outcome.failed)
+    for line in in_stretches(Due("", day.symbol, day.day, said) for day, said in outcome.failed):
+        out.print(f"[red]failed[/] {escape(line)}", soft_wrap=True)
     for run in outcome.failed_runs:
         out.print(f"[red]failed[/] run {run}", soft_wrap=True)
-
-
-def _why(known: coverage.Coverage | Computed, reason: object) -> str:
-    failed = f": {known.error}, again after {kst(known.retry_at)}" if known.error else ""
-    return f"{reason}{failed}"
-
-
-def _print_days(heading: str, days: Iterable[tuple[coverage.Coverage | Computed, str]]) -> None:
-    """Print days and what is said of them, unbroken stretches of one symbol in one line."""
-    by_saying: dict[tuple[str, str], list[date]] = {}
-    for day, saying in days:
-        by_saying.setdefault((day.symbol, saying), []).append(day.day)
-    for (symbol, saying), stretch in by_saying.items():
-        for first, last in contiguous(stretch):
-            until = f" to {last}" if last > first else ""
-            where = " ".join(filter(None, (heading, symbol, f"{first}{until}")))
-            out.print(f"{where}: {escape(saying)}", soft_wrap=True)
 
 
 def _print_summary(known: Sequence[coverage.Coverage], title: str, now: datetime) -> None:
@@ -815,6 +925,19 @@ def _print_summary(known: Sequence[coverage.Coverage], title: str, now: datetime
             kst(line.first),
             kst(line.last),
         )
+    out.print(table)
+
+
+def _print_health(checks: Sequence[Check], now: datetime) -> None:
+    table = Table(title=f"health, now {kst(now)}", title_justify="left")
+    for heading in ("check", "state", "found", "allowed", "what to do"):
+        table.add_column(heading, no_wrap=heading in {"check", "state"}, overflow="fold")
+    states = {True: "[green]good[/]", False: "[red]bad[/]", None: "[yellow]not known[/]"}
+    for check in checks:
+        # Where nothing is known, mending the database comes first.
+        advice = check.advice if check.good is False else ""
+        words = map(escape, (check.found, check.allowed, advice))
+        table.add_row(check.name, states[check.good], *words)
     out.print(table)
 
 

@@ -17,11 +17,12 @@ from trading_pipelines.resources.redis import RedisResource
 from trading_pipelines.resources.webhooks import WebhooksResource
 from trading_pipelines.schedules import (
     build_daily_report,
-    build_purge_run_events,
+    build_housekeeping,
     build_refresh_market_data,
     build_signal_schedules,
 )
 from trading_pipelines.sensors.alerts import build_alert_sensors
+from trading_pipelines.sensors.heartbeat import build_heartbeat
 from trading_pipelines.settings import StrategySettings, load_environment, load_strategy
 
 
@@ -32,7 +33,7 @@ def build_definitions(
     partitions = symbol_days(settings)
     return dg.Definitions(
         assets=[
-            *market_data.build_assets(partitions),
+            *market_data.build_assets(settings, partitions),
             *regimes.build_assets(settings, partitions),
             *volatility.build_assets(settings, partitions, days(settings)),
             *overview.build_assets(settings),
@@ -41,16 +42,12 @@ def build_definitions(
         ],
         asset_checks=[
             *market_data.build_checks(settings),
+            *regimes.build_checks(settings),
             *volatility.build_checks(settings),
             *alerts.build_checks(),
         ],
-        schedules=[
-            build_refresh_market_data(settings, partitions),
-            *build_signal_schedules(settings, partitions, days(settings)),
-            build_daily_report(settings),
-            build_purge_run_events(),
-        ],
-        sensors=build_alert_sensors(settings),
+        schedules=build_schedules(settings),
+        sensors=build_sensors(settings),
         resources={
             "database": DatabaseResource(),
             "exchange": ExchangeResource.of(settings.exchange),
@@ -61,6 +58,22 @@ def build_definitions(
         # The steps are small: a process for each costs 5-13 s on two cores.
         executor=dg.in_process_executor,
     )
+
+
+def build_schedules(settings: StrategySettings) -> list[dg.ScheduleDefinition]:
+    """Return the schedules alone, for whoever wants to know which there are."""
+    partitions = symbol_days(settings)
+    return [
+        build_refresh_market_data(settings, partitions),
+        *build_signal_schedules(settings, partitions, days(settings)),
+        build_daily_report(settings),
+        build_housekeeping(settings),
+    ]
+
+
+def build_sensors(settings: StrategySettings) -> list[dg.SensorDefinition]:
+    """Return the sensors alone."""
+    return [*build_alert_sensors(settings), build_heartbeat(settings)]
 
 
 @dg.definitions

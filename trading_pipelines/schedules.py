@@ -8,12 +8,13 @@ from datetime import UTC, date, datetime, timedelta
 
 import dagster as dg
 
+from trading_pipelines.alerts import ledger
 from trading_pipelines.alerts.due import due_reports
 from trading_pipelines.alerts.kinds import DAILY_REPORT
 from trading_pipelines.assets.market_data import CANDLES_1H, CANDLES_1M
 from trading_pipelines.candles import coverage, due, rate_limit
 from trading_pipelines.candles.windows import DAY
-from trading_pipelines.database.run_events import purge_run_events
+from trading_pipelines.database import housekeeping
 from trading_pipelines.korean_time import KST
 from trading_pipelines.partitions import (
     PARTITION,
@@ -29,6 +30,7 @@ from trading_pipelines.settings import StrategySettings
 from trading_pipelines.signals import due as signals_due
 from trading_pipelines.signals.due import Signal
 from trading_pipelines.signals.publish import CURRENT_SIGNALS, SIGNALS_OVERVIEW
+from trading_pipelines.status import RunInFlight
 
 # What a person or the bot looks at, refreshed by the runs that bring something newer.
 SHOWN_WITH = {
@@ -36,8 +38,9 @@ SHOWN_WITH = {
     signals_due.VOLATILITY_FORECAST: [CURRENT_SIGNALS],
     signals_due.VOLATILITY_SCORE: [SIGNALS_OVERVIEW],
 }
-# Five symbols refreshed every five minutes write some 300 runs a day.
-KEEP_RUN_EVENTS = timedelta(days=30)
+# Before history and the backfills that may be waiting: what the bot trades on.
+REPORT = {"dagster/priority": "10"}
+NEWEST = {"dagster/priority": "5"}
 UNFINISHED = [
     dg.DagsterRunStatus.QUEUED,
     dg.DagsterRunStatus.NOT_STARTED,
@@ -63,6 +66,25 @@ def in_flight(
             if partitions.has_partition_key(span.start):
                 keys.update(partitions.get_partition_keys_in_range(span))
     return set(split(keys))
+
+
+def runs_in_flight(instance: dg.DagsterInstance) -> list[RunInFlight]:
+    """Return the runs that wait or are at work, the newest first."""
+    found = []
+    for record in instance.get_run_records(dg.RunsFilter(statuses=UNFINISHED)):
+        run = record.dagster_run
+        keys = [run.tags[tag] for tag in (PARTITION, RANGE_START, RANGE_END) if tag in run.tags]
+        pairs = split(keys)
+        found.append(
+            RunInFlight(
+                job=run.job_name,
+                symbols=tuple(dict.fromkeys(symbol for symbol, _ in pairs if symbol)),
+                days=tuple(dict.fromkeys(day for _, day in pairs)),
+                state=run.status.value.lower().replace("_", " "),
+                since=record.update_timestamp,
+            )
+        )
+    return found
 
 
 def build_refresh_market_data(
@@ -109,17 +131,21 @@ def build_refresh_market_data(
             {key: why for key, why in reasons.items() if key not in flying}, settings.symbols
         )
         if not runs:
-            waiting = sum(why is due.Reason.WAITING for why in reasons.values())
+            waiting, left = (
+                sum(why is one for why in reasons.values())
+                for one in (due.Reason.WAITING, due.Reason.LEFT_FAILED)
+            )
             yield dg.SkipReason(
                 f"looked at {len(known)} partitions from {days[0]} to {days[-1]}: "
                 f"{len(reasons)} due, {len(reasons.keys() & flying)} of them in flight, "
-                f"{waiting} waiting after a failure"
+                f"{waiting} waiting after a failure, {left} left failed"
             )
         for run in runs:
             yield dg.RunRequest(
                 # Keys dedupe for ever: the tick's time lets a later tick ask for the same again.
                 run_key=f"{context.scheduled_execution_time.isoformat()} {run}",
-                tags=range_tags(run.symbols, run.first, run.last),
+                tags=range_tags(run.symbols, run.first, run.last)
+                | (NEWEST if run.last == days[-1] else {}),
                 asset_selection=[dg.AssetKey(CANDLES_1H)]
                 if run.hours_only
                 else [dg.AssetKey(CANDLES_1M), dg.AssetKey(CANDLES_1H)],
@@ -218,13 +244,14 @@ def _build_update(
             flying = in_flight(unfinished, partitions, signal.asset)
             wanted = {key: why for key, why in reasons.items() if key not in flying}
             for symbols, first, last in signals_due.runs(wanted, settings.symbols):
-                also = SHOWN_WITH.get(signal, []) if last >= days[-1] - DAY else []
+                is_newest = last >= days[-1] - DAY
+                also = SHOWN_WITH.get(signal, []) if is_newest else []
                 requests.append(
                     dg.RunRequest(
                         # Keys dedupe for ever: a later tick may ask for the same again.
                         run_key=f"{context.scheduled_execution_time.isoformat()} {signal.asset} "
                         f"{', '.join(symbols)} {first} to {last}",
-                        tags=range_tags(symbols, first, last),
+                        tags=range_tags(symbols, first, last) | (NEWEST if is_newest else {}),
                         asset_selection=[dg.AssetKey(name) for name in (signal.asset, *also)],
                     )
                 )
@@ -285,8 +312,7 @@ def build_daily_report(settings: StrategySettings) -> dg.ScheduleDefinition:
             yield dg.RunRequest(
                 run_key=f"{context.scheduled_execution_time.isoformat()} {key}",
                 partition_key=key,
-                # Before the backfills that may be waiting.
-                tags={"dagster/priority": "10"},
+                tags=REPORT,
             )
         if not wanted:
             yield dg.SkipReason(
@@ -298,24 +324,43 @@ def build_daily_report(settings: StrategySettings) -> dg.ScheduleDefinition:
     return daily_report
 
 
-def build_purge_run_events() -> dg.ScheduleDefinition:
-    """Return the daily schedule that keeps Dagster's event log from growing without limit."""
+def build_housekeeping(settings: StrategySettings) -> dg.ScheduleDefinition:
+    """Return the daily schedule that keeps both databases from growing without limit."""
+    keep = settings.housekeeping
 
     @dg.op
-    def purge_old_events(context: dg.OpExecutionContext, database: DatabaseResource) -> None:
-        with database.connect_to_dagster() as connection:
-            purged = purge_run_events(connection, datetime.now(UTC) - KEEP_RUN_EVENTS)
-        context.add_output_metadata({"purged": purged})
+    def delete_what_is_over(context: dg.OpExecutionContext, database: DatabaseResource) -> None:
+        now = datetime.now(UTC)
+        with database.connect() as market, database.connect_to_dagster() as dagster:
+            before = [housekeeping.database_bytes(one) for one in (market, dagster)]
+            deleted = housekeeping.purge_runs(dagster, now - DAY * keep.keep_runs_days)
+            deleted.update(ledger.purge(market, now - DAY * keep.keep_alerts_days))
+            after = [housekeeping.database_bytes(one) for one in (market, dagster)]
+            growth = housekeeping.record_sizes(market, after[0], after[1], now)
+        metadata = {
+            **{f"{table}_deleted": rows for table, rows in deleted.items()},
+            "market_bytes_before": before[0],
+            "market_bytes_after": after[0],
+            "dagster_bytes_before": before[1],
+            "dagster_bytes_after": after[1],
+        }
+        if growth is not None:
+            metadata["bytes_a_day"] = round(growth)
+        context.add_output_metadata(metadata)
 
-    @dg.job(description="Deletes run events older than 30 days; partitions stay green.")
-    def purge_run_events_job() -> None:
-        purge_old_events()
+    @dg.job(
+        description=f"Deletes runs and their events {keep.keep_runs_days} days after their end, "
+        f"alerts {keep.keep_alerts_days} days after they were done, and notes how large both "
+        "databases are. Partitions and checks keep their newest results: green stays green."
+    )
+    def housekeeping_job() -> None:
+        delete_what_is_over()
 
     return dg.ScheduleDefinition(
-        name="purge_run_events",
-        job=purge_run_events_job,
+        name="housekeeping",
+        job=housekeeping_job,
         cron_schedule="10 3 * * *",
         execution_timezone="UTC",
         default_status=dg.DefaultScheduleStatus.RUNNING,
-        description="Deletes run events older than 30 days, daily at 03:10 UTC.",
+        description="Deletes what is over, daily at 03:10 UTC; the job says what and when.",
     )

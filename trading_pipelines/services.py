@@ -27,14 +27,16 @@ import yaml
 
 from trading_pipelines.database import DatabaseUrls, connect, embedded_server
 from trading_pipelines.database.embedded import EmbeddedServerError
+from trading_pipelines.instance import INSTANCE_SETTINGS
 from trading_pipelines.settings import Environment
 
-INSTANCE_SETTINGS = Path(__file__).parent.parent / "config" / "dagster.yaml"
 HOST = "127.0.0.1"
 START_SECONDS = 120
 # The daemon finishes the tick it is in; runs are interrupted and continue where they were.
 STOP_SECONDS = 30
 WATCH_SECONDS = 2.0
+# Of each log, and as much again for what was before.
+LOG_BYTES = 20_000_000
 RESTART_SECONDS = 5.0
 
 
@@ -111,7 +113,13 @@ class Services:
             "UPBIT_BASE_URL": environment.upbit_base_url,
             **{
                 name.upper(): value.get_secret_value() if value else ""
-                for name in ("redis_url", "n8n_url", "n8n_webhook_secret", "discord_webhook_url")
+                for name in (
+                    "redis_url",
+                    "n8n_url",
+                    "n8n_webhook_secret",
+                    "discord_webhook_url",
+                    "heartbeat_url",
+                )
                 for value in [getattr(environment, name)]
             },
         }
@@ -213,6 +221,8 @@ class Services:
 
     def _watch(self) -> None:
         while not self._stopping.wait(WATCH_SECONDS):
+            for log in (*(self._home / "logs").glob("*.log"), self._home / "postgres" / "log"):
+                _rotate(log)
             self._start_server()
             if all(map(self._alive, self._commands)):
                 continue
@@ -312,6 +322,18 @@ def _report_dead_runs(variables: Mapping[str, str]) -> None:
             instance.report_run_failed(
                 run, "the run's process ended with the services it ran under"
             )
+
+
+def _rotate(log: Path) -> None:
+    """Move what a log holds to `<name>.1` when it is too large, and empty it where it is.
+
+    Its writers append, so they go on at its beginning. Without room for a copy there is none.
+    """
+    with contextlib.suppress(OSError):
+        if log.stat().st_size > LOG_BYTES:
+            with contextlib.suppress(OSError):
+                shutil.copyfile(log, log.with_name(f"{log.name}.1"))
+            os.truncate(log, 0)
 
 
 def _lock(home: Path) -> IO[str] | None:

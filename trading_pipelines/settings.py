@@ -220,8 +220,9 @@ class HousekeepingSettings(_Section):
     """How many days what is over is kept; partitions and their candles stay for ever."""
 
     keep_runs_days: Annotated[int, Field(ge=7, le=3650)] = 30
-    # Longer than any look-back (30 days): what the ledger forgets would be sent again.
-    keep_alerts_days: Annotated[int, Field(ge=45, le=3650)] = 90
+    # Twice the longest look-back (30 days): what the ledger forgets would be sent again in the one,
+    # and be told as missed in the other.
+    keep_alerts_days: Annotated[int, Field(ge=60, le=3650)] = 90
 
 
 class StrategySettings(_Section):

@@ -20,18 +20,22 @@ from trading_pipelines.alerts.failures import (
     dead_alerts,
     failed_partitions,
     failed_runs,
+    left_failed,
+    left_failed_partitions,
     missed_alerts,
     quiet_symbols,
     tell,
 )
 from trading_pipelines.candles import coverage
+from trading_pipelines.candles.coverage import Trouble
 from trading_pipelines.candles.windows import day_interval
-from trading_pipelines.settings import AlertSettings, StrategySettings
+from trading_pipelines.settings import AlertSettings, HealingSettings, StrategySettings
 from trading_pipelines.signals import due
 
 NOW = datetime(2026, 11, 24, 3, tzinfo=UTC)
 MINUTE, HOUR, DAY = timedelta(minutes=1), timedelta(hours=1), timedelta(days=1)
 REPEAT_AFTER = 4 * HOUR
+HEALING = HealingSettings()
 BTC, ETH, XRP = "KRW-BTC", "KRW-ETH", "KRW-XRP"
 TODAY = NOW.date()
 REFRESH, ASSETS = "refresh_market_data_job", ("candles_1h", "candles_1m")
@@ -139,19 +143,30 @@ def test_a_message_is_cut_and_told_whatever_the_error_holds(
 
 
 def fail_candles(
-    connection: psycopg.Connection, symbol: str, *days: date, times: int = 3, error: str = "boom"
+    connection: psycopg.Connection,
+    symbol: str,
+    *days: date,
+    times: int = 3,
+    error: str = "boom",
+    trouble: Trouble = Trouble.AWAY,
 ) -> None:
     for day in days:
         for _ in range(times):
-            coverage.record_failure(connection, symbol, day, error, "run")
+            coverage.record_failure(connection, symbol, day, error, "run", trouble, HEALING)
 
 
 def fail_signal(
     connection: psycopg.Connection, asset: str, symbol: str, day: date, *, times: int = 3
 ) -> None:
-    known = due.Computed(asset, symbol, day, None, None, 0, None, None, None, None, False)
     for _ in range(times):
-        due.record_failure(connection, known, "no fit", "run")
+        due.record_failure(connection, computed(asset, symbol, day), "no fit", "run", HEALING)
+
+
+def computed(asset: str, symbol: str, day: date, inputs: str = "digest") -> due.Computed:
+    """What is known of a partition that never succeeded."""
+    return due.Computed(
+        asset, symbol, day, None, None, 0, None, None, False, None, inputs, None, False
+    )
 
 
 def retry_at(connection: psycopg.Connection, moment: datetime) -> None:
@@ -209,7 +224,7 @@ def test_a_partition_is_told_only_after_so_many_failed_attempts(
 ) -> None:
     fail_candles(connection, BTC, TODAY, times=2)
     fail_signal(connection, "regime_labels", BTC, TODAY, times=2)
-    assert failed_partitions(connection, 3) == []
+    assert [failure.is_news for failure in failed_partitions(connection, 3)] == [False, False]
     assert [failure.count for failure in failed_partitions(connection, 2)] == [2, 2]
 
 
@@ -236,6 +251,88 @@ def test_of_many_stretches_the_newest_are_named(connection: psycopg.Connection) 
     (failure,) = failed_partitions(connection, 3)
     assert "\n2026-10-13, " in failure.message
     assert "2026-10-31 외 6개 구간 (UTC): 48번 실패" in failure.message
+
+
+def test_what_is_left_failed_is_told_with_its_days_and_what_retries_them(
+    connection: psycopg.Connection,
+) -> None:
+    first = date(2026, 11, 1)
+    gone = [first, first + DAY, first + 4 * DAY]
+    fail_candles(connection, BTC, *gone, times=1, error="404", trouble=Trouble.MARKET)
+    fail_signal(connection, "volatility_model", due.POOLED, first, times=HEALING.attempts)
+    retry_at(connection, NOW + DAY)
+    candles, model = left_failed_partitions(connection)
+    assert candles == Failure(
+        "left:candles_1m:KRW-BTC",
+        "PARTITION_LEFT_FAILED",
+        "CRITICAL",
+        "파티션 포기: candles_1m KRW-BTC\n"
+        "2026-11-01 ~ 2026-11-02, 2026-11-05 (UTC): 재시도를 모두 소진해 실패로 남음\n"
+        "이제 하루에 한 번만 다시 시도함\n"
+        "지금 다시 시도: trading-pipelines backfill --symbols KRW-BTC --start 2026-11-01 "
+        "--end 2026-11-05\n"
+        "404",
+        3,
+        NOW,
+    )
+    assert model.message.startswith(
+        "파티션 포기: volatility_model (전체 종목 공통)\n2026-11-01 (UTC)"
+    )
+    assert "입력 데이터가 바뀌면 다시 시도함" in model.message
+    assert "Dagster UI, Assets, volatility_model: Materialize 2026-11-01\nno fit" in model.message
+
+
+def test_of_a_symbol_no_longer_collected_nothing_is_left_failed(
+    connection: psycopg.Connection,
+) -> None:
+    fail_candles(connection, BTC, TODAY, times=1, trouble=Trouble.MARKET)
+    fail_signal(connection, "volatility_model", due.POOLED, TODAY, times=HEALING.attempts)
+    assert [one.asset for one in left_failed(connection, [ETH])] == ["volatility_model"]
+
+
+def telling(connection: psycopg.Connection, at: datetime) -> list[str]:
+    """Tell of the partitions at the moment, delivered at once; return the types that were told."""
+    before = len(types(connection))
+    found = failed_partitions(connection, 3) + left_failed_partitions(connection)
+    tell(connection, found, REPEAT_AFTER, at)
+    become(connection, "delivered", at)
+    return types(connection)[before:]
+
+
+def test_a_partition_left_failed_is_told_once_and_hides_no_other(
+    connection: psycopg.Connection,
+) -> None:
+    closed = date(2025, 9, 1)
+    fail_candles(connection, BTC, closed, trouble=Trouble.ANSWER)
+    assert telling(connection, NOW) == ["PARTITION_FAILED"]
+    fail_candles(connection, BTC, closed, times=HEALING.attempts - 3, trouble=Trouble.ANSWER)
+    retry_at(connection, NOW + DAY)
+    assert telling(connection, NOW + HOUR) == ["PARTITION_LEFT_FAILED"], "nor has it recovered"
+    for hours in range(2, 24):
+        assert telling(connection, NOW + hours * HOUR) == []
+    fail_candles(connection, BTC, closed + DAY)
+    retry_at(connection, NOW + DAY)
+    assert telling(connection, NOW + 24 * HOUR) == ["PARTITION_FAILED"]
+    assert bodies(connection)[-1]["message"].splitlines()[1].startswith("2025-09-02 (UTC): 3번")
+    retry_at(connection, NOW + 2 * DAY)
+    assert telling(connection, NOW + 28 * HOUR) == ["PARTITION_FAILED", "PARTITION_LEFT_FAILED"]
+    connection.execute(
+        "UPDATE trading_pipelines.candle_coverage SET failures = 0, left_failed = false"
+    )
+    assert telling(connection, NOW + 5 * DAY) == ["RECOVERED", "RECOVERED"]
+
+
+def test_a_partition_whose_tries_begin_anew_has_not_recovered(
+    connection: psycopg.Connection,
+) -> None:
+    fail_signal(connection, "regime_labels", BTC, TODAY)
+    assert telling(connection, NOW) == ["PARTITION_FAILED"]
+    due.record_failure(
+        connection, computed("regime_labels", BTC, TODAY, "other inputs"), "no fit", "run", HEALING
+    )
+    assert telling(connection, NOW + HOUR) == []
+    fail_signal(connection, "regime_labels", BTC, TODAY)
+    assert telling(connection, NOW + REPEAT_AFTER) == ["PARTITION_FAILED"]
 
 
 # ---- quiet symbols ----
@@ -338,7 +435,7 @@ def test_the_first_minutes_after_downtime_do_not_make_the_downtime_quiet(
 def test_a_day_whose_download_failed_was_not_asked_for(connection: psycopg.Connection) -> None:
     candle(connection, BTC, MIDNIGHT - 2 * HOUR)
     asked(connection, BTC, MIDNIGHT - HOUR)
-    coverage.record_failure(connection, BTC, TODAY, "502", "run")
+    fail_candles(connection, BTC, TODAY, times=1)
     assert quiet(connection) == []
 
 

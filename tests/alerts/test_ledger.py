@@ -9,12 +9,16 @@ import psycopg
 import pytest
 
 from tests.alerts.conftest import BTC, NOON, Bot
-from trading_pipelines.alerts import kinds, ledger
-from trading_pipelines.alerts.kinds import AI_REJECT, KINDS, RISK, TRADE
+from trading_pipelines.alerts import failures, kinds, ledger
+from trading_pipelines.alerts.due import due_reports, send_report
+from trading_pipelines.alerts.failures import Failure, Told, missed_alerts
+from trading_pipelines.alerts.kinds import AI_REJECT, DAILY_REPORT, KINDS, RISK, TRADE
 from trading_pipelines.alerts.ledger import Delivery, State, Verdict
 from trading_pipelines.alerts.webhooks import DISCORD, N8N, Answer, Outcome
+from trading_pipelines.settings import AlertSettings, StrategySettings
 
-HOUR, MINUTE, SECOND = timedelta(hours=1), timedelta(minutes=1), timedelta(seconds=1)
+DAY, HOUR = timedelta(days=1), timedelta(hours=1)
+MINUTE, SECOND = timedelta(minutes=1), timedelta(seconds=1)
 LONG_AGO = NOON - timedelta(days=7)
 # The ledger's own defaults are of the database's clock.
 LATER = datetime.now(UTC) + HOUR
@@ -689,3 +693,148 @@ def test_what_no_sender_came_back_from_is_given_up_and_says_why(bot: Bot) -> Non
     assert ledger.give_up(bot.connection, AI_REJECT, 2, LATER + MINUTE) == 1
     assert bot.ledger("state, attempts") == [("dead", 2), ("retrying", 1), ("retrying", 1)]
     assert "died" in bot.ledger("last_error")[0]
+
+
+# What is forgotten. Of the most searched for: look-backs of 30 days, and twice that for the missed.
+
+MOST = AlertSettings(look_back_days=30)
+YEARS = NOON + timedelta(days=1000)
+DONE_SINCE_NOON = """
+UPDATE trading_pipelines.alert_deliveries
+SET state = 'delivered', created_at = %(noon)s, delivered_at = %(noon)s
+"""
+
+
+def done(bot: Bot) -> None:
+    bot.connection.execute(DONE_SINCE_NOON, {"noon": NOON})
+
+
+def purge_later(bot: Bot) -> datetime:
+    """Purge as early after noon as the settings allow; return when that was."""
+    before = NOON + SECOND
+    ledger.purge(bot.connection, before)
+    schema = StrategySettings.model_json_schema()["$defs"]
+    shortest = schema["HousekeepingSettings"]["properties"]["keep_alerts_days"]["minimum"]
+    return before + timedelta(days=shortest)
+
+
+@pytest.mark.parametrize(
+    ("kind", "insert"), [(AI_REJECT, Bot.reject), (TRADE, Bot.trade), (RISK, Bot.violation)]
+)
+def test_what_a_purge_took_is_neither_sent_again_nor_told_as_missed(
+    bot: Bot, kind: str, insert: Callable[[Bot, datetime | None], str]
+) -> None:
+    ledger.switch_on(bot.connection, kind, LONG_AGO, NOON)
+    insert(bot, NOON - HOUR)
+    insert(bot, NOON)
+    kept = [insert(bot, at) for at in (YEARS, None)]
+    assert collect(bot, kind) == 4
+    done(bot)
+    now = purge_later(bot)
+    assert bot.ledger("source_id") == kept, "the bot's table will always offer these"
+    assert ledger.collect(bot.connection, kind, now - timedelta(days=30), now) == 0
+    assert missed_alerts(bot.connection, MOST, now) == []
+
+
+def test_a_cooldown_that_its_row_may_still_tell_is_never_sent_again(bot: Bot) -> None:
+    bot.cooldown(YEARS, NOON)
+    assert collect(bot, RISK) == 1
+    done(bot)
+    now = purge_later(bot)
+    bot.cooldown(YEARS, now)
+    assert ledger.collect(bot.connection, RISK, now - timedelta(days=30), now) == 0
+
+
+def test_what_was_skipped_when_its_kind_came_on_stays_skipped(bot: Bot) -> None:
+    bot.reject(None)
+    bot.cooldown(YEARS, NOON)
+    ledger.switch_on(bot.connection, AI_REJECT, None, NOON + HOUR)
+    ledger.switch_on(bot.connection, RISK, None, NOON + HOUR)
+    assert bot.ledger("state") == ["skipped", "skipped"]
+    bot.connection.execute("UPDATE trading_pipelines.alert_deliveries SET created_at = %s", [NOON])
+    now = purge_later(bot)
+    for kind in (AI_REJECT, RISK):
+        assert ledger.collect(bot.connection, kind, now - timedelta(days=30), now) == 0
+
+
+def test_a_report_that_was_forgotten_is_not_due_again(bot: Bot) -> None:
+    ledger.switch_on(bot.connection, DAILY_REPORT, LONG_AGO, NOON)
+    for day in due_reports(bot.connection, MOST, NOON):
+        send_report(bot.connection, day, {"timestamp": NOON.isoformat()}, MOST, NOON)
+    assert (told := len(bot.ledger())) > 1
+    done(bot)
+    now = purge_later(bot)
+    assert bot.ledger() == []
+    due = due_reports(bot.connection, MOST, now)
+    assert not {NOON.date() - DAY * n for n in range(told)} & set(due)
+
+
+def test_a_failure_that_lasts_or_has_recovered_is_not_told_anew_after_a_purge(bot: Bot) -> None:
+    def tell(now: datetime, *failing: str) -> Told:
+        found = [Failure(name, "RUN_FAILED", "WARNING", name, 1) for name in failing]
+        return failures.tell(bot.connection, found, 4 * HOUR, now)
+
+    tell(NOON, "lasting", "over")
+    done(bot)
+    now = NOON + timedelta(days=61)
+    tell(NOON + HOUR, "lasting")
+    tell(now - HOUR, "lasting")
+    bot.connection.execute(
+        "UPDATE trading_pipelines.alert_deliveries "
+        "SET state = 'delivered', created_at = occurred_at, delivered_at = occurred_at"
+    )
+    assert len(bot.ledger()) == 4
+    assert ledger.purge(bot.connection, NOON + DAY) == {"alert_deliveries": 3}
+    assert tell(now, "lasting") == Told(suppressed=1)
+
+
+def test_only_what_is_done_is_forgotten_and_its_attempts_with_it(bot: Bot) -> None:
+    rows = waiting_rows(bot, 4)
+    for row, state in zip(rows, (State.DELIVERED, State.DEAD, State.RETRYING), strict=False):
+        attempt(bot, row, REFUSED, state)
+    assert len(bot.attempts()) == 3
+    assert ledger.purge(bot.connection, LATER + DAY) == {"alert_deliveries": 1}
+    assert bot.ledger("state") == ["dead", "retrying", "pending"]
+    assert len(bot.attempts()) == 2
+
+
+def test_what_was_delivered_lately_is_kept_however_old_it_is(bot: Bot) -> None:
+    (row,) = waiting_rows(bot, 1)
+    attempt(bot, row, ACCEPTED, State.DELIVERED)
+    bot.connection.execute(
+        "UPDATE trading_pipelines.alert_deliveries SET created_at = %s", [LONG_AGO]
+    )
+    assert ledger.purge(bot.connection, LATER).total() == 0
+    assert ledger.purge(bot.connection, LATER + SECOND).total() == 1
+
+
+def test_a_digest_is_kept_as_long_as_what_it_told(bot: Bot) -> None:
+    bot.cooldown(NOON, NOON)
+    bot.violation(NOON)
+    collect(bot, RISK)
+    rows = ledger.due(bot.connection, RISK, LATER)
+    body = {"timestamp": NOON.isoformat()}
+    ledger.enter_digest(bot.connection, RISK, rows, body, NOON)
+    ledger.enter_digest(bot.connection, AI_REJECT, waiting_rows(bot, 2), body, NOON)
+    bot.connection.execute(
+        "UPDATE trading_pipelines.alert_deliveries SET state = 'delivered' WHERE source = 'digest'"
+    )
+    ledger.purge(bot.connection, LATER)
+    assert bot.ledger("source, state") == [
+        ("daily_risk_state", "digested"),
+        ("digest", "delivered"),
+    ]
+
+
+def test_more_than_are_purged_at_once_are_purged_in_turn_and_what_is_locked_is_left(
+    bot: Bot, other: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ledger, "PURGED_AT_ONCE", 2)
+    rows = waiting_rows(bot, 6)
+    done(bot)
+    bot.connection.execute("SET lock_timeout = '1s'")
+    with other.transaction():
+        assert ledger.replay(other, [rows[0].id]) == [rows[0].id]
+        assert ledger.purge(bot.connection, YEARS).total() == 5
+    assert ledger.purge(bot.connection, YEARS).total() == 0
+    assert bot.ledger("id, state") == [(rows[0].id, "pending")]

@@ -15,7 +15,12 @@ from trading_pipelines.candles.windows import MINUTE
 from trading_pipelines.definitions import build_definitions
 from trading_pipelines.partitions import range_tags
 from trading_pipelines.replay import Fault, Recording, ReplayExchange
-from trading_pipelines.settings import DataSettings, ExchangeSettings, StrategySettings
+from trading_pipelines.settings import (
+    DataSettings,
+    ExchangeSettings,
+    HealingSettings,
+    StrategySettings,
+)
 
 BTC, DOGE = "KRW-BTC", "KRW-DOGE"
 SECOND_DAY = FIRST_DAY + timedelta(days=1)
@@ -23,6 +28,7 @@ JOB = "refresh_market_data_job"
 SETTINGS = StrategySettings(
     symbols=[BTC, DOGE],
     data=DataSettings(start_date=FIRST_DAY),
+    healing=HealingSettings(attempts=2),
     exchange=ExchangeSettings(
         requests_per_second=1000.0, backoff_seconds=0.001, max_backoff_seconds=0.01, attempts=3
     ),
@@ -96,6 +102,50 @@ def test_a_broken_contract_keeps_the_hours_from_being_computed_and_backs_off(
     assert dagster.run(JOB, FIRST_DAY, FIRST_DAY, [BTC]).success, "mended, it goes on"
     (day,) = coverage.read(connection, [BTC], [FIRST_DAY])
     assert (day.failures, day.error) == (0, None)
+
+
+def test_a_contract_that_stays_broken_spends_a_try_a_run_and_then_the_day_is_left_failed(
+    dagster: Dagster, connection: psycopg.Connection
+) -> None:
+    # Three findings, one failure.
+    connection.execute(
+        "INSERT INTO market_data (symbol, interval, open_price, high_price, low_price, close_price,"
+        " volume, timestamp) SELECT %s, '1m', 1, 1, 1, 1, 1, '2025-09-01 00:00:30Z'::timestamptz "
+        "+ n * interval '1 minute' FROM generate_series(0, 2) AS n",
+        [BTC],
+    )
+
+    def spent() -> tuple[int, bool]:
+        assert not dagster.run(JOB, FIRST_DAY, FIRST_DAY, [BTC]).success
+        (day,) = coverage.read(connection, [BTC], [FIRST_DAY])
+        return day.failures, day.left_failed
+
+    assert [spent(), spent()] == [(1, False), (2, True)]
+    connection.execute("DELETE FROM market_data WHERE extract(second FROM timestamp) = 30")
+    mended = dagster.run(JOB, FIRST_DAY, FIRST_DAY, [BTC])
+    assert mended.success, "asked for, it is tried at once"
+    (day,) = coverage.read(connection, [BTC], [FIRST_DAY])
+    assert (day.failures, day.left_failed) == (0, False)
+
+
+def test_the_check_names_what_is_left_failed_and_what_retries_it(
+    dagster: Dagster, connection: psycopg.Connection
+) -> None:
+    coverage.record_failure(
+        connection, DOGE, SECOND_DAY, "404", "run", coverage.Trouble.MARKET, SETTINGS.healing
+    )
+    result = dagster.run(JOB, FIRST_DAY, FIRST_DAY, [BTC])
+    (check,) = [e for e in result.get_asset_check_evaluations() if not e.passed]
+    assert check.check_name == "no_partition_left_failed"
+    (row,) = check.metadata["left_failed"].records  # type: ignore[attr-defined]
+    assert row.data == {
+        "symbol": DOGE,
+        "days (UTC)": "2025-09-02",
+        "error": "404",
+        "tried again by": "trading-pipelines backfill --symbols KRW-DOGE --start 2025-09-02 "
+        "--end 2025-09-02",
+    }
+    assert result.success, "it blocks nothing"
 
 
 def test_an_unusual_step_of_the_price_warns_and_blocks_nothing(

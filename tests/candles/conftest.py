@@ -16,7 +16,7 @@ from trading_pipelines.candles.exchange import Exchange
 from trading_pipelines.candles.rate_limit import RequestSlots
 from trading_pipelines.database.embedded import EmbeddedServer
 from trading_pipelines.replay import Recording, ReplayExchange
-from trading_pipelines.settings import ExchangeSettings
+from trading_pipelines.settings import ExchangeSettings, HealingSettings
 
 FAST = ExchangeSettings(
     requests_per_second=500.0,
@@ -25,6 +25,8 @@ FAST = ExchangeSettings(
     backoff_seconds=0.001,
     max_backoff_seconds=0.01,
 )
+
+HEALING = HealingSettings()
 
 Key = tuple[str, datetime]
 Values = tuple[Decimal, ...]
@@ -63,7 +65,7 @@ class Bench:
         run_id: str = "run",
         exchange: PageSource | None = None,
     ) -> list[FailedDay]:
-        return download(self.connection, exchange or self.client(), symbols, days, run_id)
+        return download(self.connection, exchange or self.client(), symbols, days, run_id, HEALING)
 
     def coverage(self, symbols: Sequence[str], days: Sequence[date]) -> list[Coverage]:
         return coverage.read(self.connection, symbols, days)

@@ -13,6 +13,7 @@ import psycopg
 import pytest
 
 from tests.candles.conftest import (
+    HEALING,
     Bench,
     RecordedRows,
     Rows,
@@ -25,7 +26,7 @@ from tests.conftest import RECORDED_DAYS, SYMBOLS
 from trading_pipelines import database
 from trading_pipelines.candles import coverage
 from trading_pipelines.candles import exchange as exchange_module
-from trading_pipelines.candles.coverage import summarise
+from trading_pipelines.candles.coverage import Coverage, Trouble, summarise
 from trading_pipelines.candles.download import FailedDay, download
 from trading_pipelines.candles.exchange import Effort, Exchange, Page
 from trading_pipelines.candles.rate_limit import Blocked
@@ -46,12 +47,12 @@ REASONS = {
     "502": "HTTP 502",
     "503_html": "HTTP 503",
     "504": "HTTP 504",
-    "html_200": "no list of candles",
+    "html_200": "HTTP 200",
     "json_object": "no list of candles",
     "null_fields": "missing or broken field",
     "out_of_order": "out of order",
     "wrong_market": "a row of market 'KRW-",
-    "truncated_json": "no list of candles",
+    "truncated_json": "HTTP 200",
     "short_body": "no answer",
     "reset": "no answer",
     "timeout": "no answer: RequestTimeout",
@@ -277,14 +278,14 @@ from trading_pipelines import database
 from trading_pipelines.candles.download import download
 from trading_pipelines.candles.exchange import Exchange
 from trading_pipelines.candles.rate_limit import RequestSlots
-from trading_pipelines.settings import ExchangeSettings
+from trading_pipelines.settings import ExchangeSettings, HealingSettings
 
 market_url, exchange_url, symbols = sys.argv[1:]
 settings = ExchangeSettings(requests_per_second=500.0, backoff_seconds=0.001)
 with database.connect(market_url) as connection:
     exchange = Exchange(exchange_url, RequestSlots(connection, exchange_url, 500.0), settings)
     days = [date(2025, 9, 1) + timedelta(days=n) for n in range(21)]
-    print(download(connection, exchange, symbols.split(), days, "run"))
+    print(download(connection, exchange, symbols.split(), days, "run", HealingSettings()))
 """
 
 
@@ -463,12 +464,101 @@ def test_a_market_that_stays_in_trouble_is_asked_for_every_half_hour(
 ) -> None:
     waits = []
     for _ in range(100):
-        coverage.record_failure(connection, BTC, RECORDED_DAYS[0], "trouble", "run")
+        coverage.record_failure(
+            connection, BTC, RECORDED_DAYS[0], "no answer", "run", Trouble.AWAY, HEALING
+        )
         (day,) = coverage.read(connection, [BTC], RECORDED_DAYS[:1])
         assert day.retry_at is not None
         waits.append(round((day.retry_at - datetime.now(UTC)) / MINUTE))
     assert waits[:4] == [5, 10, 20, 30]
     assert set(waits[3:]) == {30}
+
+
+FEW = HEALING.model_copy(update={"attempts": 3})
+CLOSED = RECORDED_DAYS[0]
+
+
+def fail(bench: Bench, trouble: Trouble, day: date = CLOSED) -> Coverage:
+    coverage.record_failure(bench.connection, BTC, day, "boom", "run", trouble, FEW)
+    (known,) = coverage.read(bench.connection, [BTC], [day])
+    return known
+
+
+def wait(known: Coverage) -> timedelta:
+    """Return the wait before the next try, to the minute."""
+    assert known.retry_at is not None
+    return round((known.retry_at - datetime.now(UTC)) / MINUTE) * MINUTE
+
+
+@pytest.mark.parametrize("trouble", [Trouble.ANSWER, Trouble.CONTRACT])
+def test_a_day_whose_tries_are_spent_is_left_failed_and_looked_at_once_a_day(
+    bench: Bench, trouble: Trouble
+) -> None:
+    tries = [fail(bench, trouble) for _ in range(4)]
+    assert [day.left_failed for day in tries] == [False, False, True, True]
+    assert [wait(day) for day in tries] == [5 * MINUTE, 10 * MINUTE, DAY, DAY]
+
+
+def test_an_outage_leaves_nothing_failed_and_spends_no_try(bench: Bench) -> None:
+    assert not any(fail(bench, Trouble.AWAY).left_failed for _ in range(100))
+    back = fail(bench, Trouble.ANSWER)
+    assert (back.failures, back.left_failed, wait(back)) == (1, False, 5 * MINUTE)
+    assert (fail(bench, Trouble.ANSWER).failures, fail(bench, Trouble.AWAY).failures) == (2, 1)
+
+
+def test_an_outage_changes_nothing_of_what_is_left_failed_but_when_it_is_tried(
+    bench: Bench,
+) -> None:
+    fail(bench, Trouble.MARKET)
+    away = fail(bench, Trouble.AWAY)
+    assert (away.left_failed, away.failures, wait(away)) == (True, 2, 10 * MINUTE)
+    again = fail(bench, Trouble.ANSWER)
+    assert (again.left_failed, wait(again)) == (True, DAY)
+
+
+def test_the_open_day_is_never_left_failed_by_answers(bench: Bench) -> None:
+    today = datetime.now(UTC).date()
+    tries = [fail(bench, Trouble.ANSWER, today) for _ in range(9)]
+    assert not any(day.left_failed for day in tries)
+    assert wait(tries[-1]) == 30 * MINUTE
+
+
+@pytest.mark.parametrize(
+    ("kind", "is_left"), [("null_fields", True), ("json_object", True), ("502", False),
+                          ("timeout", False), ("html_200", False), ("429_text", False)]
+)  # fmt: skip
+def test_a_day_is_left_failed_by_what_the_exchange_answers_and_not_by_its_absence(
+    bench: Bench, recorded_rows: RecordedRows, kind: str, *, is_left: bool
+) -> None:
+    once = HEALING.model_copy(update={"attempts": 1})
+    client = bench.client(attempts=1, timeout_seconds=0.2 if kind == "timeout" else 5.0)
+    bench.replay.set_faults([Fault(kind)])
+    download(bench.connection, client, [DOGE], [CLOSED], "first", once)
+    (day,) = bench.coverage([DOGE], [CLOSED])
+    assert (day.failures, day.left_failed) == (1, is_left)
+    bench.replay.set_faults([])
+    assert bench.download([DOGE], [CLOSED], "second") == []
+    (day,) = bench.coverage([DOGE], [CLOSED])
+    assert (day.status, day.failures, day.left_failed, day.retry_at) == ("complete", 0, False, None)
+    assert differences(stored_rows(bench.connection), recorded_rows([DOGE], [CLOSED])) == []
+
+
+def test_the_pages_before_the_one_in_trouble_are_no_success_of_the_day(bench: Bench) -> None:
+    bench.download([BTC], [CLOSED], "earlier")
+    bench.replay.set_faults([Fault("null_fields", between=(at(1, 20), at(1, 23, 20)))])
+    for run in ("first", "second"):
+        bench.download([BTC], [CLOSED], run, bench.client(attempts=1))
+    (day,) = bench.coverage([BTC], [CLOSED])
+    assert (day.status, day.failures, wait(day)) == ("complete", 2, 10 * MINUTE)
+
+
+def test_a_broken_contract_outlives_the_next_download_until_it_is_kept(bench: Bench) -> None:
+    fail(bench, Trouble.CONTRACT)
+    bench.download([BTC], [CLOSED])
+    assert fail(bench, Trouble.CONTRACT).failures == 2
+    coverage.record_contract_kept(bench.connection, BTC, [CLOSED])
+    (day,) = bench.coverage([BTC], [CLOSED])
+    assert (day.failures, day.error, day.retry_at) == (0, None, None)
 
 
 @pytest.mark.parametrize("kind", SAYS_NOTHING)
@@ -552,7 +642,7 @@ def test_a_market_the_exchange_does_not_know_fails_after_one_request_for_a_day(
     assert [(one.symbol, one.day) for one in failed] == [("KRW-GONE", day) for day in days(5, 7)]
     assert bench.replay.stats().markets["KRW-GONE"] == 1
     for day in bench.coverage(["KRW-GONE"], days(5, 7)):
-        assert (day.status, day.failures, day.rows) == ("failed", 1, 0)
+        assert (day.status, day.failures, day.left_failed) == ("failed", 1, True)
         assert day.error is not None
         assert "404" in day.error
         assert day.retry_at is not None
@@ -680,7 +770,7 @@ def test_two_downloads_of_the_same_days_at_once_end_in_the_same_rows(
         with database.connect(market_url) as connection:
             client = bench.client(connection=connection)
             barrier.wait()
-            failed[run_id] = download(connection, client, symbols, asked_days, run_id)
+            failed[run_id] = download(connection, client, symbols, asked_days, run_id, HEALING)
 
     threads = [threading.Thread(target=run, args=[name]) for name in ("schedule", "backfill")]
     for thread in threads:

@@ -33,6 +33,7 @@ def known(day: date = YESTERDAY, **changes: Any) -> Coverage:
         failures=0,
         error=None,
         retry_at=None,
+        left_failed=False,
         hours_current=True,
         stored=1440,
         first=whole.start,
@@ -63,6 +64,8 @@ MISSING: dict[str, Any] = {
         (known(failures=1, retry_at=NOW - MINUTE), Reason.FAILED),
         (known(failures=1, retry_at=NOW + MINUTE), Reason.WAITING),
         (known(**MISSING | {"failures": 1, "retry_at": NOW + MINUTE}), Reason.WAITING),
+        (known(failures=8, left_failed=True, retry_at=NOW + MINUTE), Reason.LEFT_FAILED),
+        (known(failures=8, left_failed=True, retry_at=NOW - MINUTE), Reason.FAILED),
     ],
 )
 def test_why_a_day_is_due(day: Coverage, expected: Reason | None) -> None:
@@ -129,6 +132,7 @@ def test_trouble_is_kept_apart_waits_are_left_out_and_hours_alone_are_computed_a
         ("KRW-BTC", TODAY): Reason.OPEN,
         ("KRW-ETH", TODAY): Reason.FAILED,
         ("KRW-XRP", TODAY): Reason.WAITING,
+        ("KRW-SOL", TODAY): Reason.LEFT_FAILED,
         ("KRW-BTC", YESTERDAY): Reason.HOURS,
         ("KRW-ETH", YESTERDAY): Reason.DAMAGED,
     }

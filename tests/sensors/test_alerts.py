@@ -10,6 +10,8 @@ import pytest
 from dagster._core.definitions.sensor_definition import SensorExecutionData
 
 from trading_pipelines.alerts import delivery, ledger
+from trading_pipelines.assets.shared import CHECKED
+from trading_pipelines.candles import coverage
 from trading_pipelines.definitions import build_definitions
 from trading_pipelines.inbox import DiscordInbox
 from trading_pipelines.partitions import range_tags
@@ -66,12 +68,16 @@ def evaluations(data: SensorExecutionData) -> list[tuple[bool, object]]:
     return [
         (event.passed, event.metadata["dead_trade"].value)
         for event in data.asset_events
-        if isinstance(event, dg.AssetCheckEvaluation)
+        if isinstance(event, dg.AssetCheckEvaluation) and event.check_name == "no_dead_alerts"
     ]
 
 
 def test_each_kind_has_a_sensor_that_is_on_by_default() -> None:
-    sensors = {one.name: one.default_status for one in build_definitions(SETTINGS).sensors or []}
+    sensors = {
+        one.name: one.default_status
+        for one in build_definitions(SETTINGS).sensors or []
+        if one.name.endswith("_alerts")
+    }
     assert sensors == {
         f"{kind}_alerts": dg.DefaultSensorStatus.RUNNING
         for kind in ("ai_reject", "trade", "risk", "daily_report", "pipeline_failure")
@@ -131,6 +137,39 @@ def test_the_check_is_evaluated_when_the_number_of_dead_alerts_changes_and_only_
     )
     dead = tick(instance, sensor, cursor=first.cursor)
     assert evaluations(dead) == [(False, 1)]
+
+
+def test_a_partition_left_failed_is_evaluated_without_a_run_when_that_changes(
+    instance: dg.DagsterInstance, connection: psycopg.Connection
+) -> None:
+    def changed(data: SensorExecutionData) -> dict[str, bool]:
+        return {
+            event.asset_key.to_user_string(): event.passed
+            for event in data.asset_events
+            if isinstance(event, dg.AssetCheckEvaluation)
+        }
+
+    sensor = "pipeline_failure_alerts"
+    first = tick(instance, sensor)
+    assert set(changed(first)) == {*CHECKED, "alert_deliveries"}
+    assert all(changed(first).values())
+
+    def fail() -> None:
+        coverage.record_failure(
+            connection, "KRW-BTC", date(2025, 9, 1), "404", "run",
+            coverage.Trouble.MARKET, SETTINGS.healing,
+        )  # fmt: skip
+
+    fail()
+    left = tick(instance, sensor, cursor=first.cursor)
+    assert changed(left) == {"candles_1m": False}
+    (event,) = left.asset_events
+    assert isinstance(event, dg.AssetCheckEvaluation)
+    assert "--start 2025-09-01 --end 2025-09-01" in str(event.metadata["left_failed"])
+    fail()
+    assert changed(tick(instance, sensor, cursor=left.cursor)) == {}
+    connection.execute("TRUNCATE trading_pipelines.candle_coverage")
+    assert changed(tick(instance, sensor, cursor=left.cursor)) == {"candles_1m": True}
 
 
 def test_a_dead_alert_is_told(

@@ -6,14 +6,14 @@ from datetime import date
 import psycopg
 import pytest
 
-from tests.conftest import FIRST_DAY, LAST_DAY, SYMBOLS, copied, days_of
+from tests.conftest import STRATEGY, copied, days_of
 from trading_pipelines import database
 from trading_pipelines.database.embedded import EmbeddedServer
-from trading_pipelines.settings import DataSettings, StrategySettings
+from trading_pipelines.settings import StrategySettings
 from trading_pipelines.signals import due
 from trading_pipelines.signals.compute import Partition, compute
 
-SETTINGS = StrategySettings(data=DataSettings(start_date=FIRST_DAY))
+SETTINGS = STRATEGY
 
 
 class Bench:
@@ -39,17 +39,6 @@ class Bench:
             f"FROM trading_pipelines.{table} AS stored WHERE {where} ORDER BY 1"
         )
         return cursor.fetchall()
-
-
-@pytest.fixture(scope="session")
-def computed_template(server: EmbeddedServer, recorded_template: str) -> str:
-    """The name of a database that holds the recording and every signal of it."""
-    with psycopg.connect(server.url("postgres"), autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE template_computed TEMPLATE {recorded_template}")
-    with database.connect(server.url("template_computed")) as connection:
-        for signal in due.SIGNALS:
-            Bench(connection, SETTINGS).compute(signal, SYMBOLS, FIRST_DAY, LAST_DAY)
-    return "template_computed"
 
 
 @pytest.fixture

@@ -9,7 +9,8 @@ from tests.conftest import FIRST_DAY, LAST_DAY, SYMBOLS, days_of
 from tests.signals.conftest import Bench
 from trading_pipelines.candles.resample import resample
 from trading_pipelines.candles.windows import DAY, day_interval
-from trading_pipelines.signals import due
+from trading_pipelines.signals import due, regime
+from trading_pipelines.signals.due import Computed
 
 BTC = "KRW-BTC"
 UNTIL = date(2025, 9, 18)
@@ -164,6 +165,60 @@ def test_a_symbol_in_trouble_fails_alone_and_says_why(bench: Bench) -> None:
     (known,) = due.read(connection, due.REGIME_LABELS, ["KRW-BIGTIME"], [UNTIL], bench.settings)
     assert known.failures == 1
     assert known.retry_at is not None, "it is tried again, later"
+
+
+def test_a_failure_that_lasts_is_left_failed_until_its_inputs_change_or_it_is_asked_for(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def known() -> Computed:
+        (one,) = due.read(bench.connection, due.REGIME_LABELS, [BTC], [UNTIL], bench.settings)
+        return one
+
+    def reason() -> due.Reason | None:
+        later = datetime(2025, 10, 1, tzinfo=UTC)
+        return due.reason(known(), due.REGIME_LABELS, bench.settings, later)
+
+    def attempt() -> tuple[int, bool]:
+        bench.compute(due.REGIME_LABELS, [BTC], UNTIL)
+        return known().failures, known().left_failed
+
+    def broken(*_: object) -> None:
+        raise ArithmeticError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(regime, "labels", broken)
+        tries = [attempt() for _ in range(bench.settings.healing.attempts)]
+        assert tries == [*((n, False) for n in range(1, 8)), (8, True)]
+        assert reason() is due.Reason.LEFT_FAILED
+        bench.connection.execute(
+            "UPDATE trading_pipelines.candle_coverage SET changed_at = clock_timestamp() "
+            "WHERE interval = '1h' AND day = %s",
+            [UNTIL - 5 * DAY],
+        )
+        assert reason() is due.Reason.FAILED
+        assert attempt() == (1, False), "its tries begin anew"
+        assert reason() is due.Reason.WAITING
+    assert attempt() == (0, False), "asked for, it is computed whatever was before"
+    assert reason() is None
+
+
+def test_inputs_that_change_while_an_attempt_fails_make_it_due_again(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        bench.connection.execute("ROLLBACK")
+        bench.connection.execute(
+            "UPDATE trading_pipelines.candle_coverage SET changed_at = clock_timestamp() "
+            "WHERE interval = '1h' AND day = %s",
+            [UNTIL],
+        )
+        raise ArithmeticError
+
+    monkeypatch.setattr(regime, "labels", broken)
+    bench.compute(due.REGIME_LABELS, [BTC], UNTIL)
+    (known,) = due.read(bench.connection, due.REGIME_LABELS, [BTC], [UNTIL], bench.settings)
+    assert known.failures == 1
+    assert known.failed_inputs != known.inputs
 
 
 def test_a_day_without_candles_fails_and_its_neighbours_do_not(bench: Bench) -> None:

@@ -102,11 +102,14 @@ KNOWN = Computed(
     failures=0,
     error=None,
     retry_at=None,
+    left_failed=False,
+    failed_inputs=None,
     inputs="new",
     until=day_interval(FIRST_DAY).start + timedelta(hours=6),
     has_all_inputs=True,
 )
 END = day_interval(FIRST_DAY).end
+FAILED = {"failures": 1, "failed_inputs": "new", "retry_at": LATER + timedelta(minutes=1)}
 
 
 @pytest.mark.parametrize(
@@ -118,11 +121,21 @@ END = day_interval(FIRST_DAY).end
         (due.REGIME_LABELS, {"until": None}, LATER, None),
         (due.REGIME_LABELS, {"has_all_inputs": False}, LATER, None),
         (due.REGIME_LABELS, {"failures": 1, "computed_from": "new"}, LATER, Reason.FAILED),
+        (due.REGIME_LABELS, FAILED, LATER, Reason.WAITING),
+        (due.REGIME_LABELS, FAILED | {"inputs": "newer"}, LATER, Reason.FAILED),
+        (due.REGIME_LABELS, FAILED | {"retry_at": LATER}, LATER, Reason.FAILED),
+        (due.REGIME_LABELS, FAILED | {"left_failed": True}, LATER, Reason.LEFT_FAILED),
         (
             due.REGIME_LABELS,
-            {"failures": 1, "retry_at": LATER + timedelta(minutes=1)},
+            FAILED | {"left_failed": True, "retry_at": LATER},
             LATER,
-            Reason.WAITING,
+            Reason.LEFT_FAILED,
+        ),
+        (
+            due.REGIME_LABELS,
+            FAILED | {"left_failed": True, "inputs": "newer"},
+            LATER,
+            Reason.FAILED,
         ),
         (due.VOLATILITY_SCORE, {}, LATER, None),
         (due.VOLATILITY_SCORE, {"until": END}, LATER, Reason.STALE),
@@ -153,6 +166,7 @@ def test_runs_are_few_neighbours_together_and_the_newest_first() -> None:
     days = days_of(FIRST_DAY, FIRST_DAY + 3 * DAY)
     reasons = dict.fromkeys(((s, d) for s in (BTC, ETH) for d in days[:2]), Reason.MISSING)
     reasons |= {(DOGE, days[3]): Reason.STALE, (BTC, days[3]): Reason.WAITING}
+    reasons |= {(ETH, days[3]): Reason.LEFT_FAILED}
     assert due.runs(reasons, SYMBOLS) == [
         ((DOGE,), days[3], days[3]),
         ((BTC, ETH), days[0], days[1]),

@@ -10,7 +10,7 @@ import itertools
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import date, datetime, timedelta
 from typing import Any
 
 import psycopg
@@ -24,6 +24,7 @@ from trading_pipelines.korean_time import kst
 from trading_pipelines.settings import AlertSettings, StrategySettings
 
 RUN_FAILED, PARTITION_FAILED = "RUN_FAILED", "PARTITION_FAILED"
+PARTITION_LEFT_FAILED = "PARTITION_LEFT_FAILED"
 SYMBOL_QUIET, ALERT_DEAD, ALERT_MISSED = "SYMBOL_QUIET", "ALERT_DEAD", "ALERT_MISSED"
 RECOVERED = "RECOVERED"
 INFO, WARNING, CRITICAL = "INFO", "WARNING", "CRITICAL"
@@ -33,6 +34,7 @@ LONGEST_MESSAGE = 1500
 # A fingerprint is part of the ledger's key, and Postgres indexes no more than 2,704 bytes.
 LONGEST_NAMES = 200
 SHOWN_STRETCHES = 10
+ELSEWHERE = " 외 {}개 구간"
 LOOK_BACK = timedelta(days=30)
 # Runs are asked for a day back: of one that is older nobody knows whether it is still failing.
 RUNS_KNOWN = timedelta(hours=23)
@@ -52,6 +54,8 @@ class Failure:
     """How often it has happened since it was last good; 1 of what is a state, not an event."""
     at: datetime | None = None
     """When it last happened, of what happens once: told again only when it has happened again."""
+    is_news: bool = True
+    """Not of what is told elsewhere or has not failed often enough: nor has it recovered."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +93,7 @@ def current(
     return [
         *failed_runs(runs),
         *failed_partitions(connection, alerts.failures_before_alert, symbols),
+        *left_failed_partitions(connection, symbols),
         *quiet_symbols(connection, symbols, timedelta(seconds=alerts.quiet_after)),
         *dead_alerts(connection),
         *missed_alerts(connection, alerts, now),
@@ -141,19 +146,71 @@ def _failed_run(group: Sequence[FinishedRun]) -> Failure:
     )
 
 
-FAILED = """
-SELECT asset, symbol, array_agg(day), sum(failures)::int,
-    (array_agg(error ORDER BY retry_at DESC NULLS LAST, day DESC))[1], min(retry_at)
+# A candle day that is left failed is tried a day after its last try.
+FAILING = """
 FROM (
-    SELECT 'candles_' || interval AS asset, symbol, day, failures, error, retry_at
+    SELECT 'candles_' || interval AS asset, symbol, day, failures, left_failed, error, retry_at,
+        retry_at - interval '1 day' AS left_at
     FROM trading_pipelines.candle_coverage
     UNION ALL
-    SELECT asset, symbol, day, failures, error, retry_at FROM trading_pipelines.signal_coverage
+    SELECT asset, symbol, day, failures, left_failed, error, retry_at, retry_at
+    FROM trading_pipelines.signal_coverage
 ) AS known
-WHERE failures >= %(failures)s
+WHERE failures > 0
     AND (%(symbols)s::text[] IS NULL OR symbol = ANY (%(symbols)s::text[] || ARRAY['']))
-GROUP BY asset, symbol ORDER BY asset, symbol
 """
+TOLD = "NOT left_failed AND failures >= %(failures)s"
+FAILED = f"""
+SELECT asset, symbol, coalesce(array_agg(day) FILTER (WHERE {TOLD}), '{{}}'),
+    coalesce(sum(failures) FILTER (WHERE {TOLD}), 0)::int,
+    (array_agg(error ORDER BY {TOLD} DESC, retry_at DESC NULLS LAST, day DESC))[1],
+    min(retry_at) FILTER (WHERE {TOLD})
+{FAILING} GROUP BY asset, symbol ORDER BY asset, symbol
+"""
+LEFT_FAILED = f"""
+SELECT asset, symbol, array_agg(day ORDER BY day) AS days,
+    (array_agg(error ORDER BY left_at DESC, day DESC))[1] AS error, max(left_at) AS left_at
+{FAILING} AND left_failed GROUP BY asset, symbol ORDER BY asset, symbol
+"""
+
+
+@dataclass(frozen=True)
+class LeftFailed:
+    """Partitions of one asset and symbol (empty where pooled) whose tries are spent."""
+
+    asset: str
+    symbol: str
+    days: list[date]
+    error: str
+    """Of the last one that failed."""
+    left_at: datetime
+
+    @property
+    def retried_by(self) -> str:
+        """What makes them be tried again now."""
+        first, last = self.days[0], self.days[-1]
+        if self.asset.startswith("candles_"):
+            return (
+                f"trading-pipelines backfill --symbols {self.symbol} --start {first} --end {last}"
+            )
+        return f"Dagster UI, Assets, {self.asset}: Materialize {stretches(self.days)}"
+
+
+def left_failed(
+    connection: psycopg.Connection, symbols: Sequence[str] | None = None
+) -> list[LeftFailed]:
+    """Return what is left failed by asset and symbol; with `symbols`, of these and pooled ones."""
+    with connection.cursor(row_factory=class_row(LeftFailed)) as cursor:
+        return cursor.execute(LEFT_FAILED, {"symbols": symbols and list(symbols)}).fetchall()
+
+
+def stretches(days: Sequence[date], left_out: str = ", … {}") -> str:
+    """Return the unbroken stretches of days, the newest ten; `left_out` tells of the others."""
+    found = [
+        f"{first}" if first == last else f"{first} ~ {last}" for first, last in contiguous(days)
+    ]
+    more = len(found) - SHOWN_STRETCHES
+    return ", ".join(found[-SHOWN_STRETCHES:]) + (left_out.format(more) if more > 0 else "")
 
 
 def failed_partitions(
@@ -164,15 +221,11 @@ def failed_partitions(
     """Return a failure for each asset and symbol with partitions whose last tries all failed.
 
     With `symbols`, of these and of what is pooled: nobody retries a symbol no longer collected.
+    Those left failed are told by themselves.
     """
     arguments = {"failures": failures_before_alert, "symbols": symbols and list(symbols)}
     failures = []
     for asset, symbol, days, count, error, retry_at in connection.execute(FAILED, arguments):
-        stretches = [
-            f"{first}" if first == last else f"{first} ~ {last}" for first, last in contiguous(days)
-        ]
-        left_out = len(stretches) - SHOWN_STRETCHES
-        more = f" 외 {left_out}개 구간" if left_out > 0 else ""
         failures.append(
             Failure(
                 f"partition:{asset}:{symbol}",
@@ -180,14 +233,40 @@ def failed_partitions(
                 WARNING,
                 _message(
                     f"파티션 실패: {asset} {symbol or '(전체 종목 공통)'}",
-                    f"{', '.join(stretches[-SHOWN_STRETCHES:])}{more} (UTC): {count}번 실패, "
+                    f"{stretches(days, ELSEWHERE)} (UTC): {count}번 실패, "
                     f"다음 재시도 {kst(retry_at)} 이후",
                     error,
                 ),
                 count,
+                is_news=bool(days),
             )
         )
     return failures
+
+
+def left_failed_partitions(
+    connection: psycopg.Connection, symbols: Sequence[str] | None = None
+) -> list[Failure]:
+    """Return a failure for each asset and symbol with partitions left failed, told once."""
+    return [
+        Failure(
+            f"left:{one.asset}:{one.symbol}",
+            PARTITION_LEFT_FAILED,
+            CRITICAL,
+            _message(
+                f"파티션 포기: {one.asset} {one.symbol or '(전체 종목 공통)'}",
+                f"{stretches(one.days, ELSEWHERE)} (UTC): 재시도를 모두 소진해 실패로 남음",
+                "이제 하루에 한 번만 다시 시도함"
+                if one.asset.startswith("candles_")
+                else "입력 데이터가 바뀌면 다시 시도함",
+                f"지금 다시 시도: {one.retried_by}",
+                one.error,
+            ),
+            len(one.days),
+            one.left_at,
+        )
+        for one in left_failed(connection, symbols)
+    ]
 
 
 ASKED = """
@@ -328,10 +407,11 @@ class _Known:
         """Whether the failure was told and not yet that it is over."""
         return self.state in ACCEPTED and not self.has_recovered
 
-    def has_told(self, happened_at: str | None) -> bool:
+    def has_told(self, at: datetime | None) -> bool:
         """Whether it told of what happened then: that is not news again, what lasts is."""
-        is_same = happened_at is not None and self.body.get("happened_at") == happened_at
-        return is_same and self.state in ACCEPTED
+        told_of = self.body.get("happened_at")
+        is_known = at and told_of and at <= datetime.fromisoformat(told_of)
+        return bool(is_known) and self.state in ACCEPTED
 
     def may_recover(self, now: datetime) -> bool:
         """Whether it was told and is over, if it is not failing now.
@@ -340,7 +420,11 @@ class _Known:
         failed a day ago nobody knows any more.
         """
         at = self.body.get("happened_at")
-        is_unknown = at is not None and now - datetime.fromisoformat(at) > RUNS_KNOWN
+        is_unknown = (
+            self.body["type"] == RUN_FAILED
+            and at is not None
+            and now - datetime.fromisoformat(at) > RUNS_KNOWN
+        )
         return self.is_open and not is_unknown and self.body["type"] != ALERT_MISSED
 
 
@@ -380,13 +464,13 @@ def tell(
         with connection.cursor(row_factory=class_row(_Known)) as cursor:
             cursor.execute(KNOWN, [SOURCE, now - LOOK_BACK, RECOVERED])
             known_of = {known.fingerprint: known for known in cursor}
-        for failure in failures:
+        for failure in filter(lambda failure: failure.is_news, failures):
             known = known_of.get(failure.fingerprint)
             happened_at = failure.at.isoformat() if failure.at else None
             if known and (
                 known.state in WAITING
                 or now - known.told_at < repeat_after
-                or known.has_told(happened_at)
+                or known.has_told(failure.at)
             ):
                 told.suppressed += 1
                 continue

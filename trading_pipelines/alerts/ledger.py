@@ -6,6 +6,7 @@ a failure, in `delivery`. Nothing here speaks HTTP or Dagster.
 """
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,11 +18,12 @@ import psycopg
 from psycopg.rows import class_row
 from psycopg.types.json import Jsonb
 
-from trading_pipelines.alerts.kinds import KINDS, Source, sources_of
+from trading_pipelines.alerts.kinds import DAILY_REPORT, KINDS, SOURCES, Source, sources_of
 from trading_pipelines.alerts.webhooks import GONE, Answer
 from trading_pipelines.candles.windows import DAY, MINUTE
 
 COLLECTED_AT_ONCE = 500
+PURGED_AT_ONCE = 1000
 # Discord: about 5 requests per 2 s and webhook; the messages a minute are a setting.
 BURST, BURST_WINDOW = 5, timedelta(seconds=2)
 # An alert that n8n never takes, while it takes others, must not spend a try at each of theirs.
@@ -545,6 +547,41 @@ def replay(
             )
         ]
     return again
+
+
+# A row that the bot's table would still offer keeps its alert (no time on it, or a time to come); a
+# digest is kept as long as what it told. A replay at the same moment is waited out, or skipped.
+PURGE: LiteralString = """
+DELETE FROM trading_pipelines.alert_deliveries WHERE id IN (
+    SELECT id FROM trading_pipelines.alert_deliveries AS done
+    WHERE source = %(source)s AND state IN ('delivered', 'digested', 'skipped')
+      AND greatest(created_at, delivered_at) < %(since)s
+      AND NOT EXISTS (SELECT FROM ({rows}) AS found WHERE found.source_id = done.source_id)
+      AND NOT EXISTS (SELECT FROM trading_pipelines.alert_deliveries AS told
+          WHERE told.digest_id = done.id)
+    LIMIT %(limit)s FOR UPDATE SKIP LOCKED)
+"""
+# What we say ourselves is never found in a table again. Digests last: after what they told.
+OUR_OWN: dict[str, LiteralString] = dict.fromkeys(
+    (DAILY_REPORT, "pipeline", "digest"), "SELECT '' AS source_id"
+)
+
+
+def purge(connection: psycopg.Connection, before: datetime) -> Counter[str]:
+    """Delete alerts done before `before` (UTC) with their attempts; return rows by table.
+
+    The ledger is what keeps an alert from being sent again: `before` has to be twice the longest
+    look-back ago, as far as anyone searches for what was missed. Two kinds are kept for ever. A
+    source that is updated in place has no time that stays: its rows are one a cooldown. A dead
+    alert waits for its replay: without it a recovery would be told that never was.
+    """
+    rows_of = {one.table: one.rows for one in SOURCES if not one.is_updated_in_place} | OUR_OWN
+    purged = 0
+    for source, rows in rows_of.items():
+        wanted = {"source": source, "since": before, "limit": PURGED_AT_ONCE}
+        while found := connection.execute(PURGE.format(rows=rows), wanted).rowcount:
+            purged += found
+    return Counter(alert_deliveries=purged)
 
 
 def counts(connection: psycopg.Connection) -> dict[str, dict[str, int]]:

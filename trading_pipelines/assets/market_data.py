@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 import dagster as dg
 import psycopg
 
-from trading_pipelines.assets.shared import OWNERS, table
+from trading_pipelines.assets.shared import OWNERS, no_partition_left_failed, table
 from trading_pipelines.candles import checks, coverage, resample
 from trading_pipelines.candles.download import FailedDay, download
 from trading_pipelines.candles.due import look_back
@@ -29,7 +29,9 @@ GROUP = "market_data"
 SHOWN_FINDINGS = 50
 
 
-def build_assets(partitions: dg.MultiPartitionsDefinition) -> list[dg.AssetsDefinition]:
+def build_assets(
+    settings: StrategySettings, partitions: dg.MultiPartitionsDefinition
+) -> list[dg.AssetsDefinition]:
     """Return candles_1m and candles_1h over `partitions`."""
 
     @dg.asset(
@@ -59,6 +61,7 @@ def build_assets(partitions: dg.MultiPartitionsDefinition) -> list[dg.AssetsDefi
                 wanted.symbols,
                 wanted.days,
                 context.run.root_run_id or context.run_id,
+                settings.healing,
             )
             known = coverage.read(connection, wanted.symbols, wanted.days)
             minutes = {partition_key(d.symbol, d.day): _minutes_metadata(d) for d in known}
@@ -147,7 +150,7 @@ def _fail(
 
 
 def build_checks(settings: StrategySettings) -> list[dg.AssetChecksDefinition]:
-    """Return the checks of candles_1m: on a run's partitions, or alone on the look-back."""
+    """Return the checks of candles_1m: on a run's partitions, or alone; and none left failed."""
     blocking = {
         "no_hole_in_a_closed_day": "Each minute of a closed day was asked for; no candle is gone.",
         "no_overlap": "One candle a minute, and each starts on its minute.",
@@ -181,23 +184,32 @@ def build_checks(settings: StrategySettings) -> list[dg.AssetChecksDefinition]:
         )
         with database.connect() as connection:
             known = coverage.read(connection, wanted.symbols, wanted.days)
-            findings: dict[str, Callable[[], list[checks.Finding]]] = {
+            finders: dict[str, Callable[[], list[checks.Finding]]] = {
                 "no_hole_in_a_closed_day": lambda: checks.holes(known, now),
                 "no_overlap": lambda: checks.overlaps(connection, wanted.symbols, wanted.days),
                 "ohlc_valid": lambda: checks.broken_ohlc(connection, wanted.symbols, wanted.days),
                 "prices_continuous": lambda: checks.jumps(connection, wanted.symbols, wanted.days),
                 "fresh": lambda: checks.stale(known, now),
             }
-            for name in [key.name for key in context.selected_asset_check_keys]:
-                found = findings[name]()
-                if in_partitions and name in blocking:
-                    # The schedule then retries the day alone and with back-off; without this the
-                    # other symbols of its run would lose their hours at every tick.
-                    for one in found:
-                        error = f"{name}: {one.what}"
-                        coverage.record_failure(
-                            connection, one.symbol, one.day, error, context.run.run_id
-                        )
+            findings = {key.name: finders[key.name]() for key in context.selected_asset_check_keys}
+            if in_partitions:
+                broken = {
+                    (one.symbol, one.day): f"{name}: {one.what}"
+                    for name in blocking
+                    for one in findings.get(name, [])
+                }
+                # The schedule then retries the day alone and with back-off; without this the
+                # other symbols of its run would lose their hours at every tick.
+                for (symbol, day), error in broken.items():
+                    coverage.record_failure(
+                        connection, symbol, day, error, context.run.run_id,
+                        coverage.Trouble.CONTRACT, settings.healing,
+                    )  # fmt: skip
+                if blocking.keys() <= findings.keys():
+                    for symbol in wanted.symbols:
+                        kept = [day for day in wanted.days if (symbol, day) not in broken]
+                        coverage.record_contract_kept(connection, symbol, kept)
+            for name, found in findings.items():
                 yield dg.AssetCheckResult(
                     asset_key=CANDLES_1M,
                     check_name=name,
@@ -212,7 +224,7 @@ def build_checks(settings: StrategySettings) -> list[dg.AssetChecksDefinition]:
                     metadata={"findings": _table(found)} if found else {},
                 )
 
-    return [candles_1m_contract]
+    return [candles_1m_contract, no_partition_left_failed(CANDLES_1M, settings)]
 
 
 def _table(rows: Sequence[checks.Finding | FailedDay]) -> dg.TableMetadataValue:

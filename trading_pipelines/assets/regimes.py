@@ -5,7 +5,12 @@ Thin: how a regime is told is in `signals/regime`, how its rows are written in `
 
 import dagster as dg
 
-from trading_pipelines.assets.shared import OWNERS, days_before, materialize
+from trading_pipelines.assets.shared import (
+    OWNERS,
+    days_before,
+    materialize,
+    no_partition_left_failed,
+)
 from trading_pipelines.resources.database import DatabaseResource
 from trading_pipelines.settings import StrategySettings
 from trading_pipelines.signals import due
@@ -44,3 +49,8 @@ def build_assets(
         materialize(context, database, signal, settings)
 
     return [regime_labels]
+
+
+def build_checks(settings: StrategySettings) -> list[dg.AssetChecksDefinition]:
+    """Return the check that no day of labels is left failed."""
+    return [no_partition_left_failed(due.REGIME_LABELS.asset, settings)]

@@ -1,22 +1,27 @@
 """What the assets share: owners, tables of metadata, one step over a run's partitions of a signal.
 
-Also how one depends on a stretch of days of another. What an asset is belongs in its own module.
+Also how one depends on a stretch of days of another, and the check that nothing is left failed.
+What an asset is belongs in its own module.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
 import dagster as dg
 
+from trading_pipelines.alerts.failures import LeftFailed, left_failed, stretches
 from trading_pipelines.partitions import DAY, SYMBOL, of_run, partition_key
 from trading_pipelines.resources.database import DatabaseResource
 from trading_pipelines.settings import StrategySettings
 from trading_pipelines.signals.compute import compute
-from trading_pipelines.signals.due import Signal
+from trading_pipelines.signals.due import SIGNALS, Signal
 
 OWNERS = ["team:trading-pipelines"]
 SHOWN_ERRORS = 3
+NO_PARTITION_LEFT_FAILED = "no_partition_left_failed"
+CHECKED = ["candles_1m", *(signal.asset for signal in SIGNALS)]
+"""The assets that have this check."""
 
 
 def days_before(settings: StrategySettings, signal: Signal, upstream: str) -> dg.AssetDep:
@@ -66,6 +71,49 @@ def materialize(
             f"{len(failed)} of {len(found)} partitions failed, the others are stored. "
             + "; ".join(failed[:SHOWN_ERRORS])
         )
+
+
+def no_partition_left_failed(asset: str, settings: StrategySettings) -> dg.AssetChecksDefinition:
+    """Return the check of that name; a sensor evaluates it too, at each change without a run."""
+
+    @dg.asset_check(
+        asset=asset,
+        name=NO_PARTITION_LEFT_FAILED,
+        description="The tries of no partition are spent. Those that are left failed are named "
+        "here and in `trading-pipelines status`, with what makes them be tried again.",
+    )
+    def check(database: DatabaseResource) -> dg.AssetCheckResult:
+        with database.connect() as connection:
+            found = left_failed(connection, settings.symbols)
+        mine = [one for one in found if one.asset == asset]
+        return dg.AssetCheckResult(passed=not mine, metadata=_left_failed_metadata(mine))
+
+    return check
+
+
+def evaluate_no_partition_left_failed(
+    asset: str, found: Sequence[LeftFailed]
+) -> dg.AssetCheckEvaluation:
+    """Return the check's evaluation as an event, for a sensor; `found` is of the asset."""
+    return dg.AssetCheckEvaluation(
+        asset_key=dg.AssetKey(asset),
+        check_name=NO_PARTITION_LEFT_FAILED,
+        passed=not found,
+        metadata=_left_failed_metadata(found),
+    )
+
+
+def _left_failed_metadata(found: Sequence[LeftFailed]) -> dict[str, Any]:
+    rows = (
+        {
+            "symbol": one.symbol,
+            "days (UTC)": stretches(one.days),
+            "error": one.error,
+            "tried again by": one.retried_by,
+        }
+        for one in found
+    )
+    return {"left_failed": table(rows)} if found else {}
 
 
 def _metadata(figures: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,13 @@ from collections.abc import Sequence
 
 import dagster as dg
 
-from trading_pipelines.assets.shared import OWNERS, days_before, materialize, same_day
+from trading_pipelines.assets.shared import (
+    OWNERS,
+    days_before,
+    materialize,
+    no_partition_left_failed,
+    same_day,
+)
 from trading_pipelines.resources.database import DatabaseResource
 from trading_pipelines.settings import StrategySettings
 from trading_pipelines.signals import due, score
@@ -92,7 +98,7 @@ def build_assets(
 
 
 def build_checks(settings: StrategySettings) -> list[dg.AssetChecksDefinition]:
-    """Return the check that the model is worth having; it never blocks."""
+    """Return the checks that the model is worth having and that nothing is left failed."""
 
     @dg.asset_check(
         asset=due.VOLATILITY_SCORE.asset,
@@ -115,4 +121,7 @@ def build_checks(settings: StrategySettings) -> list[dg.AssetChecksDefinition]:
             },
         )
 
-    return [not_worse_than_garch]
+    return [
+        not_worse_than_garch,
+        *(no_partition_left_failed(signal.asset, settings) for signal in DESCRIPTIONS),
+    ]

@@ -8,18 +8,27 @@ do about it belongs in `due`; the rows themselves in `store`.
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
+from enum import StrEnum
 
 import psycopg
 from psycopg.rows import class_row
 
 from trading_pipelines.candles.store import INTERVAL
 from trading_pipelines.candles.windows import MINUTE, Interval, day_interval
+from trading_pipelines.settings import HealingSettings
 
-# After a failure the schedule waits 5, 10, 20, then 30 minutes. A market that the exchange does
-# not know is asked for again the next day: it may be listed by then.
-RETRY_FIRST = timedelta(minutes=5)
-RETRY_LONGEST = timedelta(minutes=30)
-RETRY_UNKNOWN_MARKET = timedelta(days=1)
+
+class Trouble(StrEnum):
+    """What kind a failure is of; failures in a row count as long as they are of one."""
+
+    AWAY = "away"
+    """No answer of the exchange's: it will be back, so no try is spent however long it lasts."""
+    ANSWER = "answer"
+    """It answered, and the answer can't be used."""
+    CONTRACT = "contract"
+    """What is stored breaks a contract, whatever is fetched: only a check that passes ends it."""
+    MARKET = "market"
+    """It does not know the market, which may be listed by tomorrow."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +54,8 @@ class Coverage:
     failures: int
     error: str | None
     retry_at: datetime | None
+    left_failed: bool
+    """Its tries are spent: looked at once a day, or when it is asked for."""
     hours_current: bool
     """The hourly candles were computed from the minutes as they are."""
     stored: int
@@ -94,7 +105,7 @@ SELECT symbols.symbol, days.day,
     coalesce(minutes.repaired, 0) AS repaired, coalesce(minutes.requests, 0) AS requests,
     coalesce(minutes.waits, 0) AS waits, coalesce(minutes.seconds, 0) AS seconds,
     minutes.source, minutes.run_id, coalesce(minutes.failures, 0) AS failures,
-    minutes.error, minutes.retry_at,
+    minutes.error, minutes.retry_at, coalesce(minutes.left_failed, false) AS left_failed,
     hours.computed_from IS NOT DISTINCT FROM minutes.changed_at
         AND (hours.status = 'complete') IS NOT DISTINCT FROM (minutes.status = 'complete')
         AS hours_current,
@@ -142,8 +153,7 @@ ON CONFLICT (symbol, interval, day) DO UPDATE SET
     seconds = excluded.seconds
         + known.seconds * coalesce(known.run_id = excluded.run_id, false)::int,
     source = excluded.source, run_id = excluded.run_id,
-    changed_at = CASE WHEN %(changed)s THEN clock_timestamp() ELSE known.changed_at END,
-    failures = 0, error = NULL, retry_at = NULL
+    changed_at = CASE WHEN %(changed)s THEN clock_timestamp() ELSE known.changed_at END
 """
 COUNT = """
 UPDATE trading_pipelines.candle_coverage AS known
@@ -156,17 +166,37 @@ FROM (SELECT count(*) AS rows FROM public.market_data
             WHERE symbol = %(symbol)s AND interval = %(interval)s AND day = %(day)s)) AS stored
 WHERE known.symbol = %(symbol)s AND known.interval = %(interval)s AND known.day = %(day)s
 """
+CLEAR = """
+UPDATE trading_pipelines.candle_coverage
+SET failures = 0, trouble = NULL, left_failed = false, error = NULL, retry_at = NULL
+WHERE symbol = %(symbol)s AND interval = %(interval)s AND day = ANY(%(days)s)
+    AND failures > 0 AND (trouble IS NOT DISTINCT FROM 'contract') = %(contract_kept)s
+"""
+# A day that is open has new minutes to ask for, so its tries are never spent.
 FAIL = """
 INSERT INTO trading_pipelines.candle_coverage AS known
     (symbol, interval, day, status, fetched_until, confirmed_until,
-     failures, error, retry_at, run_id)
-VALUES (%(symbol)s, %(interval)s, %(day)s, 'failed', %(day_start)s, %(day_start)s,
-    1, %(error)s, now() + coalesce(%(wait)s, %(first)s), %(run_id)s)
+     failures, trouble, left_failed, error, retry_at, run_id)
+SELECT %(symbol)s, %(interval)s, %(day)s, 'failed', %(day_start)s, %(day_start)s,
+    failures, trouble, left_failed, %(error)s,
+    now() + CASE WHEN left_failed AND %(trouble)s <> 'away' THEN interval '1 day'
+        ELSE least(%(first)s * 2 ^ least(failures - 1, 10), %(longest)s) END, %(run_id)s
+FROM (
+    SELECT failures, trouble, was_left OR trouble = 'market' OR (
+        trouble <> 'away' AND failures >= %(attempts)s AND now() >= %(day_end)s) AS left_failed
+    FROM (
+        SELECT coalesce(bool_or(left_failed), false) AS was_left,
+            coalesce(max(trouble) FILTER (WHERE left_failed), %(trouble)s) AS trouble,
+            1 + coalesce(max(failures) FILTER (WHERE left_failed OR trouble = %(trouble)s), 0)
+                AS failures
+        FROM trading_pipelines.candle_coverage
+        WHERE symbol = %(symbol)s AND interval = %(interval)s AND day = %(day)s
+    ) AS before
+) AS tried
 ON CONFLICT (symbol, interval, day) DO UPDATE SET
     status = CASE WHEN known.status = 'complete' THEN 'complete' ELSE 'failed' END,
-    failures = known.failures + 1, error = excluded.error, run_id = excluded.run_id,
-    retry_at = now()
-        + coalesce(%(wait)s, least(%(first)s * 2 ^ least(known.failures, 10), %(longest)s))
+    failures = excluded.failures, trouble = excluded.trouble, left_failed = excluded.left_failed,
+    error = excluded.error, retry_at = excluded.retry_at, run_id = excluded.run_id
 """
 
 
@@ -202,6 +232,17 @@ def record(connection: psycopg.Connection, asked: Asked) -> None:
     }
     connection.execute(RECORD, arguments)
     connection.execute(COUNT, arguments)
+    if asked.interval.end == whole.end or not asked.day_closed:
+        # Pages before the one in trouble are no success of the day.
+        connection.execute(CLEAR, arguments | {"days": [day], "contract_kept": False})
+
+
+def record_contract_kept(connection: psycopg.Connection, symbol: str, days: Iterable[date]) -> None:
+    """Record that what is stored of the days breaks no contract, which ends a failure of that."""
+    connection.execute(
+        CLEAR,
+        {"symbol": symbol, "interval": INTERVAL, "days": list(days), "contract_kept": True},
+    )
 
 
 def record_failure(
@@ -210,21 +251,28 @@ def record_failure(
     day: date,
     error: str,
     run_id: str,
-    wait: timedelta | None = None,
+    trouble: Trouble,
+    healing: HealingSettings,
 ) -> None:
-    """Record a failed attempt; a complete day stays complete. `wait` overrides the back-off."""
+    """Record a failed attempt, and when the next is; a complete day stays complete.
+
+    When the tries are spent the day is left failed, until it has been asked for to its end.
+    """
+    whole = day_interval(day)
     connection.execute(
         FAIL,
         {
             "symbol": symbol,
             "interval": INTERVAL,
             "day": day,
-            "day_start": day_interval(day).start,
+            "day_start": whole.start,
+            "day_end": whole.end,
             "error": error,
             "run_id": run_id,
-            "wait": wait,
-            "first": RETRY_FIRST,
-            "longest": RETRY_LONGEST,
+            "trouble": trouble,
+            "attempts": healing.attempts,
+            "first": timedelta(seconds=healing.backoff_seconds),
+            "longest": timedelta(seconds=healing.max_backoff_seconds),
         },
     )
 

@@ -14,15 +14,18 @@ from typing import Protocol
 import psycopg
 
 from trading_pipelines.candles import coverage, store
+from trading_pipelines.candles.coverage import Trouble
 from trading_pipelines.candles.exchange import (
     PAGE_SIZE,
     Effort,
     ExchangeFailure,
+    InvalidAnswerError,
     Page,
     UnknownMarketError,
 )
 from trading_pipelines.candles.rate_limit import Blocked
 from trading_pipelines.candles.windows import Interval, day_interval, first_window, merge
+from trading_pipelines.settings import HealingSettings
 
 # Two days of a symbol that fail in a row are its trouble, or the exchange's, and not the days':
 # the rest is left to the next run, so that an outage does not cost a try for every day.
@@ -74,6 +77,7 @@ def download(
     symbols: Sequence[str],
     days: Sequence[date],
     run_id: str,
+    healing: HealingSettings,
 ) -> list[FailedDay]:
     """Bring the UTC days of the symbols up to date in `market_data` and `candle_coverage`.
 
@@ -86,7 +90,7 @@ def download(
     for symbol in symbols:
         if blocked is None:
             try:
-                failed += _download_symbol(connection, exchange, symbol, days, run_id)
+                failed += _download_symbol(connection, exchange, symbol, days, run_id, healing)
                 continue
             except Blocked as error:
                 blocked = error
@@ -104,6 +108,7 @@ def _download_symbol(
     symbol: str,
     days: Sequence[date],
     run_id: str,
+    healing: HealingSettings,
 ) -> list[FailedDay]:
     closed_until = exchange.closed_until()
     failed: list[FailedDay] = []
@@ -127,11 +132,13 @@ def _download_symbol(
                 if first_window(Interval(at, end), PAGE_SIZE).end > midnight:
                     end = midnight  # the trouble may be that of the next day, so ask without it
                     continue
-                unknown = isinstance(error, UnknownMarketError)
-                wait = coverage.RETRY_UNKNOWN_MARKET if unknown else None
+                trouble = _trouble(error)
+                unknown = trouble is Trouble.MARKET
                 left = [day for day in days if day >= at.date()]
                 for day in left if unknown else left[:1]:
-                    coverage.record_failure(connection, symbol, day, str(error), run_id, wait)
+                    coverage.record_failure(
+                        connection, symbol, day, str(error), run_id, trouble, healing
+                    )
                 failed.append(FailedDay(symbol, left[0], str(error)))
                 in_a_row += 1
                 if unknown or in_a_row == FAILED_DAYS_IN_A_ROW:
@@ -140,6 +147,12 @@ def _download_symbol(
                     ]
                 at, end = midnight, piece.end
     return failed
+
+
+def _trouble(error: ExchangeFailure) -> Trouble:
+    if isinstance(error, UnknownMarketError):
+        return Trouble.MARKET
+    return Trouble.ANSWER if isinstance(error, InvalidAnswerError) else Trouble.AWAY
 
 
 def _store_pages(

@@ -28,6 +28,8 @@ class Reason(StrEnum):
     HOURS = "hours"
     WAITING = "waiting"
     """Failed a short while ago; nothing is asked before its retry_at."""
+    LEFT_FAILED = "left failed"
+    """Its tries are spent; looked at once a day."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ def look_back(start_date: date, look_back_days: int, now: datetime) -> list[date
 def reason(known: Coverage, now: datetime) -> Reason | None:
     """Return why the day is due at `now`, or None."""
     if known.retry_at and known.retry_at > now:
-        return Reason.WAITING
+        return Reason.LEFT_FAILED if known.left_failed else Reason.WAITING
     checks = {
         Reason.FAILED: known.failures > 0,
         Reason.OPEN: known.day == (now - FIRST_MINUTE).date(),
@@ -82,7 +84,7 @@ def runs(due: Mapping[tuple[str, date], Reason], symbols: Sequence[str]) -> list
             Reason.MISSING: "history",
             Reason.INCOMPLETE: "history",
         }.get(why, why)
-        if why is not Reason.WAITING:
+        if why not in {Reason.WAITING, Reason.LEFT_FAILED}:
             by_kind.setdefault(kind, {}).setdefault(symbol, set()).add(day)
     found = [
         DueRun(group, first, last, hours_only=kind == Reason.HOURS)

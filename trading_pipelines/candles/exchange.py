@@ -111,7 +111,8 @@ class Exchange:
     def page(self, symbol: str, window: Interval) -> Page:
         """Return the closed candles of `window`, at most 200 minutes.
 
-        Raises UnknownMarketError at once, ExchangeFailure when every try has failed, Blocked.
+        Raises UnknownMarketError at once, InvalidAnswerError or ExchangeFailure (the exchange is
+        away) by the last try when every one has failed, Blocked.
         """
         page = self._ask(symbol, window)
         if not page.candles and page.closed_until > window.start:
@@ -132,8 +133,8 @@ class Exchange:
         try:
             return retrying(self._try, symbol, window)
         except ExchangeFailure as error:
-            kind = UnknownMarketError if isinstance(error, UnknownMarketError) else ExchangeFailure
-            raise kind(
+            kinds = (UnknownMarketError, InvalidAnswerError, ExchangeFailure)
+            raise next(kind for kind in kinds if isinstance(error, kind))(
                 f"{symbol} {window.start:%Y-%m-%d %H:%M} to {window.end:%H:%M} UTC: {error} "
                 f"(asked {retrying.statistics['attempt_number']} times)"
             ) from error
@@ -277,9 +278,9 @@ class _Upbit(ccxt.upbit):  # type: ignore[misc]
 
     def handle_errors(self, code: int, *details: Any) -> None:  # noqa: ANN401
         """Raise what the status says; `details` are ccxt's: reason, url, method, headers, body."""
-        if code == 200:
-            return
         _, _, _, headers, body, response, *_ = details
+        if code == 200 and response is not None:
+            return
         said = f"HTTP {code}: {' '.join(body.split())[:120]}"
         if code == 429:
             raise _TooManyRequestsError(said)
@@ -288,7 +289,7 @@ class _Upbit(ccxt.upbit):  # type: ignore[misc]
             raise _BlockedAnswer(timedelta(seconds=int(after)) if after.isdigit() else None)
         if code == 404 and isinstance(response, dict):
             raise UnknownMarketError(said)
-        # A 404 that is no JSON comes from something between us and the exchange.
-        if code in {404, 408, 425} or code >= 500:
+        # A 200 or 404 that is no JSON comes from something between us and the exchange.
+        if code in {200, 404, 408, 425} or code >= 500:
             raise _RetryableError(said)
         raise ExchangeFailure(said)

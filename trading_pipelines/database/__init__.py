@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import psycopg
 from alembic import command
 from alembic.config import Config
+from alembic.script import ScriptDirectory
 from psycopg import sql
 from sqlalchemy.engine import URL, make_url
 
@@ -23,6 +24,11 @@ SCHEMA = "trading_pipelines"
 # Alembic keeps its context in module globals: of four schedules that were asked in the same second
 # in the threads of one code server, one or two failed with KeyError 'script'.
 _ONE_UPGRADE = threading.Lock()
+PROBE_SECONDS = 3
+PROBE = {
+    "default_transaction_read_only": "on",
+    "statement_timeout": f"{PROBE_SECONDS * 1000}",
+}
 VARIABLES = ("DATABASE_URL", "DAGSTER_POSTGRES_URL")
 
 
@@ -49,41 +55,71 @@ def embedded_server(environment: Environment) -> EmbeddedServer | None:
     return None if environment.database_url else EmbeddedServer(environment.trading_pipelines_home)
 
 
+def urls(environment: Environment) -> DatabaseUrls:
+    """Return where both databases are; nothing is asked, started or created."""
+    if server := embedded_server(environment):
+        market = make_url(server.url(SCHEMA))
+    else:
+        assert environment.database_url is not None
+        market = make_url(environment.database_url.get_secret_value())
+    dagster = _render(market.set(database=f"{market.database}_dagster"), "postgresql+psycopg2")
+    if environment.dagster_postgres_url:
+        dagster = environment.dagster_postgres_url.get_secret_value()
+    return DatabaseUrls(_render(market, "postgresql"), dagster)
+
+
 def prepare(environment: Environment) -> DatabaseUrls:
     """Start the embedded server if it is needed, create what is missing, migrate to head.
 
     Safe to run twice, and at once from several processes. Raises DatabaseError and
     EmbeddedServerError.
     """
+    found = urls(environment)
+    market = make_url(found.market)
     if server := embedded_server(environment):
         server.start()
-        market = make_url(server.url(SCHEMA))
         _create_database(market.set(database="postgres"), SCHEMA)
-    else:
-        assert environment.database_url is not None
-        market = make_url(environment.database_url.get_secret_value())
-    urls = DatabaseUrls(_render(market, "postgresql"), _dagster_url(environment, market))
-    upgrade(urls.market)
-    return urls
-
-
-def _dagster_url(environment: Environment, market: URL) -> str:
-    if environment.dagster_postgres_url:
-        return environment.dagster_postgres_url.get_secret_value()
-    name = f"{market.database}_dagster"
-    _create_database(market, name)
-    return _render(market.set(database=name), "postgresql+psycopg2")
+    if not environment.dagster_postgres_url:
+        _create_database(market, f"{market.database}_dagster")
+    upgrade(found.market)
+    return found
 
 
 def upgrade(market_url: str) -> None:
     """Migrate the market database to the newest schema; a second run changes nothing."""
     with connect(market_url):
         pass  # Alembic's own error has a page of traceback and no advice
-    config = Config()
-    config.set_main_option("script_location", "trading_pipelines:database/migrations")
+    config = _alembic()
     config.attributes["url"] = market_url
     with _ONE_UPGRADE:
         command.upgrade(config, "head")
+
+
+def newest_schema() -> str | None:
+    """Return the revision that `upgrade` migrates to."""
+    return ScriptDirectory.from_config(_alembic()).get_current_head()
+
+
+def _alembic() -> Config:
+    config = Config()
+    config.set_main_option("script_location", "trading_pipelines:database/migrations")
+    return config
+
+
+def probe_url(url: str) -> str:
+    """Return the URL for libpq that changes nothing and is not kept waiting by a silent server."""
+    limits = " ".join(f"-c {name}={value}" for name, value in PROBE.items())
+    query = {"connect_timeout": f"{PROBE_SECONDS}", "options": limits}
+    return make_url(url).update_query_dict(query).render_as_string(hide_password=False)
+
+
+@contextmanager
+def probe(url: str) -> Iterator[psycopg.Connection]:
+    """Yield a connection as `connect` does, by which nothing is changed or waited for long."""
+    with connect(probe_url(url)) as connection:
+        for name, value in PROBE.items():
+            connection.execute("SELECT set_config(%s, %s, false)", [name, value])
+        yield connection
 
 
 @contextmanager

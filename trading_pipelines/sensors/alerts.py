@@ -10,6 +10,7 @@ import dagster as dg
 
 from trading_pipelines.alerts import failures, ledger
 from trading_pipelines.alerts.delivery import Sender
+from trading_pipelines.alerts.failures import stretches
 from trading_pipelines.alerts.kinds import (
     AI_REJECT,
     DAILY_REPORT,
@@ -17,7 +18,8 @@ from trading_pipelines.alerts.kinds import (
     RISK,
     TRADE,
 )
-from trading_pipelines.assets.alerts import evaluate_no_dead_alerts
+from trading_pipelines.assets.alerts import ALERT_DELIVERIES, evaluate_no_dead_alerts
+from trading_pipelines.assets.shared import CHECKED, evaluate_no_partition_left_failed
 from trading_pipelines.resources.database import DatabaseResource
 from trading_pipelines.resources.webhooks import WebhooksResource
 from trading_pipelines.sensors.finished_runs import finished_runs
@@ -67,8 +69,8 @@ def _build_pipeline_failure_alerts(settings: StrategySettings) -> dg.SensorDefin
         default_status=dg.DefaultSensorStatus.RUNNING,
         description="Tells n8n's webhook `risk` of runs that failed for good, partitions left "
         "failed, symbols gone quiet and dead alerts: once a failure and `repeat_after`, with the "
-        "number of those not told, and again when it has recovered. Also keeps the check "
-        "`no_dead_alerts` up to date.",
+        "number of those not told, and again when it has recovered. Also keeps the checks "
+        "`no_dead_alerts` and `no_partition_left_failed` up to date.",
     )
     def pipeline_failure_alerts(
         context: dg.SensorEvaluationContext, database: DatabaseResource, webhooks: WebhooksResource
@@ -83,11 +85,20 @@ def _build_pipeline_failure_alerts(settings: StrategySettings) -> dg.SensorDefin
         skip = _deliver(PIPELINE_FAILURE, settings, database, webhooks, watch=False)
         with database.connect() as connection:
             counts = ledger.counts(connection)
+            left = failures.left_failed(connection, settings.symbols)
         dead = {kind: number for kind, states in counts.items() if (number := states["dead"])}
+        by_state = {f"{ALERT_DELIVERIES} {dead}": evaluate_no_dead_alerts(counts)}
+        for asset in CHECKED:
+            mine = [one for one in left if one.asset == asset]
+            state = "; ".join(f"{one.symbol} {stretches(one.days)}" for one in mine)
+            by_state[f"{asset} {state}"] = evaluate_no_partition_left_failed(asset, mine)
         # An evaluation is an event for ever: one at each change, not two a minute.
-        cursor = str(dead)
-        changed = [] if cursor == context.cursor else [evaluate_no_dead_alerts(counts)]
-        return dg.SensorResult(skip_reason=skip, cursor=cursor, asset_events=changed)
+        known = (context.cursor or "").splitlines()
+        return dg.SensorResult(
+            skip_reason=skip,
+            cursor="\n".join(by_state),
+            asset_events=[one for state, one in by_state.items() if state not in known],
+        )
 
     return pipeline_failure_alerts
 

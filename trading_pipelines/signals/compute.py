@@ -106,14 +106,15 @@ def compute(
 
 
 def _attempt(run: _Run, symbol: str, days: Sequence[date]) -> list[Partition]:
+    # Before the attempt: inputs that change while it is at work make it due again.
+    known = due.read(run.connection, run.signal, [symbol], days[:1], run.settings)[0]
     try:
         return _compute_symbol(run, symbol, days)
     except Exception as error:  # noqa: BLE001 - whatever is wrong with a day is recorded with it
         if len(days) > 1:
             return [partition for day in days for partition in _attempt(run, symbol, [day])]
         said = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        (known,) = due.read(run.connection, run.signal, [symbol], days, run.settings)
-        due.record_failure(run.connection, known, said, run.run_id)
+        due.record_failure(run.connection, known, said, run.run_id, run.settings.healing)
         return [Partition(symbol, days[0], error=said)]
 
 

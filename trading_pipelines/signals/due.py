@@ -14,10 +14,9 @@ from enum import StrEnum
 import psycopg
 from psycopg.rows import class_row
 
-from trading_pipelines.candles.coverage import RETRY_FIRST, RETRY_LONGEST
 from trading_pipelines.candles.due import rectangles
 from trading_pipelines.candles.windows import HOUR, day_interval
-from trading_pipelines.settings import StrategySettings
+from trading_pipelines.settings import HealingSettings, StrategySettings
 from trading_pipelines.signals import garch, realized, regime, volatility
 
 NOTHING = timedelta(0)
@@ -98,6 +97,8 @@ class Reason(StrEnum):
     FAILED = "failed"
     WAITING = "waiting"
     """Failed a short while ago; not tried before its retry_at."""
+    LEFT_FAILED = "left failed"
+    """Its tries are spent; not tried until it is asked for or its inputs change."""
 
 
 @dataclass(frozen=True)
@@ -112,6 +113,9 @@ class Computed:
     failures: int
     error: str | None
     retry_at: datetime | None
+    left_failed: bool
+    failed_inputs: str | None
+    """The digest of the inputs that the last failed attempt saw."""
     inputs: str | None
     until: datetime | None
     """As of when it can be computed: how far its inputs reach."""
@@ -139,7 +143,8 @@ OF_A_RECORD = FOUND.format(
 READ = f"""
 SELECT %(asset)s AS asset, symbols.symbol, days.day, known.computed_until,
     known.inputs AS computed_from, coalesce(known.failures, 0) AS failures, known.error,
-    known.retry_at, found.inputs, found.until,
+    known.retry_at, coalesce(known.left_failed, false) AS left_failed, known.failed_inputs,
+    found.inputs, found.until,
     found.assets = cardinality(%(inputs)s::text[]) AS has_all_inputs
 FROM unnest(%(symbols)s::text[]) WITH ORDINALITY AS symbols (symbol, place)
 CROSS JOIN unnest(%(days)s::date[]) AS days (day)
@@ -161,15 +166,24 @@ ON CONFLICT (asset, symbol, day) DO UPDATE SET
     computed_until = excluded.computed_until, inputs_from = excluded.inputs_from,
     inputs = excluded.inputs, run_id = excluded.run_id,
     changed_at = CASE WHEN %(changed)s THEN clock_timestamp() ELSE known.changed_at END,
-    failures = 0, error = NULL, retry_at = NULL
+    failures = 0, left_failed = false, failed_inputs = NULL, error = NULL, retry_at = NULL
 """  # noqa: S608 - constants
+# The same inputs give the same failure; other ones begin to be tried anew.
 FAIL = """
 INSERT INTO trading_pipelines.signal_coverage AS known
-    (asset, symbol, day, run_id, failures, error, retry_at)
-VALUES (%(asset)s, %(symbol)s, %(day)s, %(run_id)s, 1, %(error)s, now() + %(first)s)
+    (asset, symbol, day, run_id, failures, left_failed, failed_inputs, error, retry_at)
+SELECT %(asset)s, %(symbol)s, %(day)s, %(run_id)s, failures, failures >= %(attempts)s,
+    %(failed_inputs)s, %(error)s,
+    now() + least(%(first)s * 2 ^ least(failures - 1, 10), %(longest)s)
+FROM (
+    SELECT 1 + coalesce(max(failures), 0) AS failures FROM trading_pipelines.signal_coverage
+    WHERE asset = %(asset)s AND symbol = %(symbol)s AND day = %(day)s
+        AND failed_inputs IS NOT DISTINCT FROM %(failed_inputs)s
+) AS tried
 ON CONFLICT (asset, symbol, day) DO UPDATE SET
-    failures = known.failures + 1, error = excluded.error, run_id = excluded.run_id,
-    retry_at = now() + least(%(first)s * 2 ^ least(known.failures, 10), %(longest)s)
+    failures = excluded.failures, left_failed = excluded.left_failed,
+    failed_inputs = excluded.failed_inputs, error = excluded.error, retry_at = excluded.retry_at,
+    run_id = excluded.run_id
 """
 
 
@@ -213,8 +227,11 @@ def reason(
     is_settling = NOTHING <= now - day_end < signal.settles
     if not is_ready(known, signal) or is_settling:
         return None
-    if known.retry_at and known.retry_at > now:
-        return Reason.WAITING
+    if known.failures and known.failed_inputs == known.inputs:
+        if known.left_failed:
+            return Reason.LEFT_FAILED
+        if known.retry_at and known.retry_at > now:
+            return Reason.WAITING
     if known.failures:
         return Reason.FAILED
     if known.computed_until is None:
@@ -232,7 +249,7 @@ def runs(
     """Cover the due (symbol, day)s with few (symbols, first day, last day), the newest first."""
     days_of: dict[str, set[date]] = {}
     for (symbol, day), why in reasons.items():
-        if why is not Reason.WAITING:
+        if why not in {Reason.WAITING, Reason.LEFT_FAILED}:
             days_of.setdefault(symbol, set()).add(day)
     return rectangles(days_of, [POOLED, *symbols])
 
@@ -263,9 +280,16 @@ def record(
 
 
 def record_failure(
-    connection: psycopg.Connection, known: Computed, error: str, run_id: str
+    connection: psycopg.Connection,
+    known: Computed,
+    error: str,
+    run_id: str,
+    healing: HealingSettings,
 ) -> None:
-    """Record a failed attempt; what was computed before stays, and is tried again with back-off."""
+    """Record a failed attempt on the inputs of `known`; what was computed before stays.
+
+    It is tried again with back-off, until its tries with these inputs are spent.
+    """
     connection.execute(
         FAIL,
         {
@@ -273,8 +297,10 @@ def record_failure(
             "symbol": known.symbol,
             "day": known.day,
             "run_id": run_id,
+            "failed_inputs": known.inputs,
             "error": error,
-            "first": RETRY_FIRST,
-            "longest": RETRY_LONGEST,
+            "attempts": healing.attempts,
+            "first": timedelta(seconds=healing.backoff_seconds),
+            "longest": timedelta(seconds=healing.max_backoff_seconds),
         },
     )

@@ -11,9 +11,12 @@ down_revision = "0003"
 
 SCHEMA = """
 ALTER TABLE trading_pipelines.candle_coverage
-    ADD COLUMN left_failed boolean NOT NULL DEFAULT false;
+    ADD COLUMN left_failed boolean NOT NULL DEFAULT false,
+    ADD COLUMN trouble text;
 COMMENT ON COLUMN trading_pipelines.candle_coverage.left_failed IS
     'Its tries are spent: looked at once a day, or when it is asked for.';
+COMMENT ON COLUMN trading_pipelines.candle_coverage.trouble IS
+    'Of the failures in a row, which are of one kind: away, answer, contract or market.';
 
 ALTER TABLE trading_pipelines.signal_coverage
     ADD COLUMN left_failed boolean NOT NULL DEFAULT false,
@@ -22,6 +25,10 @@ COMMENT ON COLUMN trading_pipelines.signal_coverage.left_failed IS
     'Its tries are spent: not computed until it is asked for or its inputs change.';
 COMMENT ON COLUMN trading_pipelines.signal_coverage.failed_inputs IS
     'Digest of the versions of the inputs that the last failed attempt saw.';
+
+-- Each alert that is deleted is looked for among those that a digest told.
+CREATE INDEX idx_alert_deliveries_digest
+    ON trading_pipelines.alert_deliveries (digest_id) WHERE digest_id IS NOT NULL;
 
 CREATE TABLE trading_pipelines.database_sizes (
     measured_at timestamptz PRIMARY KEY,
@@ -41,9 +48,10 @@ def upgrade() -> None:
 def downgrade() -> None:
     """Take away what was added; what was left failed is tried again."""
     for table, columns in {
-        "candle_coverage": ["left_failed"],
+        "candle_coverage": ["left_failed", "trouble"],
         "signal_coverage": ["left_failed", "failed_inputs"],
     }.items():
         for column in columns:
             op.drop_column(table, column, schema="trading_pipelines")
+    op.drop_index("idx_alert_deliveries_digest", schema="trading_pipelines")
     op.drop_table("database_sizes", schema="trading_pipelines")

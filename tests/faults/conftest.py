@@ -1,0 +1,334 @@
+"""A whole installation in a world of the test's own: its clock, its exchange, its bot, its Discord.
+
+The clock of every process is shifted by libfaketime, and can be set while they run; the exchange
+replays the recording by the same clock. Only with RUN_FAULTS=1, as `make test-faults` has.
+"""
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+
+import pandas as pd
+import psycopg
+import pytest
+
+from tests.conftest import FIRST_DAY, SYMBOLS, days_of, environment, store_minutes
+from tests.integration.conftest import Installation, exact
+from trading_pipelines import database
+from trading_pipelines.candles.windows import DAY, HOUR, MINUTE
+from trading_pipelines.database.embedded import EmbeddedServer
+from trading_pipelines.inbox import DiscordInbox
+from trading_pipelines.replay import Recording, ReplayExchange
+from trading_pipelines.settings import (
+    AlertSettings,
+    DataSettings,
+    ExchangeSettings,
+    StrategySettings,
+    dump_strategy,
+)
+from trading_pipelines.signals import due
+from trading_pipelines.signals.compute import compute
+
+collect_ignore_glob = [] if os.environ.get("RUN_FAULTS") == "1" else ["test_*.py"]
+
+# The history ends here; two weeks are what the volatility model needs.
+START = datetime(2025, 9, 16, 1, 10, 48, tzinfo=UTC)
+HISTORY = days_of(FIRST_DAY, START.date() - DAY)
+SHIFTED = Path(__file__).parent / "shifted"
+TABLES = {
+    # Each signal's table and the time at which a row of it is due.
+    "regime_labels": "hour + interval '1 hour'",
+    "realized_volatility": "hour + interval '1 hour'",
+    "volatility_model": "day::timestamp AT TIME ZONE 'UTC' + interval '1 day 5 minutes'",
+    "volatility_forecast": "as_of",
+}
+REJECT = """
+INSERT INTO agent_decisions (symbol, strategy_name, decision, reasoning, created_at)
+VALUES (%s, 'test', 'REJECT', %s, %s) RETURNING id
+"""
+UNANSWERED = """
+SELECT body ->> 'idempotency_key', count(*) FROM trading_pipelines.alert_deliveries
+JOIN trading_pipelines.alert_attempts ON delivery_id = alert_deliveries.id
+WHERE outcome IS DISTINCT FROM 'delivered' GROUP BY 1
+"""
+
+
+@dataclass
+class Row:
+    """A line of the table in docs/reliability.md."""
+
+    scenario: str
+    done: str
+    expected: dict[str, int] = field(default_factory=dict)
+    found: dict[str, int] = field(default_factory=dict)
+    doubles: int = 0
+    explained: int = 0
+    seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What an undisturbed installation would have: the recording, and every signal of it."""
+
+    candles: pd.DataFrame
+    signals: dict[str, dict[str, datetime]]
+    """By table: each row as text, and when it is due."""
+
+    def due(self, table: str, since: datetime, until: datetime) -> set[str]:
+        """Return the rows that are due in (since, until]."""
+        return {row for row, at in self.signals[table].items() if since < at <= until}
+
+
+def rows_of(connection: psycopg.Connection, table: str) -> dict[str, datetime]:
+    """Return the rows as Postgres writes them, but for the numbers regime_history has given."""
+    return dict(
+        connection.execute(
+            f"SELECT (to_jsonb(stored) - 'history_id')::text, {TABLES[table]} "
+            f"FROM trading_pipelines.{table} AS stored"
+        ).fetchall()
+    )
+
+
+class World(Installation):
+    """An installation whose time, exchange, bot and Discord are the test's."""
+
+    def __init__(
+        self, home: Path, exchange: ReplayExchange, inbox: DiscordInbox, reference: Reference
+    ) -> None:
+        super().__init__(home)
+        self.exchange = exchange
+        self.inbox = inbox
+        self.reference = reference
+        self.chance = random.Random(f"{home.name}")
+        self.written: list[int] = []
+        self._clock = home / "clock"
+        self.shift = timedelta()
+        self.has_small_disk = False
+        self.variables |= {
+            "UPBIT_BASE_URL": exchange.url,
+            "DISCORD_WEBHOOK_URL": inbox.url,
+            "PYTHONPATH": os.pathsep.join([str(SHIFTED), *sys.path[:1]]),
+            "LD_PRELOAD": str(next(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))),
+            "FAKETIME_TIMESTAMP_FILE": str(self._clock),
+            "FAKETIME_CACHE_DURATION": "1",
+            "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+        }
+        self.configure_world()
+
+    def configure_world(self, symbols: Iterable[str] = SYMBOLS, **data: object) -> None:
+        """Write settings as shipped, but for what would only make the test slower."""
+        dump_strategy(
+            StrategySettings(
+                symbols=list(symbols),
+                data=DataSettings.model_validate({"start_date": FIRST_DAY, **data}),
+                exchange=ExchangeSettings(timeout_seconds=2.0, attempts=3, max_backoff_seconds=1.0),
+                alerts=AlertSettings(
+                    since=START, messages_per_minute=150, digest_over=1000, retry_waits=[2.0] * 100
+                ),
+            ),
+            self.config,
+        )
+
+    @property
+    def now(self) -> datetime:
+        """The time in this world."""
+        return datetime.now(UTC) + self.shift
+
+    def set_clock(self, at: datetime, *, exchange: bool = True) -> None:
+        """Set the clock of all processes, and by default that of the exchange too."""
+        self.shift = at - datetime.now(UTC)
+        new = self._clock.with_suffix(".new")
+        new.write_text(f"{self.shift.total_seconds():+.0f}\n")
+        new.replace(self._clock)
+        if exchange:
+            self.exchange.set_clock(self.shift)
+
+    @property
+    def dagster_url(self) -> str:
+        """Dagster's storage."""
+        return EmbeddedServer(self.home).url(f"{database.SCHEMA}_dagster")
+
+    def pause(self, seconds: float) -> None:
+        """Let it run: what is killed a while later is killed at another point."""
+        time.sleep(seconds)
+
+    def up(self, *, awaited: bool = True) -> None:
+        """Start it as `make up` does."""
+        self.process = self.start("up", "--port", "0")
+        if awaited:
+            self.until(lambda: self.is_up(), "up says where it runs")
+
+    def is_up(self) -> bool:
+        """Return whether it says where it runs; fails when it has ended."""
+        assert self.process.poll() is None, self.process.communicate()[0]
+        return bool(self.url)
+
+    def down(self) -> None:
+        """Stop it all but the database, which goes on for the bot."""
+        self.process.send_signal(signal.SIGTERM)
+        said, _ = self.process.communicate(timeout=120)
+        assert self.process.returncode == 0, said
+        self.run("db", "url")
+
+    def until(self, holds: Callable[[], bool], what: str, seconds: float = 240) -> float:
+        """Wait for it; return the seconds it took. A database that is away is not yet."""
+        started = time.monotonic()
+        while True:
+            with suppress(psycopg.Error):
+                if holds():
+                    return time.monotonic() - started
+            passed = time.monotonic() - started
+            assert passed < seconds, (
+                f"not in {seconds:.0f} s at {self.now}: {what}\n{self.run('status').stdout}"
+            )
+            time.sleep(0.5)
+
+    def reject(self, at: datetime | None = None, count: int = 1) -> None:
+        """Refuse trades as the bot does."""
+        with psycopg.connect(self.market_url, autocommit=True) as connection:
+            for _ in range(count):
+                symbol = self.chance.choice(SYMBOLS)
+                row = connection.execute(REJECT, [symbol, "이유", at or self.now]).fetchone()
+                assert row is not None
+                self.written.append(row[0])
+
+    def arrived(self) -> Counter[str]:
+        """Return how often each rejection has arrived in Discord, by its idempotency key."""
+        return Counter(
+            footer
+            for message in self.inbox.messages
+            for embed in message.payload["embeds"]
+            if (footer := embed["footer"]["text"]).endswith(":ai-reject")
+        )
+
+    def wanted(self) -> set[str]:
+        """Return the idempotency keys of what the bot has refused."""
+        return {f"agent_decisions:{number}:ai-reject" for number in self.written}
+
+    def missing(self, since: datetime, until: datetime) -> dict[str, int]:
+        """Return how many rows due in (since, until] are not there, by table; empty when healed."""
+        minutes = self.reference.candles.timestamp_utc
+        wanted = int(((minutes >= since - MINUTE) & (minutes < until - MINUTE)).sum())
+        with psycopg.connect(self.market_url) as connection:
+            row = connection.execute(
+                "SELECT count(*) FROM market_data "
+                "WHERE interval = '1m' AND timestamp >= %s AND timestamp < %s",
+                [since - MINUTE, until - MINUTE],
+            ).fetchone()
+            found = {
+                table: len(
+                    self.reference.due(table, since, until) - rows_of(connection, table).keys()
+                )
+                for table in TABLES
+            }
+        assert row is not None
+        found |= {"candles": wanted - row[0], "alerts": len(self.wanted() - self.arrived().keys())}
+        return {name: number for name, number in found.items() if number}
+
+    def healed(self, since: datetime, until: datetime) -> bool:
+        """Return whether all that was due in (since, until] is there."""
+        return not self.missing(since, until)
+
+    def account(self, row: Row, since: datetime, until: datetime) -> None:
+        """Count what was due in (since, until] and what of it is there, equal to the last digit."""
+        minutes = self.reference.candles.timestamp_utc
+        recorded = self.reference.candles[(minutes >= since - MINUTE) & (minutes < until - MINUTE)]
+        stored = self.stored()
+        times = stored.timestamp_utc
+        stored = stored[(times >= since - MINUTE) & (times < until - MINUTE)]
+        same = {repr(one) for one in exact(recorded)} & {repr(one) for one in exact(stored)}
+        with psycopg.connect(self.market_url) as connection:
+            unanswered: dict[str, int] = dict(connection.execute(UNANSWERED).fetchall())
+            found = {
+                table: len(
+                    self.reference.due(table, since, until) & rows_of(connection, table).keys()
+                )
+                for table in TABLES
+            }
+        due = {table: len(self.reference.due(table, since, until)) for table in TABLES}
+        arrived = self.arrived()
+        row.expected = {"candles": len(recorded), **due, "alerts": len(self.wanted())}
+        row.found = {
+            "candles": len(same), **found, "alerts": len(self.wanted() & arrived.keys()),
+        }  # fmt: skip
+        doubles = {key: number - 1 for key, number in arrived.items() if number > 1}
+        row.doubles = sum(doubles.values())
+        row.explained = sum(min(number, unanswered.get(key, 0)) for key, number in doubles.items())
+        assert row.found == row.expected, "nothing is lost, and nothing differs"
+        assert len(stored) == len(recorded), "nothing is there that the exchange does not have"
+        assert row.explained == row.doubles, "each double follows a try that was left unanswered"
+        assert arrived.keys() == self.wanted(), "nothing else was sent"
+
+
+@pytest.fixture(scope="session")
+def reference(server: EmbeddedServer, computed_template: str, recorded: pd.DataFrame) -> Reference:
+    """The recording and its signals, computed in one go."""
+    with psycopg.connect(server.url(computed_template)) as connection:
+        return Reference(recorded, {table: rows_of(connection, table) for table in TABLES})
+
+
+@pytest.fixture(scope="session")
+def history(recorded: pd.DataFrame) -> Iterator[Path]:
+    """A stopped home whose database holds all up to START's day."""
+    home = Path(tempfile.mkdtemp(prefix="tph"))
+    home.chmod(0o755)
+    with database.connect(database.prepare(environment(home)).market) as connection:
+        before = recorded.timestamp_utc < pd.Timestamp(START.date(), tz="UTC")
+        store_minutes(connection, recorded[before])
+        settings = StrategySettings(data=DataSettings(start_date=FIRST_DAY))
+        for one in due.SIGNALS:
+            compute(connection, one, SYMBOLS, HISTORY, settings, "history")
+    EmbeddedServer(home).stop()
+    yield home
+    shutil.rmtree(home)
+
+
+@contextmanager
+def world_of(
+    history: Path, market: Recording, reference: Reference, home: Path | None = None
+) -> Iterator[World]:
+    """Yield a world at START, nothing of it running yet; whatever it started is stopped."""
+    home = home or Path(tempfile.mkdtemp(prefix="tp"))
+    home.chmod(0o755)
+    shutil.copytree(history / "postgres", home / "postgres", symlinks=True)
+    if os.geteuid() == 0:
+        subprocess.run(["chown", "-R", "nobody", home / "postgres"], check=True)
+    with ReplayExchange(market, rate=10.0, latency=0.01) as exchange, DiscordInbox() as inbox:
+        world = World(home, exchange, inbox, reference)
+        world.set_clock(START - MINUTE)
+        try:
+            yield world
+        finally:
+            world.run("down")
+            EmbeddedServer(home).stop()
+            shutil.rmtree(home, ignore_errors=True)
+
+
+class Reliability:
+    """The rows of the table in docs/reliability.md."""
+
+    def __init__(self) -> None:
+        self.rows: list[Row] = []
+
+    def row(self, scenario: str, done: str) -> Row:
+        """Add a line."""
+        self.rows.append(Row(scenario, done))
+        return self.rows[-1]
+
+
+@pytest.fixture(scope="session")
+def reliability() -> Reliability:
+    """What the suite has shown."""
+    return Reliability()

@@ -1,0 +1,228 @@
+"""What Dagster knows of itself, as `health` judges it: daemons, ticks, runs and pool slots.
+
+Read from its instance, which may be opened for the purpose; nothing is written or started.
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+import dagster as dg
+import psycopg
+from dagster._core.errors import DagsterUserCodeUnreachableError
+from dagster._core.instance.ref import InstanceRef
+from dagster._core.scheduler.instigation import (
+    InstigatorState,
+    InstigatorTick,
+    InstigatorType,
+    TickStatus,
+)
+from dagster._core.storage.tags import GRPC_INFO_TAG
+from dagster._daemon.controller import get_daemon_statuses
+from dagster._grpc.client import DagsterGrpcClient
+from dagster._grpc.types import CanCancelExecutionRequest, CanCancelExecutionResult
+from dagster._serdes import deserialize_value
+from dagster._utils.schedules import schedule_execution_time_iterator
+
+from trading_pipelines import database
+from trading_pipelines.health import Daemon, Held, Orchestration, Ticker, Unknown
+
+INSTANCE_SETTINGS = Path(__file__).parent.parent / "config" / "dagster.yaml"
+HEARTBEAT = "heartbeat"
+"""The sensor that tells of our health: whether it ticks is for whoever listens to say."""
+
+FAILED_IN_A_ROW = 3
+CODE_SERVER_SECONDS = 2
+FINISHED = {TickStatus.SUCCESS, TickStatus.SKIPPED, TickStatus.FAILURE}
+AT_WORK = [
+    dg.DagsterRunStatus.STARTING,
+    dg.DagsterRunStatus.STARTED,
+    dg.DagsterRunStatus.CANCELING,
+]
+
+
+def probe(
+    url: str,
+    schedules: Iterable[dg.ScheduleDefinition],
+    sensors: Iterable[dg.SensorDefinition],
+    now: datetime,
+) -> Orchestration | Unknown:
+    """Open the instance whose storage is at `url`, and `read` it."""
+    with opened(url) as found:
+        return found if isinstance(found, Unknown) else read(found, schedules, sensors, now)
+
+
+@contextmanager
+def opened(url: str) -> Iterator[dg.DagsterInstance | Unknown]:
+    """Yield the instance whose storage is at `url`, or why not; a new database is left alone."""
+    try:
+        with database.probe(url) as connection:
+            found = connection.execute("SELECT to_regclass('public.job_ticks')").fetchone()
+    except (database.DatabaseError, psycopg.Error):
+        yield Unknown("see database")
+        return
+    if found is None or found[0] is None:
+        yield Unknown("Dagster has never run on this database")
+        return
+    # Opening it would otherwise create tables, and try six times where nobody answers.
+    storage = {"postgres": {"postgres_url": database.probe_url(url)}}
+    ref = InstanceRef.from_dir(str(INSTANCE_SETTINGS.parent), overrides={"storage": storage})
+    with dg.DagsterInstance.from_ref(ref) as instance:
+        yield instance
+
+
+def read(
+    instance: dg.DagsterInstance,
+    schedules: Iterable[dg.ScheduleDefinition],
+    sensors: Iterable[dg.SensorDefinition],
+    now: datetime,
+) -> Orchestration | Unknown:
+    """Return what is to be judged of the instance at `now` (UTC), or why it can't be known.
+
+    Of the schedules and sensors those that are on by default.
+    """
+    try:
+        return Orchestration(
+            daemons=_daemons(instance, now),
+            schedules=[_ticker(instance, one) for one in schedules if _should_be_on(one)],
+            sensors=[_ticker(instance, one) for one in sensors if _should_be_on(one)],
+            held=[*_runs_without_process(instance), *_slots_of_finished_runs(instance)],
+        )
+    # Whatever the storage or its driver raises: health has to be told, not a traceback.
+    except Exception as error:  # noqa: BLE001
+        return Unknown(f"{type(error).__name__}: {' '.join(str(error).split()):.200}")
+
+
+def _should_be_on(one: dg.ScheduleDefinition | dg.SensorDefinition) -> bool:
+    return one.default_status.value == "RUNNING" and one.name != HEARTBEAT
+
+
+def _daemons(instance: dg.DagsterInstance, now: datetime) -> list[Daemon]:
+    statuses = get_daemon_statuses(
+        instance, instance.get_required_daemon_types(), now.timestamp(), ignore_errors=True
+    )
+    return [
+        Daemon(
+            name,
+            bool(status.healthy),
+            _utc(status.last_heartbeat.timestamp) if status.last_heartbeat else None,
+        )
+        for name, status in statuses.items()
+    ]
+
+
+def _utc(timestamp: float) -> datetime:
+    return datetime.fromtimestamp(timestamp, UTC)
+
+
+def _ticker(
+    instance: dg.DagsterInstance, wanted: dg.ScheduleDefinition | dg.SensorDefinition
+) -> Ticker:
+    kind = (
+        InstigatorType.SENSOR
+        if isinstance(wanted, dg.SensorDefinition)
+        else InstigatorType.SCHEDULE
+    )
+    # By name alone: the code location is named by whoever serves it. An older one has older ticks.
+    known = [
+        (_since(state, ticks), state, ticks)
+        for state in instance.all_instigator_state(instigator_type=kind)
+        if state.instigator_name == wanted.name
+        for ticks in [
+            instance.get_ticks(
+                state.instigator_origin_id, state.selector_id, limit=FAILED_IN_A_ROW + 1
+            )
+        ]
+    ]
+    if not known:
+        return Ticker(wanted.name, is_on=True, next_tick=None, error=None)
+    since, state, ticks = max(known, key=lambda one: one[0])
+    finished = [tick for tick in ticks if tick.status in FINISHED][:FAILED_IN_A_ROW]
+    has_failed = len(finished) == FAILED_IN_A_ROW and all(
+        tick.status is TickStatus.FAILURE for tick in finished
+    )
+    return Ticker(
+        wanted.name,
+        is_on=state.is_running,
+        next_tick=_next_tick(wanted, since),
+        error=_error(finished[0]) if has_failed else None,
+    )
+
+
+def _since(state: InstigatorState, ticks: Sequence[InstigatorTick]) -> float:
+    """Return when it last ticked, or was switched on (Unix time)."""
+    started = [
+        getattr(state.instigator_data, name, None) or 0.0
+        for name in ("start_timestamp", "last_sensor_start_timestamp")
+    ]
+    return max(*started, *(tick.timestamp for tick in ticks))
+
+
+def _next_tick(wanted: dg.ScheduleDefinition | dg.SensorDefinition, since: float) -> datetime:
+    if isinstance(wanted, dg.SensorDefinition):
+        return _utc(since + (wanted.minimum_interval_seconds or 0))
+    times = schedule_execution_time_iterator(
+        since + 1, wanted.cron_schedule, wanted.execution_timezone
+    )
+    return next(times).astimezone(UTC)
+
+
+def _error(tick: InstigatorTick) -> str:
+    error = tick.error and (tick.error.cause or tick.error)
+    return error.message.strip().partition("\n")[0] if error else "no error on record"
+
+
+def _runs_without_process(instance: dg.DagsterInstance) -> list[Held]:
+    """Return the runs at work that no code server vouches for: they hold their pool for ever."""
+    held = []
+    for record in instance.get_run_records(dg.RunsFilter(statuses=AT_WORK)):
+        run = record.dagster_run
+        if _has_process(run):
+            continue
+        last = instance.get_records_for_run(run.run_id, limit=1, ascending=False).records
+        quiet_since = _utc(last[0].event_log_entry.timestamp) if last else record.update_timestamp
+        held.append(Held(run.run_id, f"{run.job_name} {run.status.value}, no process", quiet_since))
+    return held
+
+
+def _has_process(run: dg.DagsterRun) -> bool:
+    """Ask the code server that started the run; the launcher itself has no such question."""
+    if GRPC_INFO_TAG not in run.tags:
+        return False
+    server = json.loads(run.tags[GRPC_INFO_TAG])
+    client = DagsterGrpcClient(
+        host=server.get("host"),
+        port=server.get("port"),
+        socket=server.get("socket"),
+        use_ssl=server.get("use_ssl", False),
+    )
+    try:
+        answer = client.can_cancel_execution(
+            CanCancelExecutionRequest(run_id=run.run_id), timeout=CODE_SERVER_SECONDS
+        )
+    except DagsterUserCodeUnreachableError:
+        return False
+    return deserialize_value(answer, CanCancelExecutionResult).can_cancel
+
+
+def _slots_of_finished_runs(instance: dg.DagsterInstance) -> list[Held]:
+    storage = instance.event_log_storage
+    if not storage.supports_global_concurrency_limits:
+        return []
+    pools = storage.get_concurrency_infos(sorted(storage.get_concurrency_keys()))
+    claimed = [(name, slot.run_id) for name, pool in pools.items() for slot in pool.claimed_slots]
+    if not claimed:
+        return []
+    wanted = dg.RunsFilter(run_ids=[run_id for _, run_id in claimed])
+    records = {one.dagster_run.run_id: one for one in instance.get_run_records(wanted)}
+    held = []
+    for name, run_id in claimed:
+        record = records.get(run_id)
+        if record is None:
+            held.append(Held(run_id, f"gone, holds a slot of {name}", None))
+        elif record.dagster_run.is_finished:
+            status = record.dagster_run.status.value
+            held.append(Held(run_id, f"{status}, holds a slot of {name}", record.update_timestamp))
+    return held
