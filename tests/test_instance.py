@@ -151,7 +151,8 @@ def test_what_should_be_on_is_read_with_its_ticks(well: dg.DagsterInstance) -> N
     assert [one.name for one in known.sensors] == SENSORS, "the heartbeat does not judge itself"
     assert all(one.is_on and not one.error for one in (*known.schedules, *known.sensors))
     next_ticks = {one.name: one.next_tick for one in (*known.schedules, *known.sensors)}
-    assert next_ticks["refresh_market_data"] == NOW.replace(minute=6)
+    assert next_ticks["refresh_market_data"] == NOW
+    assert next_ticks["make_daily_report"] == NOW.replace(minute=10)
     assert next_ticks["housekeeping"] == datetime(2026, 11, 25, 3, 10, tzinfo=UTC)
     assert next_ticks["risk_alerts"] == NOW - MINUTE + timedelta(seconds=1)
     assert known.held == []

@@ -172,6 +172,14 @@ def backfill(
     symbols: Annotated[str, typer.Option(help="Markets, separated by commas.")],
     start: Annotated[datetime, typer.Option(formats=["%Y-%m-%d"], help="First UTC day.")],
     end: Annotated[datetime, typer.Option(formats=["%Y-%m-%d"], help="Last UTC day, inclusive.")],
+    *,
+    with_signals: Annotated[
+        bool,
+        typer.Option(
+            "--with-signals",
+            help="Compute labels, models, forecasts too: for days that no schedule looks at.",
+        ),
+    ] = False,
 ) -> None:
     """Fetch days of candles by Dagster's native partition backfill, and follow it to its end.
 
@@ -194,7 +202,7 @@ def backfill(
             url = running.url
         else:
             _fail(f"the services of {home} are still starting: try again in a moment")
-        outcome = _run_backfill(urls, url, target)
+        outcome = _run_backfill(urls, url, target, with_signals=with_signals)
     _show_summary(outcome, f"{target.first} to {target.last} (UTC days)")
     _exit_by(outcome)
 

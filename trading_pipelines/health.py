@@ -130,6 +130,8 @@ class Facts:
     orchestration: Orchestration | Unknown
     days: Sequence[Coverage] | Unknown
     """The candles' coverage of the look-back."""
+    forgotten: Sequence[tuple[str, date]] | Unknown
+    """Incomplete (symbol, day)s that are older than the look-back."""
     filled_at: datetime | Unknown | None
     """When candles of a closed day of the look-back last came (UTC)."""
     labels: Mapping[str, datetime | None] | Unknown
@@ -203,6 +205,7 @@ def measure(
         return Facts(
             orchestration=orchestration,
             days=market.ask(lambda c: coverage.read(c, symbols, days)),
+            forgotten=market.ask(lambda c: coverage.forgotten(c, symbols, days[0])),
             filled_at=market.ask(lambda c: _moment(c, FILLED, [symbols, days[:-1]])),
             labels=market.ask(lambda c: dict(c.execute(LABELS, [symbols]).fetchall())),
             model=market.ask(lambda c: _model(c, settings, days, now)),
@@ -396,8 +399,8 @@ class _Judge:
         yield _check(
             "holes", facts.days, self._holes,
             f"none in closed days, {fresh[:-4]} after they closed",
-            "`trading-pipelines status` names the days; what the schedule does not mend, "
-            "`trading-pipelines backfill` does",
+            "`trading-pipelines status` names the days; what the schedules do not mend, and what "
+            "is older than the look-back, `trading-pipelines backfill --with-signals` does",
         )  # fmt: skip
         yield _check(
             "failed_partitions", facts.failed, self._failed,
@@ -504,10 +507,16 @@ class _Judge:
     def _holes(self, days: Sequence[Coverage]) -> Finding:
         if not self.settings.data.refresh:
             return [], NOT_REFRESHED
-        if isinstance(self.facts.failed, Unknown) or isinstance(self.facts.filled_at, Unknown):
+        failed, forgotten, filled_at = (
+            self.facts.failed, self.facts.forgotten, self.facts.filled_at,
+        )  # fmt: skip
+        if (
+            isinstance(failed, Unknown)
+            or isinstance(forgotten, Unknown)
+            or isinstance(filled_at, Unknown)
+        ):
             return ["the failed days are not known"], ""
-        told = {(one.symbol, one.day) for one in self.facts.failed if "candles" in one.asset}
-        filled_at = self.facts.filled_at
+        told = {(one.symbol, one.day) for one in failed if "candles" in one.asset}
         is_filling = filled_at is not None and filled_at > self.now - self._late
         filling = 0
         bad: dict[str, list[Coverage]] = {}
@@ -523,6 +532,10 @@ class _Judge:
             f"{symbol}: {sum(d.holes(self.now) for d in held):,} ({_days(d.day for d in held)})"
             for symbol, held in bad.items()
         ]
+        old: dict[str, list[date]] = {}
+        for symbol, one in forgotten:
+            old.setdefault(symbol, []).append(one)
+        lines += [f"{symbol}: {_days(of)}, older than the look-back" for symbol, of in old.items()]
         return lines, f"filling: {filling:,} left" if filling else "none"
 
     def _failed(self, failed: Sequence[FailedPartition]) -> Finding:

@@ -90,7 +90,7 @@ def runs_in_flight(instance: dg.DagsterInstance) -> list[RunInFlight]:
 def build_refresh_market_data(
     settings: StrategySettings, partitions: dg.MultiPartitionsDefinition
 ) -> dg.ScheduleDefinition:
-    """Return the schedule that keeps the candles of the look-back complete, every five minutes."""
+    """Return the schedule that keeps the candles of the look-back complete."""
     job = dg.define_asset_job(
         "refresh_market_data_job",
         selection=dg.AssetSelection.assets(CANDLES_1M, CANDLES_1H),
@@ -101,15 +101,14 @@ def build_refresh_market_data(
     @dg.schedule(
         name="refresh_market_data",
         job=job,
-        # Not on the hour: a run that started 5 s after it found the last minute not yet closed, and
-        # the hour's label came five minutes late.
-        cron_schedule="1-59/5 * * * *",
+        cron_schedule="* * * * *",
         execution_timezone="UTC",
         default_status=_status(settings),
         description=(
-            "Asks the tables which days of the look-back are missing, incomplete, damaged or open, "
-            "and launches as few runs as their ranges allow. It needs no catching up: what a "
-            "missed tick would have found is found by the next."
+            "Asks the tables every minute which days of the look-back are missing, incomplete or "
+            "damaged, and whether the open day was not asked for in the last five minutes; "
+            "launches as few runs as their ranges allow. It needs no catching up: what a missed tick would "
+            "have found is found by the next."
         ),
     )
     def refresh_market_data(

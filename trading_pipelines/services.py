@@ -229,13 +229,14 @@ class Services:
             if not self._alive("code-server") and "daemon" in self._children:
                 _stop_group(self._children["daemon"])
             if not self._stopping.wait(RESTART_SECONDS):
-                # Not ready in time is tried again, for as long as nobody stops us.
-                with contextlib.suppress(ServicesError):
+                # Not ready in time is tried again, for as long as nobody stops us; so is what a
+                # full disk has kept from being started.
+                with contextlib.suppress(ServicesError, OSError):
                     self._start_what_is_missing()
 
     def _start_server(self) -> None:
         if self._server is not None:
-            with contextlib.suppress(EmbeddedServerError):  # and tried again the next time
+            with contextlib.suppress(EmbeddedServerError, OSError):  # and tried again
                 self._server.start()
 
     def _await(self, problem: Callable[[dict[str, Any]], str | None]) -> None:

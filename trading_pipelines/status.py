@@ -27,6 +27,7 @@ from trading_pipelines.signals.due import Computed
 
 # With five symbols the screen is then 40 lines at most.
 SHOWN_LINES = 10
+FORGOTTEN = "older than the look-back, mended only by `trading-pipelines backfill --with-signals`"
 NEWEST = """
 SELECT (SELECT max(day) FROM trading_pipelines.volatility_model),
     (SELECT max(delivered_at) FROM trading_pipelines.alert_deliveries)
@@ -92,7 +93,14 @@ def read(connection: psycopg.Connection, settings: StrategySettings, now: dateti
     return Status(
         symbols=_symbols(connection, settings.symbols, known, now),
         model_day=newest[0],
-        due=[*_due_candles(known, now), *_due_signals(connection, settings, days, now)],
+        due=[
+            *_due_candles(known, now),
+            *(
+                Due("candles_1m", symbol, day, FORGOTTEN)
+                for symbol, day in coverage.forgotten(connection, settings.symbols, days[0])
+            ),
+            *_due_signals(connection, settings, days, now),
+        ],
         left_failed=failures.left_failed(connection, settings.symbols),
         waiting=sum(of_kind[state] for of_kind in counts for state in failures.WAITING),
         dead=sum(of_kind[ledger.State.DEAD] for of_kind in counts),

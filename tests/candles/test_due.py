@@ -42,6 +42,11 @@ def known(day: date = YESTERDAY, **changes: Any) -> Coverage:
     return replace(complete, **changes)
 
 
+def open_until(hour: int, minute: int, **changes: Any) -> Coverage:
+    until = day_interval(TODAY).start + timedelta(hours=hour, minutes=minute)
+    return known(TODAY, **{"status": "partial", "fetched_until": until} | changes)
+
+
 MISSING: dict[str, Any] = {
     "status": "missing",
     "fetched_until": day_interval(YESTERDAY).start,
@@ -60,7 +65,12 @@ MISSING: dict[str, Any] = {
         (known(stored=1439), Reason.DAMAGED),
         (known(stored=1441), Reason.DAMAGED),
         (known(hours_current=False), Reason.HOURS),
-        (known(TODAY, status="partial"), Reason.OPEN),
+        (open_until(10, 1), Reason.OPEN),
+        (open_until(10, 4), Reason.OPEN),
+        (open_until(10, 5), None),
+        (open_until(10, 6), None),
+        (open_until(10, 6, stored=1), Reason.DAMAGED),
+        (open_until(0, 0, status="missing"), Reason.OPEN),
         (known(failures=1, retry_at=NOW - MINUTE), Reason.FAILED),
         (known(failures=1, retry_at=NOW + MINUTE), Reason.WAITING),
         (known(**MISSING | {"failures": 1, "retry_at": NOW + MINUTE}), Reason.WAITING),
@@ -70,6 +80,31 @@ MISSING: dict[str, Any] = {
 )
 def test_why_a_day_is_due(day: Coverage, expected: Reason | None) -> None:
     assert reason(day, NOW) is expected
+
+
+@pytest.mark.parametrize(
+    ("second", "expected"),
+    [(0, None), (49, None), (50, Reason.OPEN), (119, Reason.OPEN)],
+)
+def test_the_open_day_is_asked_for_a_minute_past_each_fifth(
+    second: int, expected: Reason | None
+) -> None:
+    at = NOW.replace(minute=10, second=0) + timedelta(seconds=second)
+    assert reason(open_until(10, 6), at) is expected
+
+
+def test_at_midnight_the_day_is_completed_once_and_the_new_one_waits_for_its_first_minutes() -> (
+    None
+):
+    midnight = day_interval(TODAY).end
+    yesterday = open_until(23, 56)
+    today = known(TODAY + DAY, **MISSING | {"fetched_until": midnight})
+    completed = known(TODAY)
+    assert reason(yesterday, midnight + MINUTE) is Reason.OPEN
+    assert reason(completed, midnight + MINUTE) is None
+    assert reason(yesterday, midnight + 2 * MINUTE) is Reason.INCOMPLETE
+    assert reason(today, midnight + 2 * MINUTE) is None
+    assert reason(today, midnight + 6 * MINUTE) is Reason.OPEN
 
 
 def test_the_look_back_ends_with_the_open_day_once_it_has_a_closed_minute() -> None:

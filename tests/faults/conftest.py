@@ -11,13 +11,12 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pandas as pd
@@ -27,7 +26,7 @@ import pytest
 from tests.conftest import FIRST_DAY, SYMBOLS, days_of, environment, store_minutes
 from tests.integration.conftest import Installation, exact
 from trading_pipelines import database
-from trading_pipelines.candles.windows import DAY, HOUR, MINUTE
+from trading_pipelines.candles.windows import DAY, MINUTE
 from trading_pipelines.database.embedded import EmbeddedServer
 from trading_pipelines.inbox import DiscordInbox
 from trading_pipelines.replay import Recording, ReplayExchange
@@ -168,7 +167,7 @@ class World(Installation):
         """Start it as `make up` does."""
         self.process = self.start("up", "--port", "0")
         if awaited:
-            self.until(lambda: self.is_up(), "up says where it runs")
+            self.until(self.is_up, "up says where it runs")
 
     def is_up(self) -> bool:
         """Return whether it says where it runs; fails when it has ended."""
@@ -182,27 +181,34 @@ class World(Installation):
         assert self.process.returncode == 0, said
         self.run("db", "url")
 
-    def until(self, holds: Callable[[], bool], what: str, seconds: float = 240) -> float:
-        """Wait for it; return the seconds it took. A database that is away is not yet."""
-        started = time.monotonic()
-        while True:
+    def comes(self, holds: Callable[[], bool], seconds: float) -> bool:
+        """Return whether it holds in time. A database that is away is not yet."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
             with suppress(psycopg.Error):
                 if holds():
-                    return time.monotonic() - started
-            passed = time.monotonic() - started
-            assert passed < seconds, (
-                f"not in {seconds:.0f} s at {self.now}: {what}\n{self.run('status').stdout}"
-            )
+                    return True
             time.sleep(0.5)
+        return False
 
-    def reject(self, at: datetime | None = None, count: int = 1) -> None:
-        """Refuse trades as the bot does."""
+    def until(self, holds: Callable[[], bool], what: str, seconds: float = 240) -> float:
+        """Wait for it; return the seconds it took."""
+        started = time.monotonic()
+        if not self.comes(holds, seconds):
+            raise AssertionError(
+                f"not in {seconds:.0f} s, at {self.now}: {what}\n{self.run('status').stdout}"
+            )
+        return time.monotonic() - started
+
+    def reject(self, at: datetime | None = None, count: int = 1) -> bool:
+        """Refuse trades as the bot does; return that it is done, for `until`."""
         with psycopg.connect(self.market_url, autocommit=True) as connection:
             for _ in range(count):
                 symbol = self.chance.choice(SYMBOLS)
                 row = connection.execute(REJECT, [symbol, "이유", at or self.now]).fetchone()
                 assert row is not None
                 self.written.append(row[0])
+        return True
 
     def arrived(self) -> Counter[str]:
         """Return how often each rejection has arrived in Discord, by its idempotency key."""
@@ -216,6 +222,16 @@ class World(Installation):
     def wanted(self) -> set[str]:
         """Return the idempotency keys of what the bot has refused."""
         return {f"agent_decisions:{number}:ai-reject" for number in self.written}
+
+    def newest(self) -> datetime:
+        """Return the start of the newest candle that every symbol has."""
+        with psycopg.connect(self.market_url) as connection:
+            row = connection.execute(
+                "SELECT min(newest) FROM (SELECT max(timestamp) AS newest FROM market_data "
+                "WHERE interval = '1m' GROUP BY symbol) AS by_symbol"
+            ).fetchone()
+        assert row is not None
+        return row[0]  # type: ignore[no-any-return]
 
     def missing(self, since: datetime, until: datetime) -> dict[str, int]:
         """Return how many rows due in (since, until] are not there, by table; empty when healed."""

@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
+from functools import partial
+from itertools import cycle, islice
 from pathlib import Path
 
 import psycopg
@@ -14,21 +16,29 @@ import pytest
 from tests.conftest import SYMBOLS
 from tests.faults.conftest import HISTORY, START, Reference, Reliability, World, world_of
 from trading_pipelines import backfill
-from trading_pipelines.candles.windows import HOUR, MINUTE
+from trading_pipelines.candles.windows import HOUR, MINUTE, day_interval
 from trading_pipelines.replay import Recording
 
 SEED, KILLS = 20261125, int(os.environ.get("FAULTS_KILLS", "50"))
+BACKFILL, TICKS = "a backfill", "nothing but ticks and deliveries"
+# What is to be at work when the kill comes; half a minute is waited for it.
+OFTEN = [BACKFILL, "refresh_market_data_job", "update_regime_job", "update_volatility_job", TICKS]
+MODEL = "retrain_volatility_job"
+POINTS = [*OFTEN, *OFTEN, MODEL]
 IN_FLIGHT = """
-SELECT coalesce((SELECT value FROM run_tags WHERE run_tags.run_id = runs.run_id
+SELECT coalesce((SELECT %s FROM run_tags WHERE run_tags.run_id = runs.run_id
     AND key = 'dagster/backfill'), pipeline_name) FROM runs WHERE status = 'STARTED'
 """
 
 
 def in_flight(world: World) -> set[str]:
-    """Return what kinds of runs are at work, by the name of their job."""
+    """Return what is at work, by the name of its job."""
     with psycopg.connect(world.dagster_url) as connection:
-        names = {name for (name,) in connection.execute(IN_FLIGHT).fetchall()}
-    return {name if name.endswith("_job") else "backfill" for name in names}
+        return {name for (name,) in connection.execute(IN_FLIGHT, [BACKFILL]).fetchall()}
+
+
+def is_at_work(world: World, what: str) -> bool:
+    return what in in_flight(world)
 
 
 def workers(world: World) -> list[int]:
@@ -48,7 +58,8 @@ def kill(pid: int) -> None:
 
 
 def kill_daemon(world: World) -> None:
-    kill(world.children["daemon"])
+    if "daemon" in world.children:
+        kill(world.children["daemon"])
 
 
 def kill_run(world: World) -> None:
@@ -88,7 +99,7 @@ VICTIMS: dict[str, Callable[[World], None]] = {
 def test_whatever_is_killed_at_whatever_point_nothing_is_lost(
     history: Path, recorded_market: Recording, reference: Reference, reliability: Reliability
 ) -> None:
-    row = reliability.row(f"{KILLS} times SIGKILL at random points, the clock an hour on each", "")
+    row = reliability.row(f"{KILLS} times SIGKILL at random points, in five days of the clock", "")
     killed: Counter[str] = Counter()
     points: Counter[str] = Counter()
     bag: list[str] = []
@@ -96,18 +107,25 @@ def test_whatever_is_killed_at_whatever_point_nothing_is_lost(
         world.chance.seed(SEED)
         world.up()
         world.set_clock(START)
-        for number in range(KILLS):
+        for wanted in islice(cycle(POINTS), KILLS):
             world.until(world.is_up, "it is up again")
-            world.set_clock(world.now + MINUTE * world.chance.randint(30, 60))
-            world.until(lambda: world.reject() is None, "the bot has written")
-            if number % 10 == 5:
+            later = world.now + MINUTE * world.chance.randint(20, 40)
+            if wanted == MODEL:
+                later = day_interval(later.date()).end + 6 * MINUTE
+            world.set_clock(later)
+            world.until(world.reject, "the bot has written")
+            if wanted == BACKFILL:
                 first = world.chance.choice(HISTORY[:-3])
+                target = backfill.Target(tuple(SYMBOLS[:2]), first, first + timedelta(days=2))
                 with suppress(backfill.BackfillError):
-                    target = backfill.Target(tuple(SYMBOLS[:2]), first, first + timedelta(days=2))
                     backfill.launch(world.url, target, with_signals=True)
-            world.pause(world.chance.uniform(0.5, 15))
+            if wanted != TICKS:
+                world.comes(partial(is_at_work, world, wanted), 30)
+            world.pause(world.chance.uniform(0, 4))
+            at_work: set[str] = set()
             with suppress(psycopg.Error):
-                points.update(in_flight(world) or {"nothing but ticks and deliveries"})
+                at_work = in_flight(world)
+            points.update(at_work or {TICKS})
             bag = bag or world.chance.sample(list(VICTIMS), len(VICTIMS))
             what = bag.pop()
             if what == "run" and not workers(world):
@@ -115,7 +133,6 @@ def test_whatever_is_killed_at_whatever_point_nothing_is_lost(
                 what = bag.pop()
             VICTIMS[what](world)
             killed[what] += 1
-            print(number, what, world.now, dict(points), flush=True)
         end = world.now
         row.seconds = world.until(lambda: world.healed(START - 2 * HOUR, end), "healed", 600)
         row.done = f"killed: {dict(killed)}; at work at that moment: {dict(points)}"

@@ -209,6 +209,31 @@ def read(
         return cursor.fetchall()
 
 
+FORGOTTEN = """
+SELECT symbols.symbol, days.day::date
+FROM unnest(%(symbols)s::text[]) WITH ORDINALITY AS symbols (symbol, place)
+CROSS JOIN LATERAL (
+    SELECT min(day) AS first FROM trading_pipelines.candle_coverage
+    WHERE symbol = symbols.symbol AND interval = '1m') AS known
+CROSS JOIN generate_series(known.first, %(before)s::date - 1, interval '1 day') AS days (day)
+WHERE NOT EXISTS (
+    SELECT FROM trading_pipelines.candle_coverage AS asked
+    WHERE asked.symbol = symbols.symbol AND asked.interval = '1m' AND asked.day = days.day::date
+      AND asked.status = 'complete')
+ORDER BY place, days.day
+"""
+
+
+def forgotten(
+    connection: psycopg.Connection, symbols: Iterable[str], before: date
+) -> list[tuple[str, date]]:
+    """Return each (symbol, UTC day) before the day `before` that an outage left incomplete.
+
+    No schedule looks at them any more. Days before a symbol's first are history nobody asked for.
+    """
+    return connection.execute(FORGOTTEN, {"symbols": list(symbols), "before": before}).fetchall()
+
+
 def record(connection: psycopg.Connection, asked: Asked) -> None:
     """Record that a piece of a day was asked for, in the transaction that stored its candles."""
     day = asked.interval.start.date()

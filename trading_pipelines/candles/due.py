@@ -11,10 +11,14 @@ from datetime import date, datetime, timedelta
 from enum import StrEnum
 
 from trading_pipelines.candles.coverage import Coverage
-from trading_pipelines.candles.windows import DAY, MINUTE, contiguous
+from trading_pipelines.candles.windows import DAY, MINUTE, contiguous, day_interval
 
 # A tick right at midnight: the new day has no closed minute yet.
 FIRST_MINUTE = MINUTE + timedelta(seconds=10)
+# The open day is asked for once in five minutes of the clock, by the tick of a minute past: at :00
+# itself the last minute is not yet closed, and the hour's label came five minutes late.
+REFRESHED_EVERY = timedelta(minutes=5)
+LOOK_MARGIN = timedelta(seconds=50)
 
 
 class Reason(StrEnum):
@@ -58,11 +62,14 @@ def reason(known: Coverage, now: datetime) -> Reason | None:
     """Return why the day is due at `now`, or None."""
     if known.retry_at and known.retry_at > now:
         return Reason.LEFT_FAILED if known.left_failed else Reason.WAITING
+    is_open = known.day == (now - FIRST_MINUTE).date()
+    midnight = day_interval(known.day).start
+    last_look = now - LOOK_MARGIN - (now - LOOK_MARGIN - midnight) % REFRESHED_EVERY
     checks = {
         Reason.FAILED: known.failures > 0,
-        Reason.OPEN: known.day == (now - FIRST_MINUTE).date(),
-        Reason.MISSING: known.status == "missing",
-        Reason.INCOMPLETE: not known.complete,
+        Reason.OPEN: is_open and known.fetched_until < last_look,
+        Reason.MISSING: not is_open and known.status == "missing",
+        Reason.INCOMPLETE: not is_open and not known.complete,
         Reason.DAMAGED: known.damaged,
         Reason.HOURS: not known.hours_current,
     }
