@@ -1,5 +1,5 @@
 # The way into the project: `make help`. Needs Python 3.11 or newer, nothing else; the tests need
-# redis-server too, and install it where there is apt-get.
+# redis-server and faketime too, and install them where there is apt-get.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -8,7 +8,8 @@ ARGS ?=
 BENCH ?= backfill
 
 .DEFAULT_GOAL := help
-.PHONY: help demo up down status test test-e2e n8n redis-server lint types bench screenshots lock clean
+.PHONY: help demo drill up down status health test test-e2e test-faults reliability soak n8n \
+	redis-server faketime lint types bench screenshots lock clean
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -22,8 +23,14 @@ up: $(READY) ## Run it for real: database, daemon, web UI on 127.0.0.1:3000, sch
 down: $(READY) ## Stop what `make up` started
 	@$(BIN)/trading-pipelines down
 
-status: $(READY) ## Show to when the candles are complete and what is due
+status: $(READY) ## Show what is complete to when, in flight, due and why
 	@$(BIN)/trading-pipelines status
+
+health: $(READY) ## Say whether all is well, and what to do where it is not
+	@$(BIN)/trading-pipelines health
+
+drill: $(READY) ## Play six hours of downtime and show how it heals (ARGS="--hours 24")
+	@$(BIN)/trading-pipelines drill $(ARGS)
 
 test: $(READY) redis-server ## Run all tests that need neither n8n nor a browser
 	$(BIN)/python -m pytest $(ARGS)
@@ -31,10 +38,20 @@ test: $(READY) redis-server ## Run all tests that need neither n8n nor a browser
 test-e2e: $(READY) n8n ## Run the tests against the real n8n (8 minutes; installs it: 4-8 more, once)
 	RUN_N8N=1 $(BIN)/python -m pytest $(or $(ARGS),tests/n8n)
 
+test-faults: $(READY) faketime ## Run the faults: downtime, kills, full disks, wrong clocks
+	RUN_FAULTS=1 $(BIN)/python -m pytest $(or $(ARGS),tests/faults)
+
+reliability: $(READY) faketime ## The same one after the other, and write the table of docs/reliability.md
+	RUN_FAULTS=1 RELIABILITY=docs/reliability.md $(BIN)/python -m pytest -n 0 $(or $(ARGS),tests/faults)
+
+soak: $(READY) faketime ## An hour of health, then 300 kills (MINUTES=60 KILLS=300)
+	RUN_FAULTS=1 FAULTS_MINUTES=$(or $(MINUTES),60) FAULTS_KILLS=$(or $(KILLS),300) \
+		$(BIN)/python -m pytest -n 0 --timeout 86400 tests/faults/test_soak.py tests/faults/test_kills.py
+
 n8n: ## Install the n8n that tests, demo and benchmark run, outside the clone (2.9 GB)
 	@deploy/install_n8n.sh
 
-redis-server:
+redis-server faketime:
 	@command -v $@ >/dev/null || ! command -v apt-get >/dev/null || { \
 		test "$$(id -u)" = 0 || sudo=$$(command -v sudo); \
 		echo "installing $@, which the tests start"; \

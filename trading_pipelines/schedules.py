@@ -107,8 +107,8 @@ def build_refresh_market_data(
         description=(
             "Asks the tables every minute which days of the look-back are missing, incomplete or "
             "damaged, and whether the open day was not asked for in the last five minutes; "
-            "launches as few runs as their ranges allow. It needs no catching up: what a missed tick would "
-            "have found is found by the next."
+            "launches as few runs as their ranges allow. It needs no catching up: what a missed "
+            "tick would have found is found by the next."
         ),
     )
     def refresh_market_data(

@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -53,6 +53,7 @@ TABLES = {
     "volatility_model": "day::timestamp AT TIME ZONE 'UTC' + interval '1 day 5 minutes'",
     "volatility_forecast": "as_of",
 }
+HEAD = "|---|---|---:|---:|---:|---:|---:|---:|\n"
 REJECT = """
 INSERT INTO agent_decisions (symbol, strategy_name, decision, reasoning, created_at)
 VALUES (%s, 'test', 'REJECT', %s, %s) RETURNING id
@@ -66,7 +67,7 @@ WHERE outcome IS DISTINCT FROM 'delivered' GROUP BY 1
 
 @dataclass
 class Row:
-    """A line of the table in docs/reliability.md."""
+    """A line of the table in docs/reliability.md; models are counted by horizon."""
 
     scenario: str
     done: str
@@ -74,7 +75,16 @@ class Row:
     found: dict[str, int] = field(default_factory=dict)
     doubles: int = 0
     explained: int = 0
-    seconds: float | None = None
+    seconds: float = 0.0
+
+    def __str__(self) -> str:
+        counts = [
+            f"{self.found[name]:,} of {self.expected[name]:,}"
+            for name in ("candles", "regime_labels", "volatility_model", "alerts")
+        ]
+        doubles = f"{self.doubles}, {self.explained} explained" if self.doubles else "0"
+        cells = [self.scenario, self.done, *counts, doubles, f"{self.seconds:.0f} s"]
+        return f"| {' | '.join(cells)} |"
 
 
 @dataclass(frozen=True)
@@ -223,12 +233,13 @@ class World(Installation):
         """Return the idempotency keys of what the bot has refused."""
         return {f"agent_decisions:{number}:ai-reject" for number in self.written}
 
-    def newest(self) -> datetime:
-        """Return the start of the newest candle that every symbol has."""
+    def newest(self, symbols: Sequence[str] = SYMBOLS) -> datetime:
+        """Return the start of the newest candle that all of the symbols have."""
         with psycopg.connect(self.market_url) as connection:
             row = connection.execute(
                 "SELECT min(newest) FROM (SELECT max(timestamp) AS newest FROM market_data "
-                "WHERE interval = '1m' GROUP BY symbol) AS by_symbol"
+                "WHERE interval = '1m' AND symbol = ANY(%s) GROUP BY symbol) AS by_symbol",
+                [list(symbols)],
             ).fetchone()
         assert row is not None
         return row[0]  # type: ignore[no-any-return]
@@ -333,18 +344,29 @@ def world_of(
 
 
 class Reliability:
-    """The rows of the table in docs/reliability.md."""
+    """The rows of the table in docs/reliability.md, which `make reliability` writes."""
 
     def __init__(self) -> None:
         self.rows: list[Row] = []
 
-    def row(self, scenario: str, done: str) -> Row:
+    def row(self, scenario: str, done: str = "") -> Row:
         """Add a line."""
         self.rows.append(Row(scenario, done))
         return self.rows[-1]
 
+    def write(self, page: Path) -> None:
+        """Put the accounted rows into the page's table, in the place of those of the same name."""
+        before, head, rest = page.read_text().partition(HEAD)
+        lines, gap, after = rest.partition("\n\n")
+        known = {line.split(" | ")[0]: line for line in lines.splitlines()}
+        known |= {f"| {one.scenario}": str(one) for one in self.rows if one.found}
+        page.write_text(before + head + "\n".join(known.values()) + gap + after)
+
 
 @pytest.fixture(scope="session")
-def reliability() -> Reliability:
+def reliability() -> Iterator[Reliability]:
     """What the suite has shown."""
-    return Reliability()
+    found = Reliability()
+    yield found
+    if page := os.environ.get("RELIABILITY"):
+        found.write(Path(page))
