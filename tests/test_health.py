@@ -238,6 +238,25 @@ def test_a_fault_of_the_data_is_told_and_nothing_else(environment: Environment, 
     assert bad(checked(environment)) == {name: found}
 
 
+def test_days_that_an_outage_left_before_the_look_back_are_told_and_older_history_is_not(
+    environment: Environment,
+) -> None:
+    plant(environment, f"DELETE FROM trading_pipelines.candle_coverage WHERE {ONE_DAY}")
+    plant(
+        environment,
+        "DELETE FROM trading_pipelines.candle_coverage WHERE day < '2025-09-04'; "
+        "UPDATE trading_pipelines.candle_coverage SET status = 'partial' "
+        "WHERE symbol = 'KRW-BTC' AND day BETWEEN '2025-09-05' AND '2025-09-06'",
+    )
+    short = SETTINGS.model_copy(
+        update={"data": DataSettings(start_date=FIRST_DAY, look_back_days=7)}
+    )
+    assert bad(checked(environment, settings=short)) == {
+        "holes": "KRW-BTC: 2025-09-05 to 2025-09-06, older than the look-back; "
+        "KRW-SOL: 2025-09-10, older than the look-back"
+    }
+
+
 def enter(environment: Environment, **more: object) -> None:
     with database.connect(database.urls(environment).market) as connection:
         arguments = {"occurred_at": NOW, "next_at": NOW - HOUR} | more

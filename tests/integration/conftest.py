@@ -145,8 +145,8 @@ def installed() -> Iterator[Installation]:
         yield Installation(home)
     finally:
         Installation(home).run("down")
-        EmbeddedServer(home).stop()
-        EmbeddedServer(home / "demo").stop()
+        for path in (home, home / "demo", home / "drill"):
+            EmbeddedServer(path).stop()
         shutil.rmtree(home)
 
 
