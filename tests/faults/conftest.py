@@ -122,7 +122,8 @@ class World(Installation):
         self.reference = reference
         self.chance = random.Random(f"{home.name}")
         self.written: list[int] = []
-        self._clock = home / "clock"
+        # Not in the home, whose disk may be full.
+        self._clock = home.with_name(f"{home.name}.clock")
         self.shift = timedelta()
         self.has_small_disk = False
         self.variables |= {
@@ -340,6 +341,7 @@ def world_of(
         finally:
             world.run("down")
             EmbeddedServer(home).stop()
+            world._clock.unlink()
             shutil.rmtree(home, ignore_errors=True)
 
 

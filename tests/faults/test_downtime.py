@@ -14,6 +14,9 @@ from trading_pipelines.candles.windows import MINUTE, day_interval
 from trading_pipelines.replay import Recording
 
 
+pytestmark = pytest.mark.timeout(900)
+
+
 @pytest.fixture(scope="module")
 def world(history: Path, recorded_market: Recording, reference: Reference) -> Iterator[World]:
     """One installation that lives through all of it, one after the other."""
@@ -36,7 +39,6 @@ def at(day: int, hour: int, minute: int, second: int = 0) -> datetime:
         ("down for 24 hours, five symbols, at Upbit's limit", at(18, 0, 25)),
     ],
 )
-@pytest.mark.timeout(600)
 def test_what_was_missed_is_healed_by_itself(
     world: World, reliability: Reliability, scenario: str, back: datetime
 ) -> None:
@@ -63,7 +65,6 @@ def take_down(world: World, back: datetime) -> datetime:
     return gone
 
 
-@pytest.mark.timeout(900)
 def test_longer_down_than_the_look_back_is_said_with_the_command_that_heals_it(
     world: World, reliability: Reliability
 ) -> None:

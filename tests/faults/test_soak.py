@@ -17,7 +17,7 @@ def is_healthy(world: World) -> bool:
     return world.run("health").returncode == 0
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900 + 60 * MINUTES)
 def test_health_is_quiet_for_as_long_as_all_is_well(
     history: Path, recorded_market: Recording, reference: Reference, reliability: Reliability
 ) -> None:

@@ -19,6 +19,8 @@ from trading_pipelines.database.embedded import EmbeddedServer
 from trading_pipelines.replay import Fault, Recording
 from trading_pipelines.replay.faults import KINDS
 
+pytestmark = pytest.mark.timeout(900)
+
 # Longer than any back-off of a partition.
 BACK_OFF = timedelta(minutes=31)
 AWAY = ["reset"]
@@ -79,11 +81,13 @@ def test_the_disk_is_full_for_a_while(world: World, reliability: Reliability) ->
     since = world.now
     row = reliability.row("the disk is full, for the database and the logs", "")
     ballast = world.home / "ballast"
-    subprocess.run(["dd", "if=/dev/zero", f"of={ballast}", "bs=64k"], check=False)
-    assert os.statvfs(world.home).f_bavail == 0
-    world.set_clock(since + HOUR)
-    world.pause(45)
-    ballast.unlink()
+    try:
+        subprocess.run(["dd", "if=/dev/zero", f"of={ballast}", "bs=64k"], check=False)
+        assert os.statvfs(world.home).f_bavail == 0
+        world.set_clock(since + HOUR)
+        world.pause(45)
+    finally:
+        ballast.unlink()
     row.done = "every byte taken for 45 s while the clock went on for an hour"
     world.until(world.reject, "the bot has written")
     heal(world, row, since)
@@ -97,7 +101,6 @@ def test_the_disk_is_full_for_a_while(world: World, reliability: Reliability) ->
         ("the exchange bans us with 418 for two hours", BANNED, 2),
     ],
 )
-@pytest.mark.timeout(900)
 def test_the_exchange_fails(
     world: World, reliability: Reliability, scenario: str, kinds: Sequence[str], hours: int
 ) -> None:

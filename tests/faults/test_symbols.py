@@ -15,6 +15,8 @@ from tests.faults.conftest import START, Reference, Reliability, World, world_of
 from trading_pipelines.candles.windows import HOUR, MINUTE
 from trading_pipelines.replay import Recording
 
+pytestmark = pytest.mark.timeout(900)
+
 ADDED = "KRW-DOGE"
 OLD = [symbol for symbol in SYMBOLS if symbol != ADDED]
 
@@ -63,7 +65,6 @@ def versions(world: World) -> list[tuple[object, ...]]:
         ).fetchall()
 
 
-@pytest.mark.timeout(600)
 def test_a_symbol_that_is_added_gets_its_history_and_the_others_are_not_touched(
     world: World, reliability: Reliability
 ) -> None:
@@ -92,7 +93,6 @@ def count(world: World, symbol: str) -> int:
     return row[0] if row else -1
 
 
-@pytest.mark.timeout(600)
 def test_what_is_removed_keeps_its_data_and_comes_back_without_a_hole(
     world: World, reliability: Reliability
 ) -> None:
@@ -117,7 +117,6 @@ def bad_checks(world: World) -> dict[str, str]:
     return {one["name"]: one["found"] for one in checks if not one["good"]}
 
 
-@pytest.mark.timeout(600)
 def test_a_delisted_symbol_is_told_keeps_its_data_and_leaves_the_others_alone(
     world: World, recorded_market: Recording, reliability: Reliability
 ) -> None:
@@ -142,7 +141,6 @@ def test_a_delisted_symbol_is_told_keeps_its_data_and_leaves_the_others_alone(
     assert "failed_partitions" not in bad_checks(world)
 
 
-@pytest.mark.timeout(600)
 def test_a_code_location_that_does_not_load_is_told_and_heals_when_it_does(
     world: World, reliability: Reliability
 ) -> None:
