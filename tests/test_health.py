@@ -1,17 +1,22 @@
 """What is measured and how it is judged: from a healthy installation on, one fault at a time."""
 
+import os
+import signal
 import socket
+import threading
 import time
+from collections.abc import Callable
 from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import date, datetime, timedelta
 
 import psycopg
 import pytest
 from pydantic import SecretStr
 
 from tests.conftest import FIRST_DAY, LAST_DAY, SYMBOLS, copied
-from trading_pipelines import database
+from trading_pipelines import database, health
 from trading_pipelines.alerts import ledger
+from trading_pipelines.candles import coverage
 from trading_pipelines.candles.windows import DAY, HOUR, MINUTE, day_interval
 from trading_pipelines.database.embedded import EmbeddedServer
 from trading_pipelines.health import (
@@ -238,23 +243,46 @@ def test_a_fault_of_the_data_is_told_and_nothing_else(environment: Environment, 
     assert bad(checked(environment)) == {name: found}
 
 
-def test_days_that_an_outage_left_before_the_look_back_are_told_and_older_history_is_not(
-    environment: Environment,
-) -> None:
+LABELLED = """
+INSERT INTO trading_pipelines.signal_coverage (asset, symbol, day, computed_until, run_id)
+SELECT 'regime_labels', symbol, day, fetched_until, 'run' FROM trading_pipelines.candle_coverage
+WHERE interval = '1m' ON CONFLICT DO NOTHING
+"""
+SHORT = SETTINGS.model_copy(update={"data": DataSettings(start_date=FIRST_DAY, look_back_days=7)})
+
+
+def look_after(environment: Environment, first_day: date) -> None:
+    plant(environment, LABELLED)
+    with database.connect(database.urls(environment).market) as connection:
+        coverage.look_after(connection, SYMBOLS, first_day)
+
+
+def test_days_that_an_outage_left_before_the_look_back_are_told(environment: Environment) -> None:
+    look_after(environment, date(2025, 9, 4))
+    assert bad(checked(environment, settings=SHORT)) == {}
     plant(environment, f"DELETE FROM trading_pipelines.candle_coverage WHERE {ONE_DAY}")
     plant(
         environment,
-        "DELETE FROM trading_pipelines.candle_coverage WHERE day < '2025-09-04'; "
         "UPDATE trading_pipelines.candle_coverage SET status = 'partial' "
         "WHERE symbol = 'KRW-BTC' AND day BETWEEN '2025-09-05' AND '2025-09-06'",
     )
-    short = SETTINGS.model_copy(
-        update={"data": DataSettings(start_date=FIRST_DAY, look_back_days=7)}
+    plant(
+        environment,
+        "DELETE FROM trading_pipelines.signal_coverage "
+        "WHERE symbol = 'KRW-ETH' AND asset = 'regime_labels' AND day = '2025-09-08'",
     )
-    assert bad(checked(environment, settings=short)) == {
+    assert bad(checked(environment, settings=SHORT)) == {
         "holes": "KRW-BTC: 2025-09-05 to 2025-09-06, older than the look-back; "
+        "KRW-ETH: 2025-09-08, older than the look-back; "
         "KRW-SOL: 2025-09-10, older than the look-back"
     }
+
+
+def test_history_that_no_schedule_ever_looked_after_is_no_fault(environment: Environment) -> None:
+    plant(environment, "DELETE FROM trading_pipelines.candle_coverage WHERE day = '2025-09-06'")
+    assert bad(checked(environment, settings=SHORT)) == {}
+    look_after(environment, date(2025, 9, 7))
+    assert bad(checked(environment, settings=SHORT)) == {}
 
 
 def enter(environment: Environment, **more: object) -> None:
@@ -275,6 +303,31 @@ def test_an_alert_that_waits_too_long_is_told_unless_its_kind_is_off(
     assert bad(checked(environment)) == {"alerts": "risk: 1 waiting, since 2025-09-22 08:04 KST"}
     off = SETTINGS.model_copy(update={"alerts": AlertSettings(risk=False)})
     assert bad(checked(environment, settings=off)) == {}
+
+
+def test_a_row_of_the_bots_that_nothing_enters_is_told_where_its_kind_is_on(
+    environment: Environment,
+) -> None:
+    plant(
+        environment,
+        "INSERT INTO agent_decisions (symbol, strategy_name, decision, created_at) "
+        "SELECT 'KRW-BTC', 's', 'REJECT', moment::timestamptz "
+        "FROM unnest(ARRAY['2025-09-15Z', '2025-09-20Z', '2025-09-21Z']) AS moment",
+    )
+    assert bad(checked(environment)) == {}, "it was never on: there never was a webhook"
+    with database.connect(database.urls(environment).market) as connection:
+        ledger.switch_on(connection, "ai_reject", NOW - 5 * DAY, NOW)
+    checks = checked(environment)
+    assert bad(checks) == {"alerts": "ai_reject: 2 not entered, since 2025-09-20 09:00 KST"}
+    assert "set N8N_URL or DISCORD_WEBHOOK_URL" in checks["alerts"].advice
+    just = day_interval(date(2025, 9, 20)).start + 14 * MINUTE
+    assert checked(environment, now=just)["alerts"].good is True
+    off = SETTINGS.model_copy(update={"alerts": AlertSettings(ai_reject=False)})
+    assert bad(checked(environment, settings=off)) == {}
+    with database.connect(database.urls(environment).market) as connection:
+        assert ledger.collect(connection, "ai_reject", NOW - 5 * DAY, NOW) == 2
+    plant(environment, "UPDATE trading_pipelines.alert_deliveries SET state = 'delivered'")
+    assert bad(checked(environment)) == {}
 
 
 def test_an_alert_waits_from_its_first_try_on_not_from_when_it_was_entered(
@@ -393,6 +446,35 @@ def test_a_server_that_accepts_and_never_answers_is_told_in_a_few_seconds(
     assert "timeout" in checks["database"].found
 
 
+def test_a_server_that_stops_after_the_connect_is_told_at_the_deadline(
+    environment: Environment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stopped: list[Callable[[], None]] = []
+
+    def stop(connection: psycopg.Connection, *_: object) -> None:
+        pid = connection.info.backend_pid
+        os.kill(pid, signal.SIGSTOP)
+        stopped.append(lambda: os.kill(pid, signal.SIGCONT))
+        # Without a deadline the test would wait for ever, and not fail.
+        late = threading.Timer(10, stopped[0])
+        late.daemon = True
+        late.start()
+        stopped.append(late.cancel)
+        connection.execute("SELECT 1")
+
+    monkeypatch.setattr(health, "_failed", stop)
+    monkeypatch.setattr(database, "DEADLINE_SECONDS", 2)
+    started = time.monotonic()
+    try:
+        checks = checked(environment, Unknown("see database"))
+        assert time.monotonic() - started < 8
+    finally:
+        for undo in stopped:
+            undo()
+    assert nothing_is_known_but(checks, "database", "disk")
+    assert bad(checks)["database"] == "no answer within 2 s"
+
+
 def test_storage_of_dagster_that_is_away_is_told_apart(environment: Environment) -> None:
     missing = SecretStr("postgresql+psycopg2://postgres@/none?host=/nowhere")
     apart = environment.model_copy(update={"dagster_postgres_url": missing})
@@ -408,6 +490,35 @@ def test_a_query_that_can_not_be_answered_is_never_good(environment: Environment
     assert checks["labels"].good is None
     assert "UndefinedTable" in checks["labels"].found
     assert list(bad(checks)) == ["labels"]
+
+
+def test_where_failed_days_are_not_known_holes_are_not_known(environment: Environment) -> None:
+    facts = measure(environment, SETTINGS, WELL, NOW)
+    for name in ("days", "failed", "forgotten", "filled_at"):
+        odd = replace(facts, **{name: Unknown("odd")})  # type: ignore[arg-type]
+        (holes,) = [one for one in judge(odd, SETTINGS, NOW, kst) if one.name == "holes"]
+        assert (holes.good, holes.found) == (None, "not known: odd")
+
+
+def test_what_is_allowed_is_said_in_minutes(environment: Environment) -> None:
+    checks = checked(environment)
+    assert {name: checks[name].allowed for name in ("candles", "labels", "holes")} == {
+        "candles": "20 min old",
+        "labels": "each hour within 20 min",
+        "holes": "none in closed days, 20 min after they closed",
+    }
+
+
+def test_options_of_the_url_hold_and_those_of_a_probe_are_added(environment: Environment) -> None:
+    url = f"{database.urls(environment).market}&options=-c%20search_path%3Dbot"
+    show = "SELECT current_setting(name) FROM unnest(%s::text[]) AS name"
+    names = ["search_path", "TimeZone", "default_transaction_read_only", "statement_timeout"]
+    with database.connect(url) as usual, database.probe(url) as careful:
+        of = [usual.execute(show, [names]).fetchall(), careful.execute(show, [names]).fetchall()]
+    assert [[value for (value,) in one] for one in of] == [
+        ["bot", "UTC", "off", "0"],
+        ["bot", "UTC", "on", "3s"],
+    ]
 
 
 def test_a_probe_can_not_write(environment: Environment) -> None:

@@ -1,7 +1,11 @@
 """Dagster as it is read, from its real storage; and the sensor that tells that all is well."""
 
 import json
-from collections.abc import Iterator
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -9,6 +13,7 @@ from typing import Any
 import dagster as dg
 import psycopg
 import pytest
+import sqlalchemy as sa
 from dagster._core.instance.ref import InstanceRef
 from dagster._core.remote_origin import (
     RegisteredCodeLocationOrigin,
@@ -283,6 +288,47 @@ def test_an_instance_is_opened_without_a_change_and_a_new_database_left_alone(
         assert tables.fetchall() == []
 
 
+def test_storage_with_a_part_of_its_tables_is_not_known(server: EmbeddedServer) -> None:
+    with psycopg.connect(server.url("postgres"), autocommit=True) as connection:
+        connection.execute("CREATE DATABASE storage_in_part")
+    part = server.url("storage_in_part")
+    with psycopg.connect(part) as connection:
+        connection.execute("CREATE TABLE job_ticks ()")
+    found = instance.probe(part, build_schedules(SETTINGS), build_sensors(SETTINGS), NOW)
+    assert isinstance(found, Unknown)
+    assert "read-only" in found.reason
+
+
+def test_a_server_that_stops_is_waited_for_until_the_deadline(
+    storage: str, well: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    undo: list[Callable[[], None]] = []
+
+    def stop(found: dg.DagsterInstance, *_: object) -> None:
+        with found.run_storage.connect() as connection:  # type: ignore[attr-defined]
+            pid = connection.scalar(sa.text("SELECT pg_backend_pid()"))
+            os.kill(pid, signal.SIGSTOP)
+            undo.append(lambda: os.kill(pid, signal.SIGCONT))
+            # Without a deadline the test would wait for ever, and not fail.
+            late = threading.Timer(10, undo[-1])
+            late.daemon = True
+            late.start()
+            undo.append(late.cancel)
+            connection.scalar(sa.text("SELECT 1"))
+
+    monkeypatch.setattr(instance, "_daemons", stop)
+    monkeypatch.setattr(database, "DEADLINE_SECONDS", 3)
+    wanted = (build_schedules(SETTINGS), build_sensors(SETTINGS), NOW)
+    started = time.monotonic()
+    try:
+        known = [instance.probe(storage, *wanted), instance.read(well, *wanted)]
+        assert time.monotonic() - started < 9
+    finally:
+        for one in undo:
+            one()
+    assert known == [Unknown("DatabaseError: no answer within 3 s")] * 2
+
+
 @pytest.fixture
 def running(
     storage: str, market_url: str, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
@@ -364,3 +410,17 @@ def test_the_command_says_by_its_exit_status_and_in_json_whether_all_is_well(
     again = json.loads(CliRunner().invoke(cli.app, ["health", "--json"]).stdout)
     (daemons,) = [check for check in again["checks"] if not check["good"]]
     assert "2026-11-24T11:03:00+00:00" in daemons["found"]
+
+
+def test_the_commands_tell_of_storage_that_can_not_be_read(
+    running: dg.DagsterInstance, storage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    del running
+    monkeypatch.setattr(cli, "out", Console(width=400))
+    with psycopg.connect(storage.replace("+psycopg2", "")) as connection:
+        connection.execute("DROP TABLE runs CASCADE")
+    said = json.loads(CliRunner().invoke(cli.app, ["health", "--json"]).stdout)
+    assert {check["name"]: check["good"] for check in said["checks"]}["slots"] is None
+    shown = CliRunner().invoke(cli.app, ["status"])
+    assert shown.exit_code == 0, shown.exception
+    assert "UndefinedTable" in shown.stdout

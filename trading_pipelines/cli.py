@@ -400,11 +400,11 @@ def status() -> None:
     now = datetime.now(UTC)
     with _database(environment) as urls, database.connect(urls.market) as connection:
         found = read_status(connection, settings, now)
-        with instance.opened(urls.dagster) as opened:
-            flying = opened.reason if isinstance(opened, Unknown) else runs_in_flight(opened)
+        flying = instance.ask(urls.dagster, runs_in_flight)
     running = services.running(environment.trading_pipelines_home)
     where = running.url or "starting" if running else "not running"
-    for part in draw_status(found, where, flying, now):
+    known = flying.reason if isinstance(flying, Unknown) else flying
+    for part in draw_status(found, where, known, now):
         out.print(part, soft_wrap=isinstance(part, str))
 
 

@@ -16,10 +16,11 @@ import psycopg
 from psycopg.rows import class_row
 
 from trading_pipelines import database
-from trading_pipelines.alerts import ledger
+from trading_pipelines.alerts import failures, ledger
 from trading_pipelines.alerts.kinds import KINDS
 from trading_pipelines.candles import coverage, due
 from trading_pipelines.candles.coverage import Coverage
+from trading_pipelines.candles.due import REFRESHED_EVERY
 from trading_pipelines.candles.windows import DAY, HOUR, contiguous, day_interval, floor_hour
 from trading_pipelines.database import housekeeping
 from trading_pipelines.settings import Environment, StrategySettings
@@ -27,9 +28,9 @@ from trading_pipelines.signals import due as signals_due
 from trading_pipelines.signals.due import VOLATILITY_MODEL, Computed
 
 T = TypeVar("T")
+A = TypeVar("A")
+B = TypeVar("B")
 
-# Of refresh_market_data: candles are that old before anything is late.
-REFRESHED_EVERY = timedelta(minutes=5)
 GIGABYTE = 10**9
 SHOWN = 5
 
@@ -108,6 +109,8 @@ class Alerts:
     """What waits, what was given up of each kind, and when the newest was delivered (UTC)."""
 
     waiting: Sequence[Waiting]
+    not_entered: Sequence[Waiting]
+    """Rows of the bot's that nobody has looked at, as where there is nowhere to send to."""
     dead: Mapping[str, int]
     delivered: datetime | None
 
@@ -131,7 +134,7 @@ class Facts:
     days: Sequence[Coverage] | Unknown
     """The candles' coverage of the look-back."""
     forgotten: Sequence[tuple[str, date]] | Unknown
-    """Incomplete (symbol, day)s that are older than the look-back."""
+    """(symbol, day)s older than the look-back that lack candles or labels."""
     filled_at: datetime | Unknown | None
     """When candles of a closed day of the look-back last came (UTC)."""
     labels: Mapping[str, datetime | None] | Unknown
@@ -192,30 +195,28 @@ def measure(
     orchestration: Orchestration | Unknown,
     now: datetime,
 ) -> Facts:
-    """Return everything that is judged, at `now` (UTC). Raises nothing: what fails is Unknown."""
-    urls = database.urls(environment)
-    days = due.look_back(settings.data.start_date, settings.data.look_back_days, now)
-    symbols = settings.symbols
-    # A server that is silent costs its time-out once.
-    with (
-        _asking(urls.market) as market,
-        nullcontext(market) if market.lost else _asking(urls.dagster) as dagster,
-    ):
-        revision = market.ask(lambda c: c.execute(REVISION).fetchone())
-        return Facts(
-            orchestration=orchestration,
-            days=market.ask(lambda c: coverage.read(c, symbols, days)),
-            forgotten=market.ask(lambda c: coverage.forgotten(c, symbols, days[0])),
-            filled_at=market.ask(lambda c: _moment(c, FILLED, [symbols, days[:-1]])),
-            labels=market.ask(lambda c: dict(c.execute(LABELS, [symbols]).fetchall())),
-            model=market.ask(lambda c: _model(c, settings, days, now)),
-            alerts=market.ask(lambda c: _alerts(c, settings)),
-            failed=market.ask(lambda c: _failed(c, settings)),
-            sizes=_sizes(market, dagster, now),
-            free_bytes=None if environment.database_url else _free(environment),
-            # The last: a connection may be lost on the way.
-            unusable=_unusable(revision, market, dagster),
-        )
+    """Return everything that is judged, at `now` (UTC). Raises nothing: what fails is Unknown.
+
+    Waits no longer than a probe's deadline, after which nothing is known.
+    """
+
+    def facts(market: _Asking, dagster: _Asking) -> Facts:
+        return _facts(environment, settings, orchestration, now, market, dagster)
+
+    def ask() -> Facts:
+        urls = database.urls(environment)
+        # A server that is silent costs its time-out once.
+        with (
+            _asking(urls.market) as market,
+            nullcontext(market) if market.lost else _asking(urls.dagster) as dagster,
+        ):
+            return facts(market, dagster)
+
+    try:
+        return database.within_deadline(ask)
+    except database.DatabaseError as error:
+        silent = _Asking(None, str(error))
+        return facts(silent, silent)
 
 
 class _Asking:
@@ -247,6 +248,35 @@ def _asking(url: str) -> Iterator[_Asking]:
     except (database.DatabaseError, psycopg.Error) as error:
         lost = _Asking(None, " ".join(str(error).split()))
     yield lost
+
+
+def _facts(
+    environment: Environment,
+    settings: StrategySettings,
+    orchestration: Orchestration | Unknown,
+    now: datetime,
+    market: _Asking,
+    dagster: _Asking,
+) -> Facts:
+    days = due.look_back(settings.data.start_date, settings.data.look_back_days, now)
+    symbols = settings.symbols
+    revision = market.ask(lambda c: c.execute(REVISION).fetchone())
+    return Facts(
+        orchestration=orchestration,
+        days=market.ask(lambda c: coverage.read(c, symbols, days)),
+        forgotten=market.ask(
+            lambda c: signals_due.forgotten(c, symbols, settings.data.start_date, days[0])
+        ),
+        filled_at=market.ask(lambda c: _moment(c, FILLED, [symbols, days[:-1]])),
+        labels=market.ask(lambda c: dict(c.execute(LABELS, [symbols]).fetchall())),
+        model=market.ask(lambda c: _model(c, settings, days, now)),
+        alerts=market.ask(lambda c: _alerts(c, settings, now)),
+        failed=market.ask(lambda c: _failed(c, settings)),
+        sizes=_sizes(market, dagster, now),
+        free_bytes=None if environment.database_url else _free(environment),
+        # The last: a connection may be lost on the way.
+        unusable=_unusable(revision, market, dagster),
+    )
 
 
 def _first_line(text: str) -> str:
@@ -294,13 +324,16 @@ def _model(
     return signals_due.read(connection, VOLATILITY_MODEL, [], [day], settings)[0]
 
 
-def _alerts(connection: psycopg.Connection, settings: StrategySettings) -> Alerts:
+def _alerts(connection: psycopg.Connection, settings: StrategySettings, now: datetime) -> Alerts:
     on = [kind for kind in KINDS if getattr(settings.alerts, kind)]
     with connection.cursor(row_factory=class_row(Waiting)) as cursor:
         waiting = cursor.execute(WAITING, [on]).fetchall()
+    oldest = now - DAY * settings.alerts.look_back_days
+    not_entered = failures.not_entered(connection, oldest, now)
     counts = ledger.counts(connection)
     return Alerts(
         waiting,
+        [Waiting(kind, *found) for kind, found in not_entered.items() if kind in on],
         {kind: states["dead"] for kind, states in counts.items() if states["dead"]},
         _moment(connection, DELIVERED),
     )
@@ -314,13 +347,18 @@ def _failed(connection: psycopg.Connection, settings: StrategySettings) -> list[
 
 
 def _sizes(market: _Asking, dagster: _Asking, now: datetime) -> Sizes | Unknown:
-    ours, its = (one.ask(housekeeping.database_bytes) for one in (market, dagster))
-    if isinstance(ours, Unknown):
-        return ours
-    if isinstance(its, Unknown):
-        return its
+    sizes = _both(*(one.ask(housekeeping.database_bytes) for one in (market, dagster)))
+    if isinstance(sizes, Unknown):
+        return sizes
+    ours, its = sizes
     growth = market.ask(lambda c: housekeeping.growth(c, ours + its, now))
     return growth if isinstance(growth, Unknown) else Sizes(ours, its, growth)
+
+
+def _both(one: A | Unknown, other: B | Unknown) -> tuple[A, B] | Unknown:
+    if isinstance(one, Unknown):
+        return one
+    return other if isinstance(other, Unknown) else (one, other)
 
 
 def _free(environment: Environment) -> int:
@@ -333,6 +371,11 @@ def _free(environment: Environment) -> int:
 Show = Callable[[datetime], str]
 Finding = tuple[Sequence[str], str]
 """What is wrong, and what is said where nothing is."""
+_History = tuple[
+    tuple[Sequence[Coverage], Sequence[FailedPartition]],
+    tuple[Sequence[tuple[str, date]], datetime | None],
+]
+"""The facts' days and failed; their forgotten and filled_at."""
 
 
 def judge(facts: Facts, settings: StrategySettings, now: datetime, show: Show) -> list[Check]:
@@ -350,7 +393,7 @@ class _Judge:
     def checks(self) -> Iterator[Check]:
         facts, limits = self.facts, self.settings.health
         minutes = f"{limits.late_after_seconds / 60:g} min"
-        fresh = f"{(self._late + REFRESHED_EVERY).total_seconds() / 60:g} min old"
+        fresh = f"{(self._late + REFRESHED_EVERY).total_seconds() / 60:g} min"
         dagster = facts.orchestration
         yield _check(
             "database", facts.unusable, lambda problems: (problems, "answers, newest schema"),
@@ -371,11 +414,11 @@ class _Judge:
             f"on, at most {minutes} late", self._switch("Sensors"),
         )  # fmt: skip
         yield _check(
-            "candles", facts.days, self._candles, fresh,
+            "candles", facts.days, self._candles, f"{fresh} old",
             "`trading-pipelines status` says what is due and why",
         )  # fmt: skip
         yield _check(
-            "labels", facts.labels, self._labels, f"each hour within {fresh[:-4]}",
+            "labels", facts.labels, self._labels, f"each hour within {fresh}",
             "`trading-pipelines status` says what is due and why; then the runs of "
             "update_regime_job in the UI",
         )  # fmt: skip
@@ -387,7 +430,8 @@ class _Judge:
         yield _check(
             "alerts", facts.alerts, self._waiting, f"none waits longer than {minutes}",
             "`trading-pipelines alerts list --state retrying --state pending`, then "
-            "`trading-pipelines n8n check`",
+            "`trading-pipelines n8n check`; not entered: set N8N_URL or DISCORD_WEBHOOK_URL, and "
+            "see the kind's sensor in the UI (Automation, Sensors)",
         )  # fmt: skip
         yield _check(
             "dead_alerts", facts.alerts,
@@ -397,8 +441,10 @@ class _Judge:
             "replay --dead` sends them again",
         )  # fmt: skip
         yield _check(
-            "holes", facts.days, self._holes,
-            f"none in closed days, {fresh[:-4]} after they closed",
+            "holes",
+            _both(_both(facts.days, facts.failed), _both(facts.forgotten, facts.filled_at)),
+            self._holes,
+            f"none in closed days, {fresh} after they closed",
             "`trading-pipelines status` names the days; what the schedules do not mend, and what "
             "is older than the look-back, `trading-pipelines backfill --with-signals` does",
         )  # fmt: skip
@@ -497,25 +543,18 @@ class _Judge:
 
     def _waiting(self, alerts: Alerts) -> Finding:
         bad = [
-            f"{one.kind}: {one.count} waiting, since {self.show(one.since)}"
-            for one in alerts.waiting
+            f"{one.kind}: {one.count} {state}, since {self.show(one.since)}"
+            for state, ones in (("waiting", alerts.waiting), ("not entered", alerts.not_entered))
+            for one in ones
             if one.since < self.now - self._late
         ]
         count = sum(one.count for one in alerts.waiting)
         return bad, f"{count} waiting, {self._moment(alerts.delivered, 'newest delivered')}"
 
-    def _holes(self, days: Sequence[Coverage]) -> Finding:
+    def _holes(self, known: _History) -> Finding:
         if not self.settings.data.refresh:
             return [], NOT_REFRESHED
-        failed, forgotten, filled_at = (
-            self.facts.failed, self.facts.forgotten, self.facts.filled_at,
-        )  # fmt: skip
-        if (
-            isinstance(failed, Unknown)
-            or isinstance(forgotten, Unknown)
-            or isinstance(filled_at, Unknown)
-        ):
-            return ["the failed days are not known"], ""
+        (days, failed), (forgotten, filled_at) = known
         told = {(one.symbol, one.day) for one in failed if "candles" in one.asset}
         is_filling = filled_at is not None and filled_at > self.now - self._late
         filling = 0

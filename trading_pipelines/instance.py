@@ -4,10 +4,10 @@ Read from its instance, which may be opened for the purpose; nothing is written 
 """
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TypeVar
 
 import dagster as dg
 import psycopg
@@ -28,6 +28,8 @@ from dagster._utils.schedules import schedule_execution_time_iterator
 
 from trading_pipelines import database
 from trading_pipelines.health import Daemon, Held, Orchestration, Ticker, Unknown
+
+T = TypeVar("T")
 
 INSTANCE_SETTINGS = Path(__file__).parent.parent / "config" / "dagster.yaml"
 HEARTBEAT = "heartbeat"
@@ -50,27 +52,38 @@ def probe(
     now: datetime,
 ) -> Orchestration | Unknown:
     """Open the instance whose storage is at `url`, and `read` it."""
-    with opened(url) as found:
-        return found if isinstance(found, Unknown) else read(found, schedules, sensors, now)
+    return ask(url, lambda instance: _orchestration(instance, schedules, sensors, now))
 
 
-@contextmanager
-def opened(url: str) -> Iterator[dg.DagsterInstance | Unknown]:
-    """Yield the instance whose storage is at `url`, or why not; a new database is left alone."""
+def ask(url: str, question: Callable[[dg.DagsterInstance], T]) -> T | Unknown:
+    """Return what the instance whose storage is at `url` answers, or why it can't be known.
+
+    A new database is left alone. Raises nothing, and waits no longer than a probe's deadline.
+    """
+    return _known(lambda: _ask(url, question))
+
+
+def _ask(url: str, question: Callable[[dg.DagsterInstance], T]) -> T | Unknown:
     try:
         with database.probe(url) as connection:
             found = connection.execute("SELECT to_regclass('public.job_ticks')").fetchone()
     except (database.DatabaseError, psycopg.Error):
-        yield Unknown("see database")
-        return
+        return Unknown("see database")
     if found is None or found[0] is None:
-        yield Unknown("Dagster has never run on this database")
-        return
+        return Unknown("Dagster has never run on this database")
     # Opening it would otherwise create tables, and try six times where nobody answers.
     storage = {"postgres": {"postgres_url": database.probe_url(url)}}
     ref = InstanceRef.from_dir(str(INSTANCE_SETTINGS.parent), overrides={"storage": storage})
     with dg.DagsterInstance.from_ref(ref) as instance:
-        yield instance
+        return question(instance)
+
+
+def _known(question: Callable[[], T | Unknown]) -> T | Unknown:
+    try:
+        return database.within_deadline(question)
+    # Whatever the storage or its driver raises: health has to be told, not a traceback.
+    except Exception as error:  # noqa: BLE001
+        return Unknown(f"{type(error).__name__}: {' '.join(str(error).split()):.200}")
 
 
 def read(
@@ -81,18 +94,24 @@ def read(
 ) -> Orchestration | Unknown:
     """Return what is to be judged of the instance at `now` (UTC), or why it can't be known.
 
-    Of the schedules and sensors those that are on by default.
+    Of the schedules and sensors those that are on by default. Raises nothing, and waits no longer
+    than a probe's deadline.
     """
-    try:
-        return Orchestration(
-            daemons=_daemons(instance, now),
-            schedules=[_ticker(instance, one) for one in schedules if _should_be_on(one)],
-            sensors=[_ticker(instance, one) for one in sensors if _should_be_on(one)],
-            held=[*_runs_without_process(instance), *_slots_of_finished_runs(instance)],
-        )
-    # Whatever the storage or its driver raises: health has to be told, not a traceback.
-    except Exception as error:  # noqa: BLE001
-        return Unknown(f"{type(error).__name__}: {' '.join(str(error).split()):.200}")
+    return _known(lambda: _orchestration(instance, schedules, sensors, now))
+
+
+def _orchestration(
+    instance: dg.DagsterInstance,
+    schedules: Iterable[dg.ScheduleDefinition],
+    sensors: Iterable[dg.SensorDefinition],
+    now: datetime,
+) -> Orchestration:
+    return Orchestration(
+        daemons=_daemons(instance, now),
+        schedules=[_ticker(instance, one) for one in schedules if _should_be_on(one)],
+        sensors=[_ticker(instance, one) for one in sensors if _should_be_on(one)],
+        held=[*_runs_without_process(instance), *_slots_of_finished_runs(instance)],
+    )
 
 
 def _should_be_on(one: dg.ScheduleDefinition | dg.SensorDefinition) -> bool:

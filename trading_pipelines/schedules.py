@@ -15,6 +15,7 @@ from trading_pipelines.assets.market_data import CANDLES_1H, CANDLES_1M
 from trading_pipelines.candles import coverage, due, rate_limit
 from trading_pipelines.candles.windows import DAY
 from trading_pipelines.database import housekeeping
+from trading_pipelines.instance import AT_WORK
 from trading_pipelines.korean_time import KST
 from trading_pipelines.partitions import (
     PARTITION,
@@ -44,9 +45,7 @@ NEWEST = {"dagster/priority": "5"}
 UNFINISHED = [
     dg.DagsterRunStatus.QUEUED,
     dg.DagsterRunStatus.NOT_STARTED,
-    dg.DagsterRunStatus.STARTING,
-    dg.DagsterRunStatus.STARTED,
-    dg.DagsterRunStatus.CANCELING,
+    *AT_WORK,
 ]
 
 
@@ -116,15 +115,17 @@ def build_refresh_market_data(
     ) -> Iterator[dg.RunRequest | dg.SkipReason]:
         now = datetime.now(UTC)
         days = due.look_back(settings.data.start_date, settings.data.look_back_days, now)
+        # Asked first: a run that ends in between would be asked for again, and whole.
+        unfinished = context.instance.get_runs(dg.RunsFilter(statuses=UNFINISHED))
         with database.connect() as connection:
             if until := rate_limit.blocked_until(connection):
                 yield dg.SkipReason(f"the exchange has blocked this address until {until} UTC")
                 return
+            coverage.look_after(connection, settings.symbols, days[0])
             known = coverage.read(connection, settings.symbols, days)
         reasons = {
             (day.symbol, day.day): why for day in known if (why := due.reason(day, now)) is not None
         }
-        unfinished = context.instance.get_runs(dg.RunsFilter(statuses=UNFINISHED))
         flying = in_flight(unfinished, partitions, CANDLES_1M, CANDLES_1H)
         runs = due.runs(
             {key: why for key, why in reasons.items() if key not in flying}, settings.symbols

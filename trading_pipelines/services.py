@@ -27,7 +27,7 @@ import yaml
 
 from trading_pipelines.database import DatabaseUrls, connect, embedded_server
 from trading_pipelines.database.embedded import EmbeddedServerError
-from trading_pipelines.instance import INSTANCE_SETTINGS
+from trading_pipelines.instance import AT_WORK, INSTANCE_SETTINGS
 from trading_pipelines.settings import Environment
 
 HOST = "127.0.0.1"
@@ -42,6 +42,10 @@ RESTART_SECONDS = 5.0
 
 class ServicesError(RuntimeError):
     """The services can't be started, reached or stopped; the message says what to do."""
+
+
+class LocationError(ServicesError):
+    """The code server runs, and what it is to serve does not load."""
 
 
 @dataclass(frozen=True)
@@ -160,7 +164,6 @@ class Services:
             self._stop_flag.unlink(missing_ok=True)
             self._tell()
             self._write_instance()
-            _report_dead_runs(self._variables)
             self._start_what_is_missing()
             self._watcher.start()
             self._ready = True
@@ -206,6 +209,8 @@ class Services:
 
     def _start_what_is_missing(self) -> None:
         self._children = {name: c for name, c in self._children.items() if self._alive(name)}
+        if not self._alive("code-server"):
+            _report_dead_runs(self._variables)
         for name in ("code-server", "webserver"):
             if not self._alive(name):
                 self._start(name)
@@ -226,13 +231,23 @@ class Services:
             self._start_server()
             if all(map(self._alive, self._commands)):
                 continue
-            if not self._alive("code-server") and "daemon" in self._children:
-                _stop_group(self._children["daemon"])
+            if not self._alive("code-server"):
+                # With what is left of it: its runs have lost whom Dagster asks whether they live.
+                for name in {"daemon", "code-server"} & self._children.keys():
+                    _stop_group(self._children[name])
             if not self._stopping.wait(RESTART_SECONDS):
-                # Not ready in time is tried again, for as long as nobody stops us; so is what a
-                # full disk has kept from being started.
-                with contextlib.suppress(ServicesError, OSError):
-                    self._start_what_is_missing()
+                # Whatever it is (not ready in time, a full disk, no database), it is tried again as
+                # long as nobody stops us: a watcher that has died starts nothing any more.
+                with contextlib.suppress(Exception):
+                    self._start_again()
+
+    def _start_again(self) -> None:
+        try:
+            self._start_what_is_missing()
+        except LocationError:
+            # It would go on serving the error when the cause has long been mended.
+            _stop_group(self._children["code-server"])
+            raise
 
     def _start_server(self) -> None:
         if self._server is not None:
@@ -292,7 +307,7 @@ def _location_problem(state: dict[str, Any]) -> str | None:
         if found.get("__typename") == "PythonError":
             message: str = found["message"].strip()
             if "DagsterUserCodeUnreachableError" not in message:
-                raise ServicesError(f"the code location does not load: {message}")
+                raise LocationError(f"the code location does not load: {message}")
             return message
     return None if entries and found else "the code location has not loaded"
 
@@ -304,22 +319,17 @@ def _daemon_problem(state: dict[str, Any]) -> str | None:
 
 
 def _report_dead_runs(variables: Mapping[str, str]) -> None:
-    """Report runs of an earlier life of this home as failed, so that they are started again.
+    """Report runs of a code server that is gone as failed, so that they are started again.
 
-    The default launcher can't ask a run of another code server whether it lives; such a run would
-    stay `STARTED` for ever and keep its partitions from being refreshed.
+    The default launcher can't ask such a run whether it lives; it would stay `STARTED` for ever and
+    keep its partitions from being refreshed.
     """
     with connect(variables["DAGSTER_POSTGRES_URL"]):
         pass  # Dagster's own error has three pages of traceback and no advice
     # dagster.yaml names the storage by this variable, in our own process too.
     os.environ["DAGSTER_POSTGRES_URL"] = variables["DAGSTER_POSTGRES_URL"]
-    statuses = [
-        dg.DagsterRunStatus.STARTING,
-        dg.DagsterRunStatus.STARTED,
-        dg.DagsterRunStatus.CANCELING,
-    ]
     with dg.DagsterInstance.from_config(variables["DAGSTER_HOME"]) as instance:
-        for run in instance.get_runs(dg.RunsFilter(statuses=statuses)):
+        for run in instance.get_runs(dg.RunsFilter(statuses=AT_WORK)):
             instance.report_run_failed(
                 run, "the run's process ended with the services it ran under"
             )

@@ -97,7 +97,9 @@ def read(connection: psycopg.Connection, settings: StrategySettings, now: dateti
             *_due_candles(known, now),
             *(
                 Due("candles_1m", symbol, day, FORGOTTEN)
-                for symbol, day in coverage.forgotten(connection, settings.symbols, days[0])
+                for symbol, day in signals_due.forgotten(
+                    connection, settings.symbols, settings.data.start_date, days[0]
+                )
             ),
             *_due_signals(connection, settings, days, now),
         ],

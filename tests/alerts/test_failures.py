@@ -36,7 +36,7 @@ NOW = datetime(2026, 11, 24, 3, tzinfo=UTC)
 MINUTE, HOUR, DAY = timedelta(minutes=1), timedelta(hours=1), timedelta(days=1)
 REPEAT_AFTER = 4 * HOUR
 HEALING = HealingSettings()
-BTC, ETH, XRP = "KRW-BTC", "KRW-ETH", "KRW-XRP"
+BTC, ETH, XRP = ALL = ["KRW-BTC", "KRW-ETH", "KRW-XRP"]
 TODAY = NOW.date()
 REFRESH, ASSETS = "refresh_market_data_job", ("candles_1h", "candles_1m")
 BROKEN = Failure("run:job:asset:KRW-BTC", "RUN_FAILED", "WARNING", "실행 실패: job\nboom", 1)
@@ -174,6 +174,12 @@ def retry_at(connection: psycopg.Connection, moment: datetime) -> None:
         connection.execute(f"UPDATE trading_pipelines.{table} SET retry_at = %s", [moment])
 
 
+def left_at(connection: psycopg.Connection, moment: datetime) -> None:
+    connection.execute(
+        "UPDATE trading_pipelines.candle_coverage SET left_at = %s WHERE left_failed", [moment]
+    )
+
+
 def test_failed_partitions_are_one_failure_an_asset_and_symbol_with_their_days_as_stretches(
     connection: psycopg.Connection,
 ) -> None:
@@ -186,7 +192,7 @@ def test_failed_partitions_are_one_failure_an_asset_and_symbol_with_their_days_a
         "UPDATE trading_pipelines.candle_coverage SET retry_at = %s WHERE error = 'the newest'",
         [NOW + 2 * HOUR],
     )
-    btc, eth = failed_partitions(connection, 3)
+    btc, eth = failed_partitions(connection, 3, ALL)
     assert btc == Failure(
         "partition:candles_1m:KRW-BTC",
         "PARTITION_FAILED",
@@ -208,7 +214,7 @@ def test_hours_and_signals_are_told_as_their_own_assets_and_pooled_ones_say_so(
     connection.execute("UPDATE trading_pipelines.candle_coverage SET interval = '1h'")
     fail_signal(connection, "regime_labels", BTC, TODAY)
     fail_signal(connection, "volatility_model", due.POOLED, TODAY)
-    found = {one.fingerprint: one.message for one in failed_partitions(connection, 3)}
+    found = {one.fingerprint: one.message for one in failed_partitions(connection, 3, ALL)}
     assert list(found) == [
         "partition:candles_1h:KRW-BTC",
         "partition:regime_labels:KRW-BTC",
@@ -224,14 +230,14 @@ def test_a_partition_is_told_only_after_so_many_failed_attempts(
 ) -> None:
     fail_candles(connection, BTC, TODAY, times=2)
     fail_signal(connection, "regime_labels", BTC, TODAY, times=2)
-    assert [failure.is_news for failure in failed_partitions(connection, 3)] == [False, False]
-    assert [failure.count for failure in failed_partitions(connection, 2)] == [2, 2]
+    assert [failure.is_news for failure in failed_partitions(connection, 3, ALL)] == [False, False]
+    assert [failure.count for failure in failed_partitions(connection, 2, ALL)] == [2, 2]
 
 
 def test_a_partition_that_was_done_after_all_is_not_failing(connection: psycopg.Connection) -> None:
     fail_candles(connection, BTC, TODAY)
     connection.execute("UPDATE trading_pipelines.candle_coverage SET failures = 0, error = NULL")
-    assert failed_partitions(connection, 1) == []
+    assert failed_partitions(connection, 1, ALL) == []
 
 
 def test_partitions_of_a_symbol_no_longer_collected_are_left_out(
@@ -248,7 +254,7 @@ def test_partitions_of_a_symbol_no_longer_collected_are_left_out(
 
 def test_of_many_stretches_the_newest_are_named(connection: psycopg.Connection) -> None:
     fail_candles(connection, BTC, *days_of(date(2026, 10, 1), date(2026, 10, 31))[::2])
-    (failure,) = failed_partitions(connection, 3)
+    (failure,) = failed_partitions(connection, 3, ALL)
     assert "\n2026-10-13, " in failure.message
     assert "2026-10-31 외 6개 구간 (UTC): 48번 실패" in failure.message
 
@@ -260,8 +266,8 @@ def test_what_is_left_failed_is_told_with_its_days_and_what_retries_them(
     gone = [first, first + DAY, first + 4 * DAY]
     fail_candles(connection, BTC, *gone, times=1, error="404", trouble=Trouble.MARKET)
     fail_signal(connection, "volatility_model", due.POOLED, first, times=HEALING.attempts)
-    retry_at(connection, NOW + DAY)
-    candles, model = left_failed_partitions(connection)
+    left_at(connection, NOW)
+    candles, model = left_failed_partitions(connection, ALL)
     assert candles == Failure(
         "left:candles_1m:KRW-BTC",
         "PARTITION_LEFT_FAILED",
@@ -269,7 +275,7 @@ def test_what_is_left_failed_is_told_with_its_days_and_what_retries_them(
         "파티션 포기: candles_1m KRW-BTC\n"
         "2026-11-01 ~ 2026-11-02, 2026-11-05 (UTC): 재시도를 모두 소진해 실패로 남음\n"
         "이제 하루에 한 번만 다시 시도함\n"
-        "지금 다시 시도: trading-pipelines backfill --symbols KRW-BTC --start 2026-11-01 "
+        "지금 다시 시도: trading-pipelines backfill --symbols KRW-BTC --start 2026-11-05 "
         "--end 2026-11-05\n"
         "404",
         3,
@@ -293,7 +299,7 @@ def test_of_a_symbol_no_longer_collected_nothing_is_left_failed(
 def telling(connection: psycopg.Connection, at: datetime) -> list[str]:
     """Tell of the partitions at the moment, delivered at once; return the types that were told."""
     before = len(types(connection))
-    found = failed_partitions(connection, 3) + left_failed_partitions(connection)
+    found = failed_partitions(connection, 3, ALL) + left_failed_partitions(connection, ALL)
     tell(connection, found, REPEAT_AFTER, at)
     become(connection, "delivered", at)
     return types(connection)[before:]
@@ -306,20 +312,20 @@ def test_a_partition_left_failed_is_told_once_and_hides_no_other(
     fail_candles(connection, BTC, closed, trouble=Trouble.ANSWER)
     assert telling(connection, NOW) == ["PARTITION_FAILED"]
     fail_candles(connection, BTC, closed, times=HEALING.attempts - 3, trouble=Trouble.ANSWER)
-    retry_at(connection, NOW + DAY)
+    left_at(connection, NOW)
     assert telling(connection, NOW + HOUR) == ["PARTITION_LEFT_FAILED"], "nor has it recovered"
-    for hours in range(2, 24):
-        assert telling(connection, NOW + hours * HOUR) == []
+    for days in range(1, 5):
+        fail_candles(connection, BTC, closed, times=1, trouble=Trouble.ANSWER)
+        assert telling(connection, NOW + days * DAY) == [], "its daily try is no news"
     fail_candles(connection, BTC, closed + DAY)
-    retry_at(connection, NOW + DAY)
-    assert telling(connection, NOW + 24 * HOUR) == ["PARTITION_FAILED"]
+    assert telling(connection, NOW + 5 * DAY) == ["PARTITION_FAILED"]
     assert bodies(connection)[-1]["message"].splitlines()[1].startswith("2025-09-02 (UTC): 3번")
-    retry_at(connection, NOW + 2 * DAY)
-    assert telling(connection, NOW + 28 * HOUR) == ["PARTITION_FAILED", "PARTITION_LEFT_FAILED"]
+    fail_candles(connection, BTC, closed + 2 * DAY, times=1, trouble=Trouble.MARKET)
+    assert telling(connection, NOW + 5.5 * DAY) == ["PARTITION_FAILED", "PARTITION_LEFT_FAILED"]
     connection.execute(
         "UPDATE trading_pipelines.candle_coverage SET failures = 0, left_failed = false"
     )
-    assert telling(connection, NOW + 5 * DAY) == ["RECOVERED", "RECOVERED"]
+    assert telling(connection, NOW + 6 * DAY) == ["RECOVERED", "RECOVERED"]
 
 
 def test_a_partition_whose_tries_begin_anew_has_not_recovered(
@@ -333,6 +339,24 @@ def test_a_partition_whose_tries_begin_anew_has_not_recovered(
     assert telling(connection, NOW + HOUR) == []
     fail_signal(connection, "regime_labels", BTC, TODAY)
     assert telling(connection, NOW + REPEAT_AFTER) == ["PARTITION_FAILED"]
+
+
+def test_what_was_left_failed_and_fails_with_other_inputs_has_not_recovered_and_is_told_anew(
+    connection: psycopg.Connection,
+) -> None:
+    fail_signal(connection, "regime_labels", BTC, TODAY, times=HEALING.attempts)
+    retry_at(connection, NOW)
+    assert telling(connection, NOW) == ["PARTITION_LEFT_FAILED"]
+    other = computed("regime_labels", BTC, TODAY, "other inputs")
+    due.record_failure(connection, other, "no fit", "run", HEALING)
+    assert telling(connection, NOW + HOUR) == []
+    for _ in range(HEALING.attempts - 1):
+        due.record_failure(connection, other, "no fit", "run", HEALING)
+    retry_at(connection, NOW + 2 * HOUR)
+    assert telling(connection, NOW + 2 * HOUR) == [], "told once a window"
+    assert telling(connection, NOW + REPEAT_AFTER) == ["PARTITION_LEFT_FAILED"]
+    connection.execute("UPDATE trading_pipelines.signal_coverage SET failures = 0")
+    assert telling(connection, NOW + 9 * HOUR) == ["RECOVERED"]
 
 
 # ---- quiet symbols ----
@@ -896,7 +920,7 @@ def test_all_that_is_failing_is_told_with_the_thresholds_of_the_settings(
         asked(connection, symbol, NOW)
         candle(connection, symbol, NOW - minutes * MINUTE)
     found = current(connection, settings, [run(1, BTC)], NOW)
-    assert [one.fingerprint for one in found] == [
+    assert [one.fingerprint for one in found if one.is_news] == [
         "run:refresh_market_data_job:candles_1h,candles_1m:KRW-BTC",
         "partition:candles_1m:KRW-BTC",
         "quiet:KRW-ETH",

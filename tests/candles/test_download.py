@@ -501,9 +501,31 @@ def test_a_day_whose_tries_are_spent_is_left_failed_and_looked_at_once_a_day(
 
 def test_an_outage_leaves_nothing_failed_and_spends_no_try(bench: Bench) -> None:
     assert not any(fail(bench, Trouble.AWAY).left_failed for _ in range(100))
-    back = fail(bench, Trouble.ANSWER)
-    assert (back.failures, back.left_failed, wait(back)) == (1, False, 5 * MINUTE)
-    assert (fail(bench, Trouble.ANSWER).failures, fail(bench, Trouble.AWAY).failures) == (2, 1)
+    tries = [fail(bench, Trouble.ANSWER) for _ in range(3)]
+    assert [day.left_failed for day in tries] == [False, False, True]
+
+
+def test_trouble_that_changes_its_kind_backs_off_and_counts_and_is_not_left_failed(
+    bench: Bench,
+) -> None:
+    tries = [fail(bench, kind) for _ in range(5) for kind in (Trouble.AWAY, Trouble.ANSWER)]
+    assert [day.failures for day in tries] == list(range(1, 11))
+    assert [wait(day) / MINUTE for day in tries[:4]] == [5, 10, 20, 30]
+    assert not any(day.left_failed for day in tries)
+
+
+def test_a_day_is_left_failed_at_its_last_try_whatever_is_tried_after_that(bench: Bench) -> None:
+    for _ in range(3):
+        fail(bench, Trouble.ANSWER)
+    left_at = "SELECT left_at FROM trading_pipelines.candle_coverage"
+    first = bench.connection.execute(left_at).fetchone()
+    assert first != (None,)
+    fail(bench, Trouble.ANSWER)
+    fail(bench, Trouble.AWAY)
+    assert bench.connection.execute(left_at).fetchone() == first
+    bench.download([BTC], [CLOSED])
+    assert not any(fail(bench, Trouble.ANSWER).left_failed for _ in range(2)), "all anew"
+    assert bench.connection.execute(left_at).fetchone() == (None,)
 
 
 def test_an_outage_changes_nothing_of_what_is_left_failed_but_when_it_is_tried(
@@ -518,6 +540,7 @@ def test_an_outage_changes_nothing_of_what_is_left_failed_but_when_it_is_tried(
 
 def test_the_open_day_is_never_left_failed_by_answers(bench: Bench) -> None:
     today = datetime.now(UTC).date()
+    assert not fail(bench, Trouble.MARKET, today).left_failed, "it may be listed within the hour"
     tries = [fail(bench, Trouble.ANSWER, today) for _ in range(9)]
     assert not any(day.left_failed for day in tries)
     assert wait(tries[-1]) == 30 * MINUTE

@@ -13,7 +13,6 @@ from tests.faults.conftest import START, Reference, Reliability, World, world_of
 from trading_pipelines.candles.windows import MINUTE, day_interval
 from trading_pipelines.replay import Recording
 
-
 pytestmark = pytest.mark.timeout(900)
 
 

@@ -21,7 +21,7 @@ from trading_pipelines.replay import Recording
 
 SEED, KILLS = 20261125, int(os.environ.get("FAULTS_KILLS", "50"))
 BACKFILL, TICKS = "a backfill", "nothing but ticks and deliveries"
-# What is to be at work when the kill comes; half a minute is waited for it.
+# What is to be at work when the kill comes; 20 s are waited for it.
 OFTEN = [BACKFILL, "refresh_market_data_job", "update_regime_job", "update_volatility_job", TICKS]
 MODEL = "retrain_volatility_job"
 POINTS = [*OFTEN, *OFTEN, MODEL]
@@ -71,6 +71,11 @@ def kill_code_server(world: World) -> None:
     kill(world.children["code-server"])
 
 
+def kill_code_server_with_its_runs(world: World) -> None:
+    with suppress(ProcessLookupError):
+        os.killpg(world.children["code-server"], signal.SIGKILL)
+
+
 def kill_postgres(world: World) -> None:
     kill(int((world.home / "postgres/data/postmaster.pid").read_text().split()[0]))
 
@@ -90,6 +95,7 @@ VICTIMS: dict[str, Callable[[World], None]] = {
     "daemon": kill_daemon,
     "run": kill_run,
     "code server": kill_code_server,
+    "code server with its runs": kill_code_server_with_its_runs,
     "Postgres": kill_postgres,
     "everything": kill_everything,
 }
@@ -120,7 +126,7 @@ def test_whatever_is_killed_at_whatever_point_nothing_is_lost(
                 with suppress(backfill.BackfillError):
                     backfill.launch(world.url, target, with_signals=True)
             if wanted != TICKS:
-                world.comes(partial(is_at_work, world, wanted), 30)
+                world.comes(partial(is_at_work, world, wanted), 20)
             world.pause(world.chance.uniform(0, 4))
             at_work: set[str] = set()
             with suppress(psycopg.Error):

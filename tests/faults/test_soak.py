@@ -10,7 +10,7 @@ from tests.faults.conftest import START, Reference, Reliability, World, world_of
 from trading_pipelines.candles.windows import HOUR
 from trading_pipelines.replay import Recording
 
-MINUTES = int(os.environ.get("FAULTS_MINUTES", "4"))
+MINUTES = int(os.environ.get("FAULTS_MINUTES", "3"))
 
 
 def is_healthy(world: World) -> bool:

@@ -110,8 +110,8 @@ def test_the_exchange_fails(
     world.exchange.set_faults(
         [Fault(kind, every=n + 1) for n, kind in reversed(list(enumerate(kinds)))]
     )
-    for _ in range(2 * hours):
-        world.set_clock(world.now + timedelta(minutes=30))
+    for _ in range(hours):
+        world.set_clock(world.now + HOUR)
         world.reject()
         world.pause(12)
     assert "candles" in world.missing(since, world.now), "it was felt"

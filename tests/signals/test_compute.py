@@ -202,6 +202,20 @@ def test_a_failure_that_lasts_is_left_failed_until_its_inputs_change_or_it_is_as
     assert reason() is None
 
 
+def test_the_machines_trouble_leaves_nothing_failed(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise psycopg.errors.DiskFull("no space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(regime, "labels", full)
+        for _ in range(bench.settings.healing.attempts + 1):
+            bench.compute(due.REGIME_LABELS, [BTC], UNTIL)
+    (one,) = due.read(bench.connection, due.REGIME_LABELS, [BTC], [UNTIL], bench.settings)
+    assert (one.failures, one.left_failed) == (bench.settings.healing.attempts + 1, False)
+
+
 def test_inputs_that_change_while_an_attempt_fails_make_it_due_again(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,7 +7,7 @@ entered here belongs in `delivery`.
 
 import hashlib
 import itertools
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
@@ -146,18 +146,17 @@ def _failed_run(group: Sequence[FinishedRun]) -> Failure:
     )
 
 
-# A candle day that is left failed is tried a day after its last try.
+# A signal that is left failed is tried by nobody: its last try left it so.
 FAILING = """
 FROM (
     SELECT 'candles_' || interval AS asset, symbol, day, failures, left_failed, error, retry_at,
-        retry_at - interval '1 day' AS left_at
+        left_at
     FROM trading_pipelines.candle_coverage
     UNION ALL
     SELECT asset, symbol, day, failures, left_failed, error, retry_at, retry_at
     FROM trading_pipelines.signal_coverage
 ) AS known
-WHERE failures > 0
-    AND (%(symbols)s::text[] IS NULL OR symbol = ANY (%(symbols)s::text[] || ARRAY['']))
+WHERE failures > 0 AND symbol = ANY (%(symbols)s::text[] || ARRAY[''])
 """
 TOLD = "NOT left_failed AND failures >= %(failures)s"
 FAILED = f"""
@@ -172,6 +171,10 @@ SELECT asset, symbol, array_agg(day ORDER BY day) AS days,
     (array_agg(error ORDER BY left_at DESC, day DESC))[1] AS error, max(left_at) AS left_at
 {FAILING} AND left_failed GROUP BY asset, symbol ORDER BY asset, symbol
 """
+NONE_LEFT = f"""
+SELECT asset, symbol {FAILING}
+GROUP BY asset, symbol HAVING NOT bool_or(left_failed) ORDER BY asset, symbol
+"""
 
 
 @dataclass(frozen=True)
@@ -184,11 +187,12 @@ class LeftFailed:
     error: str
     """Of the last one that failed."""
     left_at: datetime
+    """When the newest was left so; of a signal, when it was last tried."""
 
     @property
     def retried_by(self) -> str:
-        """What makes them be tried again now."""
-        first, last = self.days[0], self.days[-1]
+        """What makes them be tried again now; of candles, their newest unbroken stretch."""
+        *_, (first, last) = contiguous(self.days)
         if self.asset.startswith("candles_"):
             return (
                 f"trading-pipelines backfill --symbols {self.symbol} --start {first} --end {last}"
@@ -196,12 +200,10 @@ class LeftFailed:
         return f"Dagster UI, Assets, {self.asset}: Materialize {stretches(self.days)}"
 
 
-def left_failed(
-    connection: psycopg.Connection, symbols: Sequence[str] | None = None
-) -> list[LeftFailed]:
-    """Return what is left failed by asset and symbol; with `symbols`, of these and pooled ones."""
+def left_failed(connection: psycopg.Connection, symbols: Sequence[str]) -> list[LeftFailed]:
+    """Return what is left failed of the symbols and of what is pooled, by asset and symbol."""
     with connection.cursor(row_factory=class_row(LeftFailed)) as cursor:
-        return cursor.execute(LEFT_FAILED, {"symbols": symbols and list(symbols)}).fetchall()
+        return cursor.execute(LEFT_FAILED, {"symbols": list(symbols)}).fetchall()
 
 
 def stretches(days: Sequence[date], left_out: str = ", … {}") -> str:
@@ -214,16 +216,14 @@ def stretches(days: Sequence[date], left_out: str = ", … {}") -> str:
 
 
 def failed_partitions(
-    connection: psycopg.Connection,
-    failures_before_alert: int,
-    symbols: Sequence[str] | None = None,
+    connection: psycopg.Connection, failures_before_alert: int, symbols: Sequence[str]
 ) -> list[Failure]:
     """Return a failure for each asset and symbol with partitions whose last tries all failed.
 
-    With `symbols`, of these and of what is pooled: nobody retries a symbol no longer collected.
-    Those left failed are told by themselves.
+    Of the symbols and of what is pooled: nobody retries a symbol no longer collected. Those left
+    failed are told by themselves.
     """
-    arguments = {"failures": failures_before_alert, "symbols": symbols and list(symbols)}
+    arguments = {"failures": failures_before_alert, "symbols": list(symbols)}
     failures = []
     for asset, symbol, days, count, error, retry_at in connection.execute(FAILED, arguments):
         failures.append(
@@ -244,11 +244,14 @@ def failed_partitions(
     return failures
 
 
-def left_failed_partitions(
-    connection: psycopg.Connection, symbols: Sequence[str] | None = None
-) -> list[Failure]:
-    """Return a failure for each asset and symbol with partitions left failed, told once."""
-    return [
+def left_failed_partitions(connection: psycopg.Connection, symbols: Sequence[str]) -> list[Failure]:
+    """Return a failure for each asset and symbol with partitions left failed.
+
+    Told once, however often candles are tried in vain after that, and again when one more is left
+    failed. What is failing and not left so is no news, nor is it over: other inputs of a signal
+    begin to be tried anew, and nothing has recovered by that.
+    """
+    left = [
         Failure(
             f"left:{one.asset}:{one.symbol}",
             PARTITION_LEFT_FAILED,
@@ -266,6 +269,11 @@ def left_failed_partitions(
             one.left_at,
         )
         for one in left_failed(connection, symbols)
+    ]
+    others = connection.execute(NONE_LEFT, {"symbols": list(symbols)})
+    return left + [
+        Failure(f"left:{asset}:{symbol}", PARTITION_LEFT_FAILED, CRITICAL, "", 0, is_news=False)
+        for asset, symbol in others
     ]
 
 
@@ -338,39 +346,46 @@ def dead_alerts(connection: psycopg.Connection) -> list[Failure]:
     ]
 
 
-MISSED = f"""
+NOT_ENTERED = f"""
 SELECT count(*), min(occurred_at) FROM (
 {ledger.UNDELIVERED}
-) AS missed WHERE occurred_at < %(until)s
+) AS undelivered WHERE occurred_at < %(until)s
 """  # noqa: S608 - constants
 
 
-def missed_alerts(
-    connection: psycopg.Connection, settings: AlertSettings, now: datetime
-) -> list[Failure]:
-    """Return a failure for each kind with rows that left the look-back before they were entered."""
-    since_of: dict[str, datetime] = dict(
-        connection.execute(
-            "SELECT kind, since FROM trading_pipelines.alert_kinds WHERE is_on"
-        ).fetchall()
-    )
-    look_back = timedelta(days=settings.look_back_days)
-    counts: Counter[str] = Counter()
-    oldest: dict[str, datetime] = {}
+def not_entered(
+    connection: psycopg.Connection, since: datetime, until: datetime
+) -> dict[str, tuple[int, datetime]]:
+    """Return how many of the bot's rows the ledger lacks, and from when (UTC) the oldest is.
+
+    Of each kind that is on and has any, from `since`, or the moment it came on, to before `until`.
+    """
+    on = connection.execute("SELECT kind, since FROM trading_pipelines.alert_kinds WHERE is_on")
+    since_of: dict[str, datetime] = dict(on.fetchall())
+    found: dict[str, tuple[int, datetime]] = {}
     for source in SOURCES:
         if source.kind not in since_of:
             continue
         arguments = {
             "table": source.table,
             "channel": source.channel,
-            "since": max(since_of[source.kind], now - 2 * look_back),
-            "until": now - look_back,
+            "since": max(since_of[source.kind], since),
+            "until": until,
             "limit": None,
         }
-        row = connection.execute(MISSED.format(rows=source.rows), arguments).fetchone()
+        row = connection.execute(NOT_ENTERED.format(rows=source.rows), arguments).fetchone()
         if row and row[0]:
-            counts[source.kind] += row[0]
-            oldest[source.kind] = min(row[1], oldest.get(source.kind, now))
+            count, oldest = found.get(source.kind, (0, until))
+            found[source.kind] = count + row[0], min(oldest, row[1])
+    return found
+
+
+def missed_alerts(
+    connection: psycopg.Connection, settings: AlertSettings, now: datetime
+) -> list[Failure]:
+    """Return a failure for each kind with rows that left the look-back before they were entered."""
+    look_back = timedelta(days=settings.look_back_days)
+    missed = not_entered(connection, now - 2 * look_back, now - look_back)
     return [
         Failure(
             f"missed:{kind}",
@@ -379,13 +394,13 @@ def missed_alerts(
             _message(
                 f"놓친 알림: {kind}",
                 f"{count}건이 전달되지 않은 채 조회 기간을 벗어남",
-                f"가장 오래된 것 {kst(oldest[kind])}",
+                f"가장 오래된 것 {kst(oldest)}",
                 f"alerts.look_back_days(현재 {settings.look_back_days}, 최대 30)를 늘리면 "
                 "그 기간 안의 것은 전송됨",
             ),
             count,
         )
-        for kind, count in counts.items()
+        for kind, (count, oldest) in missed.items()
     ]
 
 

@@ -19,7 +19,7 @@ from trading_pipelines.settings import HealingSettings
 
 
 class Trouble(StrEnum):
-    """What kind a failure is of; failures in a row count as long as they are of one."""
+    """What kind a failure is of; tries are spent by failures in a row that are of one."""
 
     AWAY = "away"
     """No answer of the exchange's: it will be back, so no try is spent however long it lasts."""
@@ -168,34 +168,40 @@ WHERE known.symbol = %(symbol)s AND known.interval = %(interval)s AND known.day 
 """
 CLEAR = """
 UPDATE trading_pipelines.candle_coverage
-SET failures = 0, trouble = NULL, left_failed = false, error = NULL, retry_at = NULL
+SET failures = 0, trouble = NULL, tries = 0, left_failed = false, left_at = NULL, error = NULL,
+    retry_at = NULL
 WHERE symbol = %(symbol)s AND interval = %(interval)s AND day = ANY(%(days)s)
     AND failures > 0 AND (trouble IS NOT DISTINCT FROM 'contract') = %(contract_kept)s
 """
-# A day that is open has new minutes to ask for, so its tries are never spent.
+# A day that is open has new minutes to ask for, so its tries are never spent: a single 404 at 00:30
+# would have cost a day of candles and labels. How long to wait, and what is told, is by `failures`,
+# of whatever kind: 20 that were away and odd in turn were 20 first ones, and nobody was told.
 FAIL = """
 INSERT INTO trading_pipelines.candle_coverage AS known
     (symbol, interval, day, status, fetched_until, confirmed_until,
-     failures, trouble, left_failed, error, retry_at, run_id)
+     failures, trouble, tries, left_failed, left_at, error, retry_at, run_id)
 SELECT %(symbol)s, %(interval)s, %(day)s, 'failed', %(day_start)s, %(day_start)s,
-    failures, trouble, left_failed, %(error)s,
+    failures, trouble, tries, left_failed, CASE WHEN left_failed THEN coalesce(left_at, now()) END,
+    %(error)s,
     now() + CASE WHEN left_failed AND %(trouble)s <> 'away' THEN interval '1 day'
         ELSE least(%(first)s * 2 ^ least(failures - 1, 10), %(longest)s) END, %(run_id)s
 FROM (
-    SELECT failures, trouble, was_left OR trouble = 'market' OR (
-        trouble <> 'away' AND failures >= %(attempts)s AND now() >= %(day_end)s) AS left_failed
+    SELECT failures, trouble, tries, left_at, was_left OR (now() >= %(day_end)s AND (
+        trouble = 'market' OR trouble <> 'away' AND tries >= %(attempts)s)) AS left_failed
     FROM (
         SELECT coalesce(bool_or(left_failed), false) AS was_left,
             coalesce(max(trouble) FILTER (WHERE left_failed), %(trouble)s) AS trouble,
-            1 + coalesce(max(failures) FILTER (WHERE left_failed OR trouble = %(trouble)s), 0)
-                AS failures
+            1 + coalesce(max(failures), 0) AS failures,
+            1 + coalesce(max(tries) FILTER (WHERE trouble = %(trouble)s), 0) AS tries,
+            max(left_at) AS left_at
         FROM trading_pipelines.candle_coverage
         WHERE symbol = %(symbol)s AND interval = %(interval)s AND day = %(day)s
     ) AS before
 ) AS tried
 ON CONFLICT (symbol, interval, day) DO UPDATE SET
     status = CASE WHEN known.status = 'complete' THEN 'complete' ELSE 'failed' END,
-    failures = excluded.failures, trouble = excluded.trouble, left_failed = excluded.left_failed,
+    failures = excluded.failures, trouble = excluded.trouble, tries = excluded.tries,
+    left_failed = excluded.left_failed, left_at = excluded.left_at,
     error = excluded.error, retry_at = excluded.retry_at, run_id = excluded.run_id
 """
 
@@ -209,29 +215,21 @@ def read(
         return cursor.fetchall()
 
 
-FORGOTTEN = """
-SELECT symbols.symbol, days.day::date
-FROM unnest(%(symbols)s::text[]) WITH ORDINALITY AS symbols (symbol, place)
-CROSS JOIN LATERAL (
-    SELECT min(day) AS first FROM trading_pipelines.candle_coverage
-    WHERE symbol = symbols.symbol AND interval = '1m') AS known
-CROSS JOIN generate_series(known.first, %(before)s::date - 1, interval '1 day') AS days (day)
-WHERE NOT EXISTS (
-    SELECT FROM trading_pipelines.candle_coverage AS asked
-    WHERE asked.symbol = symbols.symbol AND asked.interval = '1m' AND asked.day = days.day::date
-      AND asked.status = 'complete')
-ORDER BY place, days.day
+LOOK_AFTER = """
+INSERT INTO trading_pipelines.look_backs AS known (symbol, first_day)
+SELECT symbol, %(first_day)s FROM unnest(%(symbols)s::text[]) AS symbols (symbol)
+ON CONFLICT (symbol) DO UPDATE SET first_day = excluded.first_day
+WHERE excluded.first_day < known.first_day
 """
 
 
-def forgotten(
-    connection: psycopg.Connection, symbols: Iterable[str], before: date
-) -> list[tuple[str, date]]:
-    """Return each (symbol, UTC day) before the day `before` that an outage left incomplete.
+def look_after(connection: psycopg.Connection, symbols: Iterable[str], first_day: date) -> None:
+    """Record that a schedule looks after the symbols from that UTC day on.
 
-    No schedule looks at them any more. Days before a symbol's first are history nobody asked for.
+    What an outage longer than the look-back leaves behind is told by it from history that nobody
+    has asked for.
     """
-    return connection.execute(FORGOTTEN, {"symbols": list(symbols), "before": before}).fetchall()
+    connection.execute(LOOK_AFTER, {"symbols": list(symbols), "first_day": first_day})
 
 
 def record(connection: psycopg.Connection, asked: Asked) -> None:

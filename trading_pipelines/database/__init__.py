@@ -6,9 +6,11 @@ set, else on the embedded server of the home. Queries belong to the packages tha
 """
 
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 
 import psycopg
 from alembic import command
@@ -20,11 +22,15 @@ from sqlalchemy.engine import URL, make_url
 from trading_pipelines.database.embedded import EmbeddedServer
 from trading_pipelines.settings import Environment
 
+T = TypeVar("T")
+
 SCHEMA = "trading_pipelines"
 # Alembic keeps its context in module globals: of four schedules that were asked in the same second
 # in the threads of one code server, one or two failed with KeyError 'script'.
 _ONE_UPGRADE = threading.Lock()
 PROBE_SECONDS = 3
+# A sensor's tick has 60 s: Dagster is asked, then the databases, then HEARTBEAT_URL told (10 s).
+DEADLINE_SECONDS = 20
 PROBE = {
     "default_transaction_read_only": "on",
     "statement_timeout": f"{PROBE_SECONDS * 1000}",
@@ -108,28 +114,54 @@ def _alembic() -> Config:
 
 def probe_url(url: str) -> str:
     """Return the URL for libpq that changes nothing and is not kept waiting by a silent server."""
-    limits = " ".join(f"-c {name}={value}" for name, value in PROBE.items())
-    query = {"connect_timeout": f"{PROBE_SECONDS}", "options": limits}
-    return make_url(url).update_query_dict(query).render_as_string(hide_password=False)
+    found = make_url(url)
+    query = {
+        "connect_timeout": f"{PROBE_SECONDS}",
+        # Else a thread that asks a host which has vanished stays for a quarter of an hour.
+        "tcp_user_timeout": f"{PROBE_SECONDS * 1000}",
+        "options": _options(found, PROBE),
+    }
+    return found.update_query_dict(query).render_as_string(hide_password=False)
 
 
-@contextmanager
-def probe(url: str) -> Iterator[psycopg.Connection]:
+def probe(url: str) -> AbstractContextManager[psycopg.Connection]:
     """Yield a connection as `connect` does, by which nothing is changed or waited for long."""
-    with connect(probe_url(url)) as connection:
-        for name, value in PROBE.items():
-            connection.execute("SELECT set_config(%s, %s, false)", [name, value])
-        yield connection
+    return connect(probe_url(url))
+
+
+def within_deadline(question: Callable[[], T]) -> T:
+    """Return the answer; raise DatabaseError when there is none after DEADLINE_SECONDS.
+
+    The time-outs of `probe` are kept by the server: one that is stopped never answers. The question
+    then stays behind in its thread, and ends with the connection or the process.
+    """
+    answer: Future[T] = Future()
+
+    def ask() -> None:
+        try:
+            answer.set_result(question())
+        except BaseException as error:  # noqa: BLE001 - raised where it is waited for
+            answer.set_exception(error)
+
+    threading.Thread(target=ask, daemon=True).start()
+    try:
+        return answer.result(DEADLINE_SECONDS)
+    except TimeoutError:
+        raise DatabaseError(f"no answer within {DEADLINE_SECONDS} s") from None
 
 
 @contextmanager
 def connect(url: str) -> Iterator[psycopg.Connection]:
-    """Yield an autocommit connection in UTC; raise DatabaseError when there is no server."""
+    """Yield an autocommit connection in UTC; raise DatabaseError when there is no server.
+
+    The URL's own `options` (a search_path, say) hold.
+    """
+    found = make_url(url)
     try:
         connection = psycopg.connect(
-            _render(make_url(url), "postgresql"),
+            _render(found, "postgresql"),
             autocommit=True,
-            options="-c timezone=UTC",
+            options=_options(found, {"timezone": "UTC"}),
             application_name=SCHEMA,
         )
     except psycopg.OperationalError as error:
@@ -139,6 +171,11 @@ def connect(url: str) -> Iterator[psycopg.Connection]:
         ) from None
     with connection:
         yield connection
+
+
+def _options(url: URL, more: Mapping[str, str]) -> str:
+    own = url.normalized_query.get("options", ())
+    return " ".join([*own, *(f"-c {name}={value}" for name, value in more.items())])
 
 
 def _render(url: URL, driver: str) -> str:

@@ -114,7 +114,11 @@ def _attempt(run: _Run, symbol: str, days: Sequence[date]) -> list[Partition]:
         if len(days) > 1:
             return [partition for day in days for partition in _attempt(run, symbol, [day])]
         said = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        due.record_failure(run.connection, known, said, run.run_id, run.settings.healing)
+        due.record_failure(
+            run.connection, known, said, run.run_id, run.settings.healing,
+            # A full disk or a deadlock is the machine's trouble: it spends no try of the partition.
+            is_its_own=not isinstance(error, psycopg.OperationalError),
+        )  # fmt: skip
         return [Partition(symbol, days[0], error=said)]
 
 

@@ -172,7 +172,8 @@ ON CONFLICT (asset, symbol, day) DO UPDATE SET
 FAIL = """
 INSERT INTO trading_pipelines.signal_coverage AS known
     (asset, symbol, day, run_id, failures, left_failed, failed_inputs, error, retry_at)
-SELECT %(asset)s, %(symbol)s, %(day)s, %(run_id)s, failures, failures >= %(attempts)s,
+SELECT %(asset)s, %(symbol)s, %(day)s, %(run_id)s, failures,
+    %(is_its_own)s AND failures >= %(attempts)s,
     %(failed_inputs)s, %(error)s,
     now() + least(%(first)s * 2 ^ least(failures - 1, 10), %(longest)s)
 FROM (
@@ -210,6 +211,40 @@ def read(
     with connection.cursor(row_factory=class_row(Computed)) as cursor:
         cursor.execute(READ, arguments | _arguments(signal, settings))
         return cursor.fetchall()
+
+
+FORGOTTEN = """
+SELECT look_back.symbol, days.day::date
+FROM unnest(%(symbols)s::text[]) WITH ORDINALITY AS symbols (symbol, place)
+JOIN trading_pipelines.look_backs AS look_back ON look_back.symbol = symbols.symbol
+CROSS JOIN generate_series(greatest(look_back.first_day, %(start)s::date), %(before)s::date - 1,
+    interval '1 day') AS days (day)
+WHERE NOT EXISTS (
+    SELECT FROM trading_pipelines.candle_coverage AS asked
+    JOIN trading_pipelines.signal_coverage AS labelled
+        ON labelled.symbol = asked.symbol AND labelled.day = asked.day
+    WHERE asked.symbol = symbols.symbol AND asked.interval = '1m' AND asked.day = days.day::date
+      AND asked.status = 'complete'
+      AND labelled.asset = %(labels)s AND labelled.computed_until = days.day + interval '1 day')
+ORDER BY place, days.day
+"""
+
+
+def forgotten(
+    connection: psycopg.Connection, symbols: Sequence[str], start: date, before: date
+) -> list[tuple[str, date]]:
+    """Return each (symbol, UTC day) in [start, before) that lacks candles or labels.
+
+    Only days that a schedule once looked after: `before` is where its look-back begins now, so
+    that none looks at them any more. An outage that was longer leaves such days.
+    """
+    arguments = {
+        "symbols": list(symbols),
+        "start": start,
+        "before": before,
+        "labels": REGIME_LABELS.asset,
+    }
+    return connection.execute(FORGOTTEN, arguments).fetchall()
 
 
 def is_ready(known: Computed, signal: Signal) -> bool:
@@ -285,10 +320,13 @@ def record_failure(
     error: str,
     run_id: str,
     healing: HealingSettings,
+    *,
+    is_its_own: bool = True,
 ) -> None:
     """Record a failed attempt on the inputs of `known`; what was computed before stays.
 
-    It is tried again with back-off, until its tries with these inputs are spent.
+    It is tried again with back-off, until its tries with these inputs are spent. A failure that is
+    not its own, but the machine's, never leaves it failed.
     """
     connection.execute(
         FAIL,
@@ -298,6 +336,7 @@ def record_failure(
             "day": known.day,
             "run_id": run_id,
             "failed_inputs": known.inputs,
+            "is_its_own": is_its_own,
             "error": error,
             "attempts": healing.attempts,
             "first": timedelta(seconds=healing.backoff_seconds),
