@@ -100,12 +100,19 @@ class Reference:
         return {row for row, at in self.signals[table].items() if since < at <= until}
 
 
-def rows_of(connection: psycopg.Connection, table: str) -> dict[str, datetime]:
-    """Return the rows as Postgres writes them, but for the numbers regime_history has given."""
+def rows_of(
+    connection: psycopg.Connection, table: str, since: datetime, until: datetime
+) -> dict[str, datetime]:
+    """Return rows due in (since, until] as Postgres writes them, and when each is due.
+
+    But for the numbers that regime_history has given.
+    """
     return dict(
         connection.execute(
             f"SELECT (to_jsonb(stored) - 'history_id')::text, {TABLES[table]} "
-            f"FROM trading_pipelines.{table} AS stored"
+            f"FROM trading_pipelines.{table} AS stored "
+            f"WHERE {TABLES[table]} > %s AND {TABLES[table]} <= %s",
+            [since, until],
         ).fetchall()
     )
 
@@ -199,7 +206,7 @@ class World(Installation):
             with suppress(psycopg.Error):
                 if holds():
                     return True
-            time.sleep(0.5)
+            time.sleep(1)
         return False
 
     def until(self, holds: Callable[[], bool], what: str, seconds: float = 240) -> float:
@@ -257,7 +264,8 @@ class World(Installation):
             ).fetchone()
             found = {
                 table: len(
-                    self.reference.due(table, since, until) - rows_of(connection, table).keys()
+                    self.reference.due(table, since, until)
+                    - rows_of(connection, table, since, until).keys()
                 )
                 for table in TABLES
             }
@@ -281,7 +289,8 @@ class World(Installation):
             unanswered: dict[str, int] = dict(connection.execute(UNANSWERED).fetchall())
             found = {
                 table: len(
-                    self.reference.due(table, since, until) & rows_of(connection, table).keys()
+                    self.reference.due(table, since, until)
+                    & rows_of(connection, table, since, until).keys()
                 )
                 for table in TABLES
             }
@@ -304,7 +313,13 @@ class World(Installation):
 def reference(server: EmbeddedServer, computed_template: str, recorded: pd.DataFrame) -> Reference:
     """The recording and its signals, computed in one go."""
     with psycopg.connect(server.url(computed_template)) as connection:
-        return Reference(recorded, {table: rows_of(connection, table) for table in TABLES})
+        return Reference(
+            recorded,
+            {
+                table: rows_of(connection, table, START - 90 * DAY, START + 90 * DAY)
+                for table in TABLES
+            },
+        )
 
 
 @pytest.fixture(scope="session")
