@@ -423,4 +423,4 @@ def test_the_commands_tell_of_storage_that_can_not_be_read(
     assert {check["name"]: check["good"] for check in said["checks"]}["slots"] is None
     shown = CliRunner().invoke(cli.app, ["status"])
     assert shown.exit_code == 0, shown.exception
-    assert "UndefinedTable" in shown.stdout
+    assert "in flight: not known, InternalError" in shown.stdout

@@ -146,7 +146,7 @@ def test_a_delisted_symbol_is_told_keeps_its_data_and_leaves_the_others_alone(
 
 def left_failed_alerts(world: World) -> int:
     told = [str(message.payload) for message in world.inbox.messages]
-    return sum("파티션 포기" in one and ADDED in one for one in told)
+    return sum("재시도를 모두 소진" in one and ADDED in one for one in told)
 
 
 def test_a_code_location_that_does_not_load_is_told_and_heals_when_it_does(

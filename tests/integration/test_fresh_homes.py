@@ -61,7 +61,7 @@ def test_a_one_off_backfill_starts_what_it_needs_names_what_failed_and_needs_no_
     done = installation.backfill(day, day, "KRW-BTC", "KRW-DOGE")
     assert done.returncode == 1, done.stdout + done.stderr
     assert "KRW-DOGE 2025-09-03: " in done.stdout
-    assert "the answer is no list of candles: '<" in done.stdout
+    assert "HTTP 200: <" in done.stdout
     assert services.running(installation.home) is None
     server = EmbeddedServer(installation.home)
     assert not server.is_running(), "what it started is stopped"
