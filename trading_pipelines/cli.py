@@ -261,16 +261,8 @@ def demo(
         )
         _write_settings(settings.model_copy(update={"alerts": alerts}), target.first, config)
         inbox = stack.enter_context(DiscordInbox())
-        environment = environment.model_copy(
-            update={
-                "database_url": None,
-                "dagster_postgres_url": None,
-                "redis_url": None,  # the bot must not trade on a replayed market
-                "upbit_base_url": base_url,
-                "trading_pipelines_home": home,
-                **_demo_webhooks(stack, home, inbox),
-            }
-        )
+        webhooks = _demo_webhooks(stack, home, inbox)
+        environment = _apart(environment, home, base_url, webhooks)
         urls = stack.enter_context(_database(environment))
         running = stack.enter_context(services.Services(environment, urls, config, port))
         outcome = _run_backfill(urls, running.url, target, source, with_signals=True)
@@ -317,18 +309,7 @@ def drill(
         market = GeneratedMarket(settings.symbols)
         inbox = stack.enter_context(DiscordInbox(limited=True))
         exchange = stack.enter_context(ReplayExchange(market, latency=0.05))
-        environment = environment.model_copy(
-            update={
-                "database_url": None,
-                "dagster_postgres_url": None,
-                "redis_url": None,
-                "n8n_url": None,
-                "heartbeat_url": None,
-                "discord_webhook_url": SecretStr(inbox.url),
-                "upbit_base_url": exchange.url,
-                "trading_pipelines_home": home,
-            }
-        )
+        environment = _apart(environment, home, exchange.url, _inbox_alone(inbox))
         dump_strategy(settings, home / "strategy.yaml")
         urls = stack.enter_context(_database(environment))
         out.print(f"preparing {DRILL_DAYS} days as they were at {kst(outage.start)}, when all "
@@ -351,6 +332,31 @@ def drill(
             out.print(show(message.payload))
     if len(healed) < len(asdict(due_in)):
         _fail(f"not all was there after {DRILL_SECONDS:.0f} s: see the logs in {home / 'logs'}")
+
+
+def _apart(
+    environment: Environment, home: Path, base_url: str, webhooks: dict[str, SecretStr | None]
+) -> Environment:
+    """Return the environment of a home of a command's own, away from all that is the operator's."""
+    return environment.model_copy(
+        update={
+            "database_url": None,
+            "dagster_postgres_url": None,
+            "redis_url": None,  # the bot must not trade on a replayed market
+            "heartbeat_url": None,  # nor be called well because a demonstration is
+            "upbit_base_url": base_url,
+            "trading_pipelines_home": home,
+            **webhooks,
+        }
+    )
+
+
+def _inbox_alone(inbox: DiscordInbox) -> dict[str, SecretStr | None]:
+    return {
+        "n8n_url": None,
+        "n8n_webhook_secret": None,
+        "discord_webhook_url": SecretStr(inbox.url),
+    }
 
 
 def _make_anew(home: Path) -> None:
@@ -791,17 +797,16 @@ def _demo_webhooks(
     stack: contextlib.ExitStack, home: Path, inbox: DiscordInbox
 ) -> dict[str, SecretStr | None]:
     """Start the real n8n where it is installed; else alerts go to the inbox directly."""
-    discord = SecretStr(inbox.url)
     if n8n.installed() is None:
         out.print("[yellow]n8n is not installed (`make n8n`): alerts go to Discord directly[/]")
-        return {"n8n_url": None, "n8n_webhook_secret": None, "discord_webhook_url": discord}
+        return _inbox_alone(inbox)
     secret = secrets.token_urlsafe()
     out.print("starting n8n, with a local inbox in Discord's place")
     local = stack.enter_context(n8n.LocalN8n(home / "n8n", secret=secret, discord_url=inbox.url))
     return {
+        **_inbox_alone(inbox),
         "n8n_url": SecretStr(local.url),
         "n8n_webhook_secret": SecretStr(secret),
-        "discord_webhook_url": discord,
     }
 
 

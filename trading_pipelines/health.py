@@ -21,7 +21,14 @@ from trading_pipelines.alerts.kinds import KINDS
 from trading_pipelines.candles import coverage, due
 from trading_pipelines.candles.coverage import Coverage
 from trading_pipelines.candles.due import REFRESHED_EVERY
-from trading_pipelines.candles.windows import DAY, HOUR, contiguous, day_interval, floor_hour
+from trading_pipelines.candles.windows import (
+    DAY,
+    HOUR,
+    contiguous,
+    day_interval,
+    floor_hour,
+    named,
+)
 from trading_pipelines.database import housekeeping
 from trading_pipelines.settings import Environment, StrategySettings
 from trading_pipelines.signals import due as signals_due
@@ -177,15 +184,9 @@ SELECT kind, count(*) AS count, min(CASE WHEN attempts = 0 THEN next_at ELSE coa
 FROM trading_pipelines.alert_deliveries AS waiting
 WHERE state IN ('pending', 'retrying') AND kind = ANY(%s) GROUP BY kind ORDER BY kind
 """
-DELIVERED = "SELECT max(delivered_at) FROM trading_pipelines.alert_deliveries"
-FAILED = """
-SELECT asset, symbol, day, failures, left_failed, error FROM (
-    SELECT 'candles_' || interval AS asset, symbol, day, failures, left_failed, error
-    FROM trading_pipelines.candle_coverage
-    UNION ALL
-    SELECT asset, symbol, day, failures, left_failed, error FROM trading_pipelines.signal_coverage
-) AS known
-WHERE (left_failed OR failures >= %s) AND symbol = ANY(%s) ORDER BY asset, symbol, day
+FAILED = f"""
+SELECT asset, symbol, day, failures, left_failed, error
+{failures.FAILING} AND (left_failed OR failures >= %(failures)s) ORDER BY asset, symbol, day
 """
 
 
@@ -335,14 +336,17 @@ def _alerts(connection: psycopg.Connection, settings: StrategySettings, now: dat
         waiting,
         [Waiting(kind, *found) for kind, found in not_entered.items() if kind in on],
         {kind: states["dead"] for kind, states in counts.items() if states["dead"]},
-        _moment(connection, DELIVERED),
+        ledger.last_delivered(connection),
     )
 
 
 def _failed(connection: psycopg.Connection, settings: StrategySettings) -> list[FailedPartition]:
-    symbols = [signals_due.POOLED, *settings.symbols]
+    wanted = {
+        "symbols": list(settings.symbols),
+        "failures": settings.alerts.failures_before_alert,
+    }
     with connection.cursor(row_factory=class_row(FailedPartition)) as cursor:
-        cursor.execute(FAILED, [settings.alerts.failures_before_alert, symbols])
+        cursor.execute(FAILED, wanted)
         return cursor.fetchall()
 
 
@@ -614,9 +618,7 @@ NOT_REFRESHED = "not expected: data.refresh is false"
 
 
 def _days(days: Iterable[date]) -> str:
-    return ", ".join(
-        f"{first}" if first == last else f"{first} to {last}" for first, last in contiguous(days)
-    )
+    return ", ".join(named(first, last) for first, last in contiguous(days))
 
 
 def _check(

@@ -18,7 +18,7 @@ from trading_pipelines.alerts import failures, ledger
 from trading_pipelines.alerts.failures import LeftFailed
 from trading_pipelines.candles import coverage, due
 from trading_pipelines.candles.coverage import Coverage
-from trading_pipelines.candles.windows import contiguous, floor_hour
+from trading_pipelines.candles.windows import contiguous, floor_hour, named
 from trading_pipelines.korean_time import KST, kst
 from trading_pipelines.settings import StrategySettings
 from trading_pipelines.signals import due as signals_due
@@ -28,10 +28,7 @@ from trading_pipelines.signals.due import Computed
 # With five symbols the screen is then 40 lines at most.
 SHOWN_LINES = 10
 FORGOTTEN = "older than the look-back, mended only by `trading-pipelines backfill --with-signals`"
-NEWEST = """
-SELECT (SELECT max(day) FROM trading_pipelines.volatility_model),
-    (SELECT max(delivered_at) FROM trading_pipelines.alert_deliveries)
-"""
+NEWEST_MODEL = "SELECT max(day) FROM trading_pipelines.volatility_model"
 
 
 @dataclass(frozen=True)
@@ -89,10 +86,10 @@ def read(connection: psycopg.Connection, settings: StrategySettings, now: dateti
     days = due.look_back(settings.data.start_date, settings.data.look_back_days, now)
     known = coverage.read(connection, settings.symbols, days)
     counts = ledger.counts(connection).values()
-    newest = connection.execute(NEWEST).fetchone() or (None, None)
+    (model_day,) = connection.execute(NEWEST_MODEL).fetchone() or (None,)
     return Status(
         symbols=_symbols(connection, settings.symbols, known, now),
-        model_day=newest[0],
+        model_day=model_day,
         due=[
             *_due_candles(known, now),
             *(
@@ -106,7 +103,7 @@ def read(connection: psycopg.Connection, settings: StrategySettings, now: dateti
         left_failed=failures.left_failed(connection, settings.symbols),
         waiting=sum(of_kind[state] for of_kind in counts for state in failures.WAITING),
         dead=sum(of_kind[ledger.State.DEAD] for of_kind in counts),
-        delivered_at=newest[1],
+        delivered_at=ledger.last_delivered(connection),
     )
 
 
@@ -249,7 +246,7 @@ def in_stretches(partitions: Iterable[Due], all_symbols: int = 0) -> list[str]:
                 (
                     asset,
                     "all symbols" if 1 < len(names) == all_symbols else ", ".join(names),
-                    f"{first}" if first == last else f"{first} to {last}",
+                    named(first, last),
                 ),
             )
         )

@@ -23,8 +23,8 @@ import pandas as pd
 import psycopg
 import pytest
 
-from tests.conftest import FIRST_DAY, SYMBOLS, days_of, environment, store_minutes
-from tests.integration.conftest import Installation, exact
+from tests.conftest import FIRST_DAY, STRATEGY, SYMBOLS, days_of, environment, store_minutes
+from tests.integration.conftest import Installation, exact, unanswered_tries
 from trading_pipelines import database
 from trading_pipelines.candles.windows import DAY, MINUTE
 from trading_pipelines.database.embedded import EmbeddedServer
@@ -57,11 +57,6 @@ HEAD = "|---|---|---:|---:|---:|---:|---:|---:|\n"
 REJECT = """
 INSERT INTO agent_decisions (symbol, strategy_name, decision, reasoning, created_at)
 VALUES (%s, 'test', 'REJECT', %s, %s) RETURNING id
-"""
-UNANSWERED = """
-SELECT body ->> 'idempotency_key', count(*) FROM trading_pipelines.alert_deliveries
-JOIN trading_pipelines.alert_attempts ON delivery_id = alert_deliveries.id
-WHERE outcome IS DISTINCT FROM 'delivered' GROUP BY 1
 """
 
 
@@ -286,7 +281,7 @@ class World(Installation):
         stored = stored[(times >= since - MINUTE) & (times < until - MINUTE)]
         same = {repr(one) for one in exact(recorded)} & {repr(one) for one in exact(stored)}
         with psycopg.connect(self.market_url) as connection:
-            unanswered: dict[str, int] = dict(connection.execute(UNANSWERED).fetchall())
+            unanswered = unanswered_tries(connection)
             found = {
                 table: len(
                     self.reference.due(table, since, until)
@@ -330,9 +325,8 @@ def history(recorded: pd.DataFrame) -> Iterator[Path]:
     with database.connect(database.prepare(environment(home)).market) as connection:
         before = recorded.timestamp_utc < pd.Timestamp(START.date(), tz="UTC")
         store_minutes(connection, recorded[before])
-        settings = StrategySettings(data=DataSettings(start_date=FIRST_DAY))
         for one in due.SIGNALS:
-            compute(connection, one, SYMBOLS, HISTORY, settings, "history")
+            compute(connection, one, SYMBOLS, HISTORY, STRATEGY, "history")
     EmbeddedServer(home).stop()
     yield home
     shutil.rmtree(home)

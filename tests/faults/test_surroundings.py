@@ -50,9 +50,7 @@ def world(history: Path, recorded_market: Recording, reference: Reference) -> It
 
 def heal(world: World, row: Row, since: datetime, within: float = 300) -> None:
     until = world.now
-    row.seconds = world.until(
-        lambda: world.healed(since, until), f"healed but for {world.missing(since, until)}", within
-    )
+    row.seconds = world.until(lambda: world.healed(since, until), "healed", within)
     world.account(row, since, until)
 
 

@@ -29,6 +29,11 @@ from trading_pipelines.settings import (
 )
 
 AWAIT_SECONDS = 240
+UNANSWERED = """
+SELECT body ->> 'idempotency_key', count(*) FROM trading_pipelines.alert_deliveries
+JOIN trading_pipelines.alert_attempts ON delivery_id = alert_deliveries.id
+WHERE outcome IS DISTINCT FROM 'delivered' GROUP BY 1
+"""
 PRICES = ["open", "high", "low", "close", "volume"]
 
 
@@ -115,6 +120,11 @@ def exact(frame: pd.DataFrame) -> list[tuple[str, pd.Timestamp, list[Decimal]]]:
             index=False
         )
     ]
+
+
+def unanswered_tries(connection: psycopg.Connection) -> dict[str, int]:
+    """Return, by idempotency key, how many tries of an alert were left without "delivered"."""
+    return dict(connection.execute(UNANSWERED).fetchall())
 
 
 def await_that(holds: Callable[[], bool], what: str) -> None:

@@ -16,7 +16,12 @@ from signal import SIGKILL
 import psycopg
 import pytest
 
-from tests.integration.conftest import Installation, await_that, installed
+from tests.integration.conftest import (
+    Installation,
+    await_that,
+    installed,
+    unanswered_tries,
+)
 from trading_pipelines import database
 from trading_pipelines.alerts import report
 from trading_pipelines.alerts.due import send_report
@@ -33,11 +38,6 @@ from trading_pipelines.settings import (
 SECRET = "a-secret-of-the-tests"
 DECISIONS, WRITERS = 300, 4
 SEED = 20261124
-UNANSWERED = """
-SELECT body ->> 'idempotency_key', count(*) FROM trading_pipelines.alert_deliveries
-JOIN trading_pipelines.alert_attempts ON delivery_id = alert_deliveries.id
-WHERE outcome IS DISTINCT FROM 'delivered' GROUP BY 1
-"""
 
 
 @pytest.fixture(scope="module")
@@ -207,7 +207,7 @@ def test_each_of_300_decisions_arrives_whatever_dies_and_each_double_has_its_rea
     await_that(lambda: _waiting(up) == 0, "the ledger knows it")
     counts = arrived()
     with psycopg.connect(up.market_url) as connection:
-        unanswered: dict[str, int] = dict(connection.execute(UNANSWERED).fetchall())
+        unanswered = unanswered_tries(connection)
         in_table = connection.execute(
             "SELECT count(*) FROM agent_decisions WHERE symbol = 'KRW-BTC'"
         ).fetchone()

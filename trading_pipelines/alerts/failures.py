@@ -19,7 +19,14 @@ from psycopg.rows import class_row
 from trading_pipelines.alerts import ledger
 from trading_pipelines.alerts.kinds import PIPELINE_FAILURE, SOURCES, cut
 from trading_pipelines.alerts.ledger import State
-from trading_pipelines.candles.windows import MINUTE, Interval, contiguous, day_interval, merge
+from trading_pipelines.candles.windows import (
+    MINUTE,
+    Interval,
+    contiguous,
+    day_interval,
+    merge,
+    named,
+)
 from trading_pipelines.korean_time import kst
 from trading_pipelines.settings import AlertSettings, StrategySettings
 
@@ -208,9 +215,7 @@ def left_failed(connection: psycopg.Connection, symbols: Sequence[str]) -> list[
 
 def stretches(days: Sequence[date], left_out: str = ", … {}") -> str:
     """Return the unbroken stretches of days, the newest ten; `left_out` tells of the others."""
-    found = [
-        f"{first}" if first == last else f"{first} ~ {last}" for first, last in contiguous(days)
-    ]
+    found = [named(first, last, " ~ ") for first, last in contiguous(days)]
     more = len(found) - SHOWN_STRETCHES
     return ", ".join(found[-SHOWN_STRETCHES:]) + (left_out.format(more) if more > 0 else "")
 

@@ -584,6 +584,14 @@ def purge(connection: psycopg.Connection, before: datetime) -> Counter[str]:
     return Counter(alert_deliveries=purged)
 
 
+def last_delivered(connection: psycopg.Connection) -> datetime | None:
+    """Return when (UTC) the newest alert was delivered."""
+    row = connection.execute(
+        "SELECT max(delivered_at) FROM trading_pipelines.alert_deliveries"
+    ).fetchone()
+    return row[0] if row else None
+
+
 def counts(connection: psycopg.Connection) -> dict[str, dict[str, int]]:
     """Return how many alerts of each kind are in each state; a kind without any has zeros."""
     found = {kind: dict.fromkeys(map(str, State), 0) for kind in KINDS}

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from enum import StrEnum
+from typing import Any
 
 import psycopg
 from psycopg.rows import class_row
@@ -166,6 +167,8 @@ FROM (SELECT count(*) AS rows FROM public.market_data
             WHERE symbol = %(symbol)s AND interval = %(interval)s AND day = %(day)s)) AS stored
 WHERE known.symbol = %(symbol)s AND known.interval = %(interval)s AND known.day = %(day)s
 """
+# Over `failures` in a row, the new one among them; with the arguments of `healing_arguments`.
+BACK_OFF = "least(%(first)s * 2 ^ least(failures - 1, 10), %(longest)s)"
 CLEAR = """
 UPDATE trading_pipelines.candle_coverage
 SET failures = 0, trouble = NULL, tries = 0, left_failed = false, left_at = NULL, error = NULL,
@@ -176,7 +179,7 @@ WHERE symbol = %(symbol)s AND interval = %(interval)s AND day = ANY(%(days)s)
 # A day that is open has new minutes to ask for, so its tries are never spent: a single 404 at 00:30
 # would have cost a day of candles and labels. How long to wait, and what is told, is by `failures`,
 # of whatever kind: 20 that were away and odd in turn were 20 first ones, and nobody was told.
-FAIL = """
+FAIL = f"""
 INSERT INTO trading_pipelines.candle_coverage AS known
     (symbol, interval, day, status, fetched_until, confirmed_until,
      failures, trouble, tries, left_failed, left_at, error, retry_at, run_id)
@@ -184,7 +187,7 @@ SELECT %(symbol)s, %(interval)s, %(day)s, 'failed', %(day_start)s, %(day_start)s
     failures, trouble, tries, left_failed, CASE WHEN left_failed THEN coalesce(left_at, now()) END,
     %(error)s,
     now() + CASE WHEN left_failed AND %(trouble)s <> 'away' THEN interval '1 day'
-        ELSE least(%(first)s * 2 ^ least(failures - 1, 10), %(longest)s) END, %(run_id)s
+        ELSE {BACK_OFF} END, %(run_id)s
 FROM (
     SELECT failures, trouble, tries, left_at, was_left OR (now() >= %(day_end)s AND (
         trouble = 'market' OR trouble <> 'away' AND tries >= %(attempts)s)) AS left_failed
@@ -203,7 +206,7 @@ ON CONFLICT (symbol, interval, day) DO UPDATE SET
     failures = excluded.failures, trouble = excluded.trouble, tries = excluded.tries,
     left_failed = excluded.left_failed, left_at = excluded.left_at,
     error = excluded.error, retry_at = excluded.retry_at, run_id = excluded.run_id
-"""
+"""  # noqa: S608 - constants
 
 
 def read(
@@ -293,11 +296,18 @@ def record_failure(
             "error": error,
             "run_id": run_id,
             "trouble": trouble,
-            "attempts": healing.attempts,
-            "first": timedelta(seconds=healing.backoff_seconds),
-            "longest": timedelta(seconds=healing.max_backoff_seconds),
+            **healing_arguments(healing),
         },
     )
+
+
+def healing_arguments(healing: HealingSettings) -> dict[str, Any]:
+    """Return what a statement that records a failure takes of the settings."""
+    return {
+        "attempts": healing.attempts,
+        "first": timedelta(seconds=healing.backoff_seconds),
+        "longest": timedelta(seconds=healing.max_backoff_seconds),
+    }
 
 
 def to_ask(known: Coverage, closed_until: datetime, run_id: str) -> Interval:

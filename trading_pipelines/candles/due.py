@@ -11,7 +11,7 @@ from datetime import date, datetime, timedelta
 from enum import StrEnum
 
 from trading_pipelines.candles.coverage import Coverage
-from trading_pipelines.candles.windows import DAY, MINUTE, contiguous, day_interval
+from trading_pipelines.candles.windows import DAY, MINUTE, contiguous, day_interval, named
 
 # A tick right at midnight: the new day has no closed minute yet.
 FIRST_MINUTE = MINUTE + timedelta(seconds=10)
@@ -47,8 +47,7 @@ class DueRun:
     """The minutes are as they should be; only their hours have to be computed."""
 
     def __str__(self) -> str:
-        days = f"{self.first}" if self.first == self.last else f"{self.first} to {self.last}"
-        return f"{', '.join(self.symbols)}: {days}"
+        return f"{', '.join(self.symbols)}: {named(self.first, self.last)}"
 
 
 def look_back(start_date: date, look_back_days: int, now: datetime) -> list[date]:

@@ -82,3 +82,8 @@ def contiguous(days: Iterable[date]) -> Iterator[tuple[date, date]]:
         last = day
     if first is not None and last is not None:
         yield first, last
+
+
+def named(first: date, last: date, between: str = " to ") -> str:
+    """Return an unbroken stretch of days in words; one day is named once."""
+    return f"{first}" if first == last else f"{first}{between}{last}"

@@ -14,6 +14,7 @@ from enum import StrEnum
 import psycopg
 from psycopg.rows import class_row
 
+from trading_pipelines.candles.coverage import BACK_OFF, healing_arguments
 from trading_pipelines.candles.due import rectangles
 from trading_pipelines.candles.windows import HOUR, day_interval
 from trading_pipelines.settings import HealingSettings, StrategySettings
@@ -169,13 +170,13 @@ ON CONFLICT (asset, symbol, day) DO UPDATE SET
     failures = 0, left_failed = false, failed_inputs = NULL, error = NULL, retry_at = NULL
 """  # noqa: S608 - constants
 # The same inputs give the same failure; other ones begin to be tried anew.
-FAIL = """
+FAIL = f"""
 INSERT INTO trading_pipelines.signal_coverage AS known
     (asset, symbol, day, run_id, failures, left_failed, failed_inputs, error, retry_at)
 SELECT %(asset)s, %(symbol)s, %(day)s, %(run_id)s, failures,
     %(is_its_own)s AND failures >= %(attempts)s,
     %(failed_inputs)s, %(error)s,
-    now() + least(%(first)s * 2 ^ least(failures - 1, 10), %(longest)s)
+    now() + {BACK_OFF}
 FROM (
     SELECT 1 + coalesce(max(failures), 0) AS failures FROM trading_pipelines.signal_coverage
     WHERE asset = %(asset)s AND symbol = %(symbol)s AND day = %(day)s
@@ -185,7 +186,7 @@ ON CONFLICT (asset, symbol, day) DO UPDATE SET
     failures = excluded.failures, left_failed = excluded.left_failed,
     failed_inputs = excluded.failed_inputs, error = excluded.error, retry_at = excluded.retry_at,
     run_id = excluded.run_id
-"""
+"""  # noqa: S608 - constants
 
 
 def _arguments(signal: Signal, settings: StrategySettings) -> dict[str, object]:
@@ -338,8 +339,6 @@ def record_failure(
             "failed_inputs": known.inputs,
             "is_its_own": is_its_own,
             "error": error,
-            "attempts": healing.attempts,
-            "first": timedelta(seconds=healing.backoff_seconds),
-            "longest": timedelta(seconds=healing.max_backoff_seconds),
+            **healing_arguments(healing),
         },
     )
