@@ -9,7 +9,7 @@ BENCH ?= backfill
 
 .DEFAULT_GOAL := help
 .PHONY: help demo drill up down status health test test-e2e test-faults reliability soak n8n \
-	redis-server faketime lint types bench screenshots lock clean
+	browser redis-server faketime chromium lint types bench docs screenshots lock clean
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,8 +35,8 @@ drill: $(READY) ## Play six hours of downtime and show how it heals (ARGS="--hou
 test: $(READY) redis-server ## Run all tests that need neither n8n nor a browser
 	$(BIN)/python -m pytest $(ARGS)
 
-test-e2e: $(READY) n8n ## Run the tests against the real n8n (8 minutes; installs it: 4-8 more, once)
-	RUN_N8N=1 $(BIN)/python -m pytest $(or $(ARGS),tests/n8n)
+test-e2e: $(READY) n8n browser ## Run the tests against the real n8n and in a browser (installs both, once)
+	RUN_N8N=1 RUN_BROWSER=1 $(BIN)/python -m pytest $(or $(ARGS),tests/n8n tests/browser)
 
 test-faults: $(READY) faketime ## Run the faults: downtime, kills, full disks, wrong clocks
 	RUN_FAULTS=1 $(BIN)/python -m pytest $(or $(ARGS),tests/faults)
@@ -51,7 +51,10 @@ soak: $(READY) faketime ## An hour of health, then 300 kills (MINUTES=60 KILLS=3
 n8n: ## Install the n8n that tests, demo and benchmark run, outside the clone (2.9 GB)
 	@deploy/install_n8n.sh
 
-redis-server faketime:
+browser: $(READY) chromium
+	@$(BIN)/python -c 'import playwright' 2>/dev/null || $(BIN)/pip install --quiet playwright==1.65.2
+
+redis-server faketime chromium:
 	@command -v $@ >/dev/null || ! command -v apt-get >/dev/null || { \
 		test "$$(id -u)" = 0 || sudo=$$(command -v sudo); \
 		echo "installing $@, which the tests start"; \
@@ -69,9 +72,11 @@ types: $(READY) ## Check types
 bench: $(READY) ## Measure (BENCH=alerts, backfill, growth, signals or volatility)
 	$(BIN)/python benchmarks/$(BENCH).py $(ARGS)
 
-screenshots: $(READY) ## Take the pictures of the docs (needs chromium)
-	$(BIN)/pip install --quiet playwright==1.65.2
-	$(BIN)/python docs/screenshots.py
+docs: $(READY) ## Write docs/assets/ anew, a page for each group of assets
+	$(BIN)/python -W ignore docs/asset_pages.py
+
+screenshots: browser ## Take the pictures of the docs (ARGS="URL DAY")
+	$(BIN)/python docs/screenshots.py $(ARGS)
 
 lock: $(READY) ## Write requirements.lock anew from pyproject.toml
 	$(BIN)/pip install --quiet uv

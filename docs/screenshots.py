@@ -12,6 +12,7 @@ from playwright.sync_api import sync_playwright
 IMAGES = Path(__file__).parent / "images"
 # Name of the picture: path, a text that the page shows once it has filled, and what to click then.
 PAGES = {
+    "lineage": ("/asset-groups", "published_signals", ""),
     "partitions": ("/assets/candles_1m?view=partitions&partition={day}%7CKRW-DOGE", "quiet", ""),
     "signals": ("/assets/signals_overview", "Show Markdown", "Show Markdown"),
 }

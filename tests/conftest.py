@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from datetime import date, timedelta
 from pathlib import Path
 
+import hypothesis
 import pandas as pd
 import psycopg
 import pytest
@@ -36,6 +37,7 @@ FOREIGN = (
     "N8N_WEBHOOK_SECRET",
     "DISCORD_WEBHOOK_URL",
     "HEARTBEAT_URL",
+    "DOCS_URL",
 )
 PRICES = ["open", "high", "low", "close", "volume"]
 COVERED = """
@@ -46,6 +48,10 @@ SELECT symbol, '1m', (timestamp AT TIME ZONE 'UTC')::date AS day, 'complete',
     (min(timestamp AT TIME ZONE 'UTC')::date + 1)::timestamp AT TIME ZONE 'UTC', count(*)
 FROM market_data GROUP BY symbol, 3
 """
+
+# No test is one of speed: on a busy machine Hypothesis's 200 ms an example failed two of them.
+hypothesis.settings.register_profile("patient", deadline=None)
+hypothesis.settings.load_profile("patient")
 
 _numbers = itertools.count()
 

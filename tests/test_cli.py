@@ -1,13 +1,16 @@
 """The command line as a person meets it, where nothing has to run for it."""
 
 import json
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import psycopg
 import pytest
+import regex
+from rich.cells import cell_len
 from rich.console import Console
 from typer.testing import CliRunner, Result
 
+from tests.alerts.conftest import Bot
 from trading_pipelines import cli
 from trading_pipelines.alerts import ledger
 
@@ -32,8 +35,10 @@ def test_wrong_usage_is_exit_status_2_and_says_what_is_wrong(
 
 
 COMMANDS = [
+    *("trades", "decisions", "risk", "rejections"),
     *("up", "backfill", "demo", "status", "health", "signals", "replay", "inbox", "env"),
     *("alerts list", "alerts show", "alerts replay", "alerts test", "n8n import", "n8n check"),
+    *("db backup", "db restore"),
 ]
 
 
@@ -124,3 +129,122 @@ def test_a_replay_says_what_it_could_not_send(ledgered: psycopg.Connection) -> N
     done = run("replay", "1", "99")
     assert (done.exit_code, "1 will be sent again, but not 99" in done.stderr) == (1, True)
     assert run("replay").exit_code == 2
+
+
+AT = datetime(2025, 9, 16, 15, 30, tzinfo=UTC)
+
+
+@pytest.fixture
+def bot(connection: psycopg.Connection, market_url: str, monkeypatch: pytest.MonkeyPatch) -> Bot:
+    monkeypatch.setenv("DATABASE_URL", market_url)
+    monkeypatch.setattr(cli, "out", Console(width=80, highlight=False))
+    return Bot(connection)
+
+
+def shown(command: str) -> list[str]:
+    """Return the rows of a table that is 80 columns wide, their cells without borders and folds."""
+    done = CliRunner().invoke(cli.app, [*command.split(), "--since", "9999d"])
+    assert done.exit_code == 0, done.stderr
+    title, *lines = done.stdout.splitlines()
+    assert "now 20" in title
+    assert {cell_len(line) for line in lines} == {80}
+    assert "…" not in done.stdout
+    rows: list[list[str]] = []
+    for line in lines[3:-1]:
+        cells = [cell.strip() for cell in line.strip("│").split("│")]
+        if cells[0].startswith(("20", "-")):
+            rows.append([""] * len(cells))
+        rows[-1] = [f"{a}{b}" for a, b in zip(rows[-1], cells, strict=True)]
+    return ["|".join(row).replace(" ", "") for row in rows]
+
+
+def test_trades_are_shown_in_korean_time_and_80_columns(bot: Bot) -> None:
+    bot.trade(AT, quantity="12345.12345678", fee="79.5", exit_reason="TRAILING_STOP")
+    bot.trade(None, executed_at=None, price="0.001")
+    order = "BUYMARKETFILLED,MeanReversion"
+    assert shown("trades") == [
+        f"2025-09-1700:30KST|KRW-BTC|{order},TRAILING_STOP|150,000,000|12,345.12345678|79.5",
+        f"-|KRW-BTC|{order}|0.001|0.00125|-",
+    ]
+
+
+def test_decisions_are_shown_with_their_whole_reason(bot: Bot) -> None:
+    reason = "RSI는 낮지만 거래량이 받쳐주지 않아 진입을 보류합니다. " * 8
+    bot.reject(AT, reason, confidence=71, price_at_decision="158000000", model_used="claude-opus-5")
+    assert shown("decisions") == [
+        "2025-09-1700:30KST|KRW-BTC|REJECT71%,MeanReversion,claude-opus-5|158,000,000|"
+        + reason.replace(" ", "")
+    ]
+
+
+def test_the_risk_log_is_shown(bot: Bot) -> None:
+    bot.violation(AT, related_order_id=bot.trade(AT))
+    bot.cooldown(AT + timedelta(hours=6), AT - timedelta(hours=1))
+    assert shown("risk") == [
+        "2025-09-1700:30KST|MAX_EXPOSURE|WARNING|KRW-BTC|over30%",
+        "2025-09-1623:30KST|COOLDOWN|CRITICAL|-|연속손실3회:2025-09-1706:30KST까지신규거래중지",
+    ]
+
+
+def test_what_became_of_a_rejection_is_shown(bot: Bot) -> None:
+    bot.connection.execute(
+        "INSERT INTO trading_pipelines.reject_outcomes (symbol, day, decision_id, decided_at, "
+        "regime, reason_family, state, price, exit_at, exit_reason, result_krw, verdict, note) "
+        "VALUES ('KRW-BTC', '2025-09-16', 1, %s, 'BEAR', 'volume', 'completed', 158000000, %s, "
+        "'stop_loss', -21000, 'saved', NULL), ('KRW-ETH', '2025-09-16', 2, %s, 'BULL', 'other', "
+        "'pending', NULL, NULL, NULL, NULL, NULL, 'regimes.BULL is not in the settings')",
+        [AT, AT + timedelta(hours=3), AT - timedelta(hours=1)],
+    )
+    assert shown("rejections") == [
+        "2025-09-1700:30KST|KRW-BTC|BEAR,volume|158,000,000|stop_loss2025-09-1703:30KST|saved21,000KRW",
+        "2025-09-1623:30KST|KRW-ETH|BULL,other|-|regimes.BULLisnotinthesettings|pending",
+    ]
+
+
+def test_what_a_model_wrote_does_nothing_to_the_terminal(bot: Bot) -> None:
+    bot.reject(AT, "\x1b[2J\x9b31m[bold]끝[/] [/x] :warning:\u202e\r\n[link=x]한")
+    (row,) = shown("decisions")
+    assert row.endswith("|[2J31m[bold]끝[/][/x]:warning:[link=x]한")
+    done = CliRunner().invoke(cli.app, ["decisions", "--since", "9999d"])
+    assert not regex.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202e]", done.stdout)
+
+
+def test_rows_are_one_object_a_line_as_the_bot_has_them_in_utc(bot: Bot) -> None:
+    bot.trade(AT, fee="0.00000001")
+    bot.trade(AT - timedelta(days=1), symbol="KRW-ETH")
+    bot.reject(AT, "이유")
+    arguments = ["trades", "--json", "--since", "9999d", "--limit", "1"]
+    (line,) = CliRunner().invoke(cli.app, arguments).stdout.splitlines()
+    found = json.loads(line)
+    assert (found["executed_at"], found["fee"]) == ("2025-09-16T15:30:00+00:00", "0.00000001")
+    done = CliRunner().invoke(cli.app, ["decisions", "--json", "--since", "9999d"])
+    assert '"이유"' in done.stdout
+    assert CliRunner().invoke(cli.app, ["trades", "--json", "--since", "1d"]).stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        ("trades", "no trades in 7d"),
+        ("decisions --symbol KRW-NEWCOIN --since 3d", "no decisions of KRW-NEWCOIN in 3d"),
+        ("risk --since 24h", "no risk events in 24h"),
+    ],
+)
+def test_where_there_is_nothing_it_is_said_in_words(bot: Bot, command: str, said: str) -> None:
+    bot.reject(AT)
+    done = CliRunner().invoke(cli.app, command.split())
+    assert (done.exit_code, done.stdout.strip()) == (0, said)
+
+
+def test_an_upgrade_that_could_not_make_a_view_follow_says_so(bot: Bot) -> None:
+    assert "up to date" in CliRunner().invoke(cli.app, ["db", "upgrade"]).stdout
+    bot.connection.execute("CREATE VIEW mine AS SELECT id FROM trading_pipelines.risk_audit_kst")
+    bot.connection.execute("ALTER TABLE risk_audit ADD COLUMN later text")
+    done = CliRunner().invoke(cli.app, ["db", "upgrade"])
+    assert (done.exit_code, "risk_audit_kst stays as it was" in done.stderr) == (1, True)
+
+
+@pytest.mark.parametrize("wrong", ["--symbol BTC", "--symbol krw-btc", "--since 3", "--limit 0"])
+@pytest.mark.parametrize("command", ["trades", "decisions", "risk", "rejections"])
+def test_what_is_asked_wrongly_is_wrong_usage(command: str, wrong: str) -> None:
+    assert CliRunner().invoke(cli.app, [command, *wrong.split()]).exit_code == 2

@@ -3,8 +3,10 @@ from typing import Any
 
 import dagster as dg
 import pytest
+from dagster._core.definitions.assets.graph.asset_graph import AssetNode
 from syrupy.assertion import SnapshotAssertion
 
+from trading_pipelines.assets.shared import RUNBOOK, TABLE_NAME
 from trading_pipelines.definitions import build_definitions, defs
 from trading_pipelines.settings import SettingsError, StrategySettings
 
@@ -22,7 +24,8 @@ def described(definitions: dg.Definitions) -> dict[str, Any]:
                 "partitions": str(node.partitions_def),
                 "backfill": str(node.backfill_policy),
                 "pools": sorted(node.pools or []),
-                "described": bool(node.description),
+                "table": node.metadata.get(TABLE_NAME),
+                "runbook": node.metadata.get(RUNBOOK),
             }
             for key in sorted(graph.get_all_asset_keys())
             if (node := graph.get(key))
@@ -31,6 +34,7 @@ def described(definitions: dg.Definitions) -> dict[str, Any]:
             key.to_user_string(): "blocking" if graph.get_check_spec(key).blocking else "warning"
             for key in sorted(graph.asset_check_keys)
         },
+        "jobs": sorted(job.name for job in definitions.resolve_all_job_defs()),
         "schedules": {
             schedule.name: (str(schedule.cron_schedule), schedule.default_status.value)
             for schedule in definitions.schedules or []
@@ -45,6 +49,80 @@ def described(definitions: dg.Definitions) -> dict[str, Any]:
 
 def test_a_change_of_the_graph_is_seen_as_a_diff(snapshot: SnapshotAssertion) -> None:
     assert described(build_definitions(StrategySettings())) == snapshot
+
+
+GRAPH = build_definitions(StrategySettings()).resolve_asset_graph()
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(params=sorted(GRAPH.get_all_asset_keys()), ids=lambda key: key.to_user_string())
+def asset(request: pytest.FixtureRequest) -> AssetNode:
+    key: dg.AssetKey = request.param
+    return GRAPH.get(key)
+
+
+def test_an_asset_says_what_it_is_in_the_same_parts(asset: AssetNode) -> None:
+    what, *parts = str(asset.description).split("\n- **")
+    assert what.strip().endswith(".")
+    assert [part.partition("**: ")[0] for part in parts] == [
+        "One row", "Unit", "Refreshed", "Backfill",
+    ]  # fmt: skip
+    assert not [part for part in parts if part.endswith((": .", "..")) or "\n" in part]
+    assert asset.owners
+    assert asset.group_name != "default"
+
+
+def test_the_kinds_of_an_asset_follow_from_what_it_is(asset: AssetNode) -> None:
+    no_table = "no table of its own" in str(asset.description)
+    assert (TABLE_NAME in asset.metadata) is not no_table
+    assert bool(asset.kinds & {"python", "sql"}) is asset.is_materializable
+    if not no_table:
+        assert "postgres" in asset.kinds
+
+
+def test_the_runbook_of_an_asset_is_there(asset: AssetNode) -> None:
+    page, _, section = str(asset.metadata[RUNBOOK]).partition(": ")
+    assert f"## {section}\n" in (ROOT / page).read_text(encoding="utf-8")
+
+
+def test_an_asset_that_is_materialised_can_be_launched_by_a_job_with_a_name(
+    asset: AssetNode,
+) -> None:
+    jobs = build_definitions(StrategySettings()).resolve_all_job_defs()
+    named = [
+        job.name
+        for job in jobs
+        if not job.name.startswith("__")
+        and asset.key in job.asset_layer.selected_asset_keys
+        and job.partitions_def == asset.partitions_def
+    ]
+    assert bool(named) is asset.is_materializable
+
+
+def test_whatever_has_a_name_says_what_it_does() -> None:
+    definitions = build_definitions(StrategySettings())
+    named = [
+        *(job for job in definitions.resolve_all_job_defs() if not job.name.startswith("__")),
+        *(definitions.schedules or []),
+        *(definitions.sensors or []),
+        *(GRAPH.get_check_spec(key) for key in GRAPH.asset_check_keys),
+    ]
+    assert [one.name for one in named if not one.description] == []
+
+
+def test_an_asset_names_its_database_and_links_its_runbook(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tmp_path / "strategy.yaml"
+    config.touch()
+    monkeypatch.setenv("TRADING_PIPELINES_CONFIG", str(config))
+    monkeypatch.setenv("DATABASE_URL", "postgresql://bot:s3cret@db:5432/coinpilot?sslmode=require")
+    monkeypatch.setenv("DOCS_URL", "https://example.com/docs/")
+    metadata = defs().resolve_asset_graph().get(dg.AssetKey("candles_1m")).metadata
+    assert metadata[TABLE_NAME] == "coinpilot.public.market_data"
+    assert metadata[RUNBOOK] == dg.MetadataValue.url(
+        "https://example.com/docs/operations.md#something-is-red"
+    )
 
 
 def test_wrong_settings_stop_the_start_with_their_line(

@@ -52,10 +52,11 @@ REPOSITORY = RemoteRepositoryOrigin(
 )
 SCHEDULES = [
     *("refresh_market_data", "update_regime", "update_volatility", "retrain_volatility"),
-    *("make_daily_report", "housekeeping"),
+    *("update_reject_outcomes", "make_daily_report", "make_reject_summary", "housekeeping"),
 ]
 SENSORS = [
-    f"{kind}_alerts" for kind in ("ai_reject", "trade", "risk", "daily_report", "pipeline_failure")
+    *("ai_reject_alerts", "trade_alerts", "risk_alerts", "daily_report_alerts"),
+    *("reject_summary_alerts", "pipeline_failure_alerts", "observe_bot_tables"),
 ]
 
 

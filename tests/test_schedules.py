@@ -287,6 +287,15 @@ def test_labels_in_flight_are_not_asked_for_again_and_candles_in_flight_do_not_c
     assert "regime_labels 9 due of 12, 9 of them in flight" in str(tick(instance, "update_regime"))
 
 
+def test_a_run_of_assets_without_a_job_is_named_by_how_it_was_launched(
+    instance: dg.DagsterInstance,
+) -> None:
+    for tags in ({}, {"dagster/backfill": "abcdefgh"}):
+        job = build_definitions(SETTINGS).resolve_job_def("__ASSET_JOB")
+        instance.create_run_for_job(job, tags=tags)
+    assert [run.job for run in runs_in_flight(instance)] == ["backfill", "materialization"]
+
+
 def test_the_model_of_a_day_is_asked_for_when_its_variances_are_there(
     instance: dg.DagsterInstance, connection: psycopg.Connection
 ) -> None:

@@ -37,19 +37,23 @@ DATA_KEYS = (
     "refresh, look_back_days"
 )
 SECTIONS = (
-    "symbols, data, healing, regime_detection, volatility, exchange, alerts, health, housekeeping"
+    "symbols, data, healing, regime_detection, volatility, exchange, alerts, health, housekeeping, "
+    "reject_outcomes, regimes"
 )
-ROOT_KEYS = f"{SECTIONS}, regimes, risk_management, regime_change_policy"
+ROOT_KEYS = f"{SECTIONS}, risk_management, regime_change_policy"
 REGIME = "regime_detection"
 MINIMUM = "data.min_hourly_candles_for_regime"
 ALERT_KEYS = (
-    "ai_reject, trade, risk, daily_report, pipeline_failure, since, look_back_days, "
-    "timeout_seconds, retry_waits, fallback_after, digest_over, messages_per_minute, "
-    "repeat_after, failures_before_alert, quiet_after"
+    "ai_reject, trade, risk, daily_report, pipeline_failure, reject_summary, since, "
+    "look_back_days, timeout_seconds, retry_waits, fallback_after, digest_over, "
+    "messages_per_minute, repeat_after, failures_before_alert, quiet_after"
 )
+FAMILIES = "names (a-z, 0-9 and _), each with a list of keywords, such as {volume: [거래량]}"
 MOMENT = "a moment with its offset, such as 2026-11-24T09:00:00+09:00, or nothing"
 WAITS = "a list of seconds (0-604800), such as [5.0, 300.0]"
 NOON = datetime(2026, 11, 24, 12, tzinfo=UTC)
+# Of naive times, as Hypothesis takes them: Seoul had an offset of seconds until 1908.
+BEGINNING = datetime(2017, 10, 1)  # noqa: DTZ001
 LIST = "a list of at least one symbol, such as [KRW-BTC]"
 SLOW = "allowed: ma_slow_period above ma_fast_period"
 BULL = "allowed: bull_threshold_pct above bear_threshold_pct"
@@ -77,7 +81,7 @@ def test_the_shipped_file_shows_every_key_at_its_default() -> None:
     assert load_strategy(path) == StrategySettings()
     shown = yaml.safe_load(path.read_text(encoding="utf-8"))
     defaults = StrategySettings().model_dump()
-    assert list(shown) == list(defaults)
+    assert list(shown) == [name for name in defaults if name != "regimes"], "which are the bot's"
     assert all(list(shown[name]) == list(defaults[name]) for name in shown if name != "symbols"), (
         shown
     )
@@ -126,6 +130,7 @@ def test_the_defaults_are_the_documented_ones() -> None:
             "risk": True,
             "daily_report": True,
             "pipeline_failure": True,
+            "reject_summary": False,
             "since": None,
             "look_back_days": 7,
             "timeout_seconds": 15.0,
@@ -143,11 +148,27 @@ def test_the_defaults_are_the_documented_ones() -> None:
             "min_free_disk_gb": 2.0,
         },
         "housekeeping": {"keep_runs_days": 30, "keep_alerts_days": 90},
+        "reject_outcomes": {
+            "notional_krw": 1_000_000,
+            "fee_pct": 0.05,
+            "reason_families": {
+                "volume": ["거래량", "volume"],
+                "trend": ["추세", "하락", "이동평균", "trend", "downtrend", "moving average"],
+                "momentum": ["RSI", "과매수", "과매도", "모멘텀", "momentum"],
+                "volatility": ["변동성", "volatility"],
+                "risk": ["위험", "리스크", "손실", "risk"],
+                "news": ["뉴스", "심리", "news", "sentiment"],
+            },
+        },
+        "regimes": None,
     }
 
 
 def test_the_bots_own_file_loads_unchanged() -> None:
-    assert load_strategy(ROOT / "tests/fixtures/coinpilot_strategy.yaml") == StrategySettings(
+    loaded = load_strategy(ROOT / "tests/fixtures/coinpilot_strategy.yaml")
+    assert list(loaded.regimes) == ["BULL", "SIDEWAYS", "BEAR"]
+    assert loaded.regimes["BEAR"]["entry"]["volume_ratio_above"] == 1.1, "an alias is followed"
+    assert loaded.model_copy(update={"regimes": None}) == StrategySettings(
         data=DataSettings(min_hourly_candles_for_regime=180),
         regime_detection=RegimeDetectionSettings(
             ma_fast_period=40,
@@ -170,16 +191,29 @@ def test_the_bots_own_file_loads_unchanged() -> None:
         "{}",
         "data:\nexchange:\nregime_detection:\nalerts:\n",
         "data: {}",
-        "regimes: {BULL: {a: 1, a: 2}}\nrisk_management: !theirs {x: 1}\nregime_change_policy:",
+        "regimes:\nrisk_management: !theirs {x: 1, x: 2}\nregime_change_policy:",
     ],
 )
 def test_what_is_left_out_has_its_default(tmp_path: Path, text: str) -> None:
     assert load(tmp_path, text) == StrategySettings()
 
 
+@pytest.mark.parametrize("content", ["!theirs {x: 1}", "{a: !!int abc}"])
+def test_a_section_of_the_bots_that_can_not_be_read_stops_no_start(
+    tmp_path: Path, content: str
+) -> None:
+    assert load(tmp_path, f"regimes: {content}").regimes.startswith("regimes can't be read: ")
+
+
 @pytest.mark.parametrize(
     ("text", "settings"),
     [
+        ("regimes: {BULL: {a: 1, a: 2}}", {"regimes": {"BULL": {"a": 2}}}),
+        ("regimes: [1, x]", {"regimes": [1, "x"]}),
+        (
+            "reject_outcomes: {reason_families: {x: [y]}}",
+            {"reject_outcomes": {"reason_families": {"x": ["y"]}}},
+        ),
         ("symbols: [KRW-1INCH]", StrategySettings(symbols=["KRW-1INCH"])),
         ("data:\n  start_date: 2017-10-01", {"data": {"start_date": date(2017, 10, 1)}}),
         ("data:\n  start_date: '2025-06-30'", {"data": {"start_date": date(2025, 6, 30)}}),
@@ -336,6 +370,21 @@ def test_a_wrong_regime_setting(tmp_path: Path, text: str, expected: str) -> Non
                 "yesterday": 'the text "yesterday"',
                 "1764000000": "1764000000",
                 "true": "true",
+            }.items()
+        ],
+        *[
+            (
+                f"reject_outcomes:\n  reason_families: {families}",
+                f"2: reject_outcomes.reason_families: is {said}; allowed: {FAMILIES}",
+            )
+            for families, said in {
+                "{volume: 거래량}": 'the text "거래량"',
+                "{volume: []}": "[]",
+                "{volume: [1]}": "1",
+                "{1: [a]}": "1",
+                "{거래량: [a]}": 'the text "거래량"',
+                "{x: ['']}": 'the text ""',
+                "": "empty",
             }.items()
         ],
         (
@@ -529,7 +578,7 @@ SETTINGS = st.builds(
     st.floats(min_value=0, exclude_min=True, allow_infinity=False),
     st.sets(st.floats(allow_nan=False, allow_infinity=False), min_size=2, max_size=2),
     st.booleans(),
-    st.none() | st.datetimes(timezones=st.sampled_from([UTC, KST])),
+    st.none() | st.datetimes(BEGINNING, timezones=st.sampled_from([UTC, KST])),
 )
 
 
@@ -603,6 +652,7 @@ def test_the_environment_has_defaults(
     assert environment.n8n_webhook_secret is None
     assert environment.discord_webhook_url is None
     assert environment.upbit_base_url == "https://api.upbit.com"
+    assert environment.docs_url is None
     assert environment.trading_pipelines_home == Path.cwd() / ".data"
     assert environment.trading_pipelines_config == Path("config/strategy.yaml")
 
@@ -821,6 +871,15 @@ def test_a_wrong_exchange_url(variables: pytest.MonkeyPatch, url: str) -> None:
     variables.setenv("UPBIT_BASE_URL", url)
     with pytest.raises(SettingsError, match=r"^UPBIT_BASE_URL: .*; allowed: .*leave /v1 away$"):
         load_environment()
+
+
+def test_where_the_docs_are_is_a_url_below_which_pages_are(variables: pytest.MonkeyPatch) -> None:
+    variables.setenv("DOCS_URL", "https://github.com/you/trading-pipelines/blob/main/docs/")
+    assert load_environment().docs_url == "https://github.com/you/trading-pipelines/blob/main/docs"
+    for wrong in ("docs", "file:///docs", "https://u:s3cret@host/docs", "https://host/docs#red"):
+        variables.setenv("DOCS_URL", wrong)
+        with pytest.raises(SettingsError, match=r"^DOCS_URL: not a URL below .*; allowed: http"):
+            load_environment()
 
 
 def test_importing_reads_nothing_and_needs_no_dagster(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Annotated, NoReturn
 
 import psycopg
+import regex
 import requests
 import typer
 from pydantic import SecretStr, ValidationError
@@ -29,9 +30,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from trading_pipelines import backfill as backfills
-from trading_pipelines import database, instance, n8n, services
+from trading_pipelines import bot_tables, database, instance, n8n, services
 from trading_pipelines import drill as drills
 from trading_pipelines.alerts import ledger
 from trading_pipelines.alerts.kinds import CHANNELS, KINDS, sample_bodies
@@ -40,6 +42,7 @@ from trading_pipelines.candles import coverage
 from trading_pipelines.candles.exchange import Exchange
 from trading_pipelines.candles.rate_limit import RequestSlots
 from trading_pipelines.candles.windows import DAY, MINUTE, Interval, floor_minute
+from trading_pipelines.database.backup import back_up, restore
 from trading_pipelines.database.embedded import EmbeddedServer, EmbeddedServerError
 from trading_pipelines.definitions import build_schedules, build_sensors
 from trading_pipelines.health import Check, Unknown, judge, measure
@@ -88,8 +91,8 @@ app = typer.Typer(
         "Market data and alerts of an Upbit trading bot.\n\n"
         "Environment: DATABASE_URL (default: an embedded Postgres), UPBIT_BASE_URL, "
         "N8N_URL and N8N_WEBHOOK_SECRET, DISCORD_WEBHOOK_URL, HEARTBEAT_URL (asked while health is "
-        "good), TRADING_PIPELINES_HOME (default .data), TRADING_PIPELINES_CONFIG (default "
-        "config/strategy.yaml)."
+        "good), DOCS_URL (where docs/ can be read: the UI links to it), TRADING_PIPELINES_HOME "
+        "(default .data), TRADING_PIPELINES_CONFIG (default config/strategy.yaml)."
     ),
     epilog="Exit status: 0 done, 1 failed, 2 wrong usage.",
     no_args_is_help=True,
@@ -196,6 +199,9 @@ def backfill(
         if running is None:
             config = home / "backfill.yaml"
             settings = StrategySettings(symbols=list(target.symbols))
+            if with_signals:
+                # The model is fitted on all symbols, by the operator's own settings.
+                settings = load_strategy(environment.trading_pipelines_config)
             _write_settings(settings, min(settings.data.start_date, target.first), config)
             url = stack.enter_context(services.Services(environment, urls, config)).url
         elif running.url:
@@ -454,16 +460,122 @@ def signals() -> None:
         _print_signals(publish.current_signals(connection, settings.symbols))
 
 
+_Since = Annotated[str, typer.Option(help="How far back: 30m, 24h, 7d.")]
+_Symbol = Annotated[str | None, typer.Option(help="Only of this market, such as KRW-BTC.")]
+_Limit = Annotated[int, typer.Option(help="At most so many, the newest.", min=1)]
+_AsJson = Annotated[bool, typer.Option("--json", help="One JSON object a line, UTC.")]
+
+
+@app.command()
+def trades(
+    since: _Since = "7d", symbol: _Symbol = None, limit: _Limit = 50, *, as_json: _AsJson = False
+) -> None:
+    """Show the bot's orders, the newest first, in Korean time.
+
+    Example: trading-pipelines trades --since 3d --symbol KRW-BTC
+    """
+    found = _bot_rows(bot_tables.TRADES, since, symbol, limit)
+    _print_bot_rows("trades", found, bot_tables.shown_trade, since, symbol, as_json=as_json)
+
+
+@app.command()
+def decisions(
+    since: _Since = "7d", symbol: _Symbol = None, limit: _Limit = 50, *, as_json: _AsJson = False
+) -> None:
+    """Show what the bot's AI decided and why, the newest first, in Korean time.
+
+    Example: trading-pipelines decisions --since 24h --symbol KRW-BTC
+    """
+    found = _bot_rows(bot_tables.DECISIONS, since, symbol, limit)
+    _print_bot_rows("decisions", found, bot_tables.shown_decision, since, symbol, as_json=as_json)
+
+
+@app.command()
+def risk(
+    since: _Since = "7d", symbol: _Symbol = None, limit: _Limit = 50, *, as_json: _AsJson = False
+) -> None:
+    """Show the bot's risk violations, cooldowns and halts, the newest first, in Korean time.
+
+    A symbol is known of violations by an order alone.
+
+    Example: trading-pipelines risk --since 30d
+    """
+    found = _bot_rows(bot_tables.RISK, since, symbol, limit)
+    _print_bot_rows("risk events", found, bot_tables.shown_risk, since, symbol, as_json=as_json)
+
+
+@app.command()
+def rejections(
+    since: _Since = "7d", symbol: _Symbol = None, limit: _Limit = 50, *, as_json: _AsJson = False
+) -> None:
+    """Show what became of the entries that the AI refused, the newest first, in Korean time.
+
+    Example: trading-pipelines rejections --since 7d --symbol KRW-BTC
+    """
+    found = _bot_rows(bot_tables.REJECTIONS, since, symbol, limit)
+    _print_bot_rows("rejections", found, bot_tables.shown_rejection, since, symbol,
+                    as_json=as_json)  # fmt: skip
+
+
+def _bot_rows(
+    view: bot_tables.View, since: str, symbol: str | None, limit: int
+) -> list[bot_tables.Row]:
+    if symbol is not None:
+        with _usage_error():
+            StrategySettings(symbols=[symbol])
+    start = datetime.now(UTC) - _span(since)
+    with _connection(load_environment()) as connection:
+        return bot_tables.read(connection, view, since=start, symbol=symbol, limit=limit)
+
+
+def _print_bot_rows(
+    what: str,
+    found: Sequence[bot_tables.Row],
+    shown: Callable[[bot_tables.Row], dict[str, str]],
+    since: str,
+    symbol: str | None,
+    *,
+    as_json: bool,
+) -> None:
+    if as_json:
+        sys.stdout.writelines(f"{bot_tables.json_line(row)}\n" for row in found)
+        return
+    if not found:
+        out.print(f"no {what}{f' of {symbol}' if symbol else ''} in {since}")
+        return
+    table = Table(title=f"{what}, now {kst(datetime.now(UTC))}", title_justify="left")
+    rows = list(map(shown, found))
+    for heading in rows[0]:
+        is_number = heading in {"price (KRW)", "quantity", "fee (KRW)"}
+        table.add_column(
+            heading,
+            justify="right" if is_number else "left",
+            no_wrap=is_number or heading in {"symbol", "level"},
+            overflow="fold",
+            # In 80 columns a date is whole, and a reason no tower.
+            max_width={"happened": 10, "decision": 14}.get(heading) if out.width < 120 else None,
+        )
+    for row in rows:
+        table.add_row(*map(_inert, row.values()))
+    out.print(table)
+
+
+def _inert(text: str) -> Text:
+    """Return a text of the bot's that does nothing to a terminal: a model wrote parts of it."""
+    # Also what turns the direction of writing around.
+    return Text(regex.sub(r"[\p{Cc}\u2028-\u202e\u2066-\u2069]+", " ", text))
+
+
 @alerts_app.command("list")
 def alerts_list(
     state: Annotated[
         list[ledger.State] | None, typer.Option(help="Only these; may be given again.")
     ] = None,
     kind: Annotated[str | None, typer.Option(help=f"Only this of {', '.join(KINDS)}.")] = None,
-    since: Annotated[str, typer.Option(help="How far back: 30m, 24h, 7d.")] = "7d",
-    limit: Annotated[int, typer.Option(help="At most so many, the newest.", min=1)] = 50,
+    since: _Since = "7d",
+    limit: _Limit = 50,
     *,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line, UTC.")] = False,
+    as_json: _AsJson = False,
 ) -> None:
     """Show alerts with their state, age, attempts and last error, in Korean time.
 
@@ -705,7 +817,9 @@ def env() -> None:
 @db_app.command("upgrade")
 def db_upgrade() -> None:
     """Create or adopt the tables, and migrate to the newest schema. Twice is as good as once."""
-    with _database(load_environment()):
+    with _connection(load_environment()) as connection:
+        if kept := database.refresh_korean_views(connection):
+            _fail("; ".join(kept))
         out.print("the database is up to date")
 
 
@@ -716,6 +830,69 @@ def db_url() -> None:
     Example: psql "$(trading-pipelines db url)"
     """
     sys.stdout.write(f"{database.prepare(load_environment()).market}\n")
+
+
+@db_app.command("backup")
+def db_backup(
+    file: Annotated[
+        Path | None, typer.Argument(help="Made, never overwritten (default: in <home>/backups).")
+    ] = None,
+) -> None:
+    """Write both embedded databases to one file, as they are now, whatever runs meanwhile.
+
+    Example: trading-pipelines db backup /mnt/elsewhere/monday.tar
+    """
+    environment = load_environment()
+    now, started = datetime.now(UTC), time.monotonic()
+    target = file or environment.trading_pipelines_home / "backups" / f"{now:%Y%m%dT%H%M%SZ}.tar"
+    server = _embedded(environment, "pg_dump")
+    with _left_as_found(environment):
+        back_up(server, target, now, _say)
+    out.print(f"{escape(str(target))}: {target.stat().st_size / 1e6:,.1f} MB in "
+              f"{time.monotonic() - started:.1f} s", soft_wrap=True)  # fmt: skip
+
+
+@db_app.command("restore")
+def db_restore(
+    file: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="Of `db backup`.")],
+) -> None:
+    """Put a backup in the place of both embedded databases, which are kept under other names.
+
+    Also on an empty home. Where it fails or is killed, nothing has changed.
+
+    Example: trading-pipelines db restore .data/backups/20251124T030000Z.tar
+    """
+    environment = load_environment()
+    home = environment.trading_pipelines_home
+    now, started = datetime.now(UTC), time.monotonic()
+    server = _embedded(environment, "pg_restore")
+    if services.running(home):
+        _fail(f"the services of {home} are running: stop them with `trading-pipelines down`")
+    with _left_as_found(environment):
+        done = restore(server, file, now, _say)
+    out.print(f"restored {done.manifest.rows:,} rows as of {kst(done.manifest.made_at)} in "
+              f"{time.monotonic() - started:.1f} s")  # fmt: skip
+    out.print("Candles and signals since then are fetched and computed again by `up`. The bot's "
+              "rows and the alerts are the backup's: what waited then is sent, again where it had "
+              "been delivered afterwards.", soft_wrap=True)  # fmt: skip
+    if done.former:
+        drops = " ".join(f"-c 'DROP DATABASE {name}'" for name in done.former)
+        out.print("What was there before is kept until you drop it: "
+                  f'psql "$(trading-pipelines db url)" {drops}', soft_wrap=True)  # fmt: skip
+
+
+def _embedded(environment: Environment, program: str) -> EmbeddedServer:
+    """Return the embedded server; refuse where a database is elsewhere."""
+    home = environment.trading_pipelines_home
+    here = environment.model_copy(update={"database_url": None, "dagster_postgres_url": None})
+    if database.urls(environment) != database.urls(here):
+        _fail(f"a database of yours is used ({' or '.join(database.VARIABLES)} is set): take your "
+              f"server's {program}, for both databases")  # fmt: skip
+    return EmbeddedServer(home)
+
+
+def _say(step: str) -> None:
+    err.print(escape(step), soft_wrap=True)
 
 
 def _webhooks() -> Webhooks:
@@ -757,10 +934,16 @@ def _database(
     environment: Environment, *, is_owner: bool = False
 ) -> Iterator[database.DatabaseUrls]:
     """Prepare the database and leave it as it was found; its owner stops it in any case."""
+    with _left_as_found(environment, is_owner=is_owner):
+        yield database.prepare(environment)
+
+
+@contextlib.contextmanager
+def _left_as_found(environment: Environment, *, is_owner: bool = False) -> Iterator[None]:
     server = database.embedded_server(environment)
     was_running = server is None or server.is_running()
     try:
-        yield database.prepare(environment)
+        yield
     finally:
         in_use = services.running(environment.trading_pipelines_home) is not None
         if server is not None and not in_use and (is_owner or not was_running):
@@ -775,16 +958,22 @@ def _connection(environment: Environment) -> Iterator[psycopg.Connection]:
 
 def _target(symbols: str, first: date, last: date) -> backfills.Target:
     names = [name.strip() for name in symbols.split(",") if name.strip()]
-    try:
+    with _usage_error():
         StrategySettings(symbols=names, data=DataSettings(start_date=first))
-    except ValidationError as error:
-        problems = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
-        raise typer.BadParameter("; ".join(problems)) from error
     if first > last:
         raise typer.BadParameter(f"--start {first} is after --end {last}")
     if last > (today := datetime.now(UTC).date()):
         raise typer.BadParameter(f"--end {last} is in the future; today is {today} in UTC")
     return backfills.Target(tuple(names), first, last)
+
+
+@contextlib.contextmanager
+def _usage_error() -> Iterator[None]:
+    try:
+        yield
+    except ValidationError as error:
+        problems = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
+        raise typer.BadParameter("; ".join(problems)) from error
 
 
 def _write_settings(settings: StrategySettings, start_date: date, config: Path) -> None:

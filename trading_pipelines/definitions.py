@@ -8,44 +8,72 @@ from collections.abc import Mapping
 from typing import Any
 
 import dagster as dg
+from sqlalchemy.engine import make_url
 
-from trading_pipelines.assets import alerts, market_data, overview, regimes, reports, volatility
+from trading_pipelines.assets import (
+    alerts,
+    decisions,
+    market_data,
+    overview,
+    regimes,
+    rejections,
+    reports,
+    volatility,
+)
+from trading_pipelines.assets.shared import in_place
+from trading_pipelines.database import SCHEMA, urls
 from trading_pipelines.partitions import days, symbol_days
 from trading_pipelines.resources.database import DatabaseResource
 from trading_pipelines.resources.exchange import ExchangeResource
 from trading_pipelines.resources.redis import RedisResource
 from trading_pipelines.resources.webhooks import WebhooksResource
 from trading_pipelines.schedules import (
+    REFRESH_OVERVIEW,
     build_daily_report,
     build_housekeeping,
     build_refresh_market_data,
+    build_reject_summary,
     build_signal_schedules,
 )
 from trading_pipelines.sensors.alerts import build_alert_sensors
+from trading_pipelines.sensors.bot_tables import build_bot_tables_observer
 from trading_pipelines.sensors.heartbeat import build_heartbeat
 from trading_pipelines.settings import StrategySettings, load_environment, load_strategy
 
 
 def build_definitions(
-    settings: StrategySettings, resource_overrides: Mapping[str, Any] | None = None
+    settings: StrategySettings,
+    resource_overrides: Mapping[str, Any] | None = None,
+    *,
+    database: str = SCHEMA,
+    docs_url: str | None = None,
 ) -> dg.Definitions:
-    """Return everything Dagster knows of this project, for the given settings."""
+    """Return everything Dagster knows of this project, for the given settings.
+
+    `database` is the name of the market database and `docs_url` where these docs can be read: the
+    assets say them.
+    """
     partitions = symbol_days(settings)
+    assets: list[dg.AssetsDefinition | dg.AssetSpec] = [
+        *market_data.build_assets(settings, partitions),
+        *regimes.build_assets(settings, partitions),
+        *volatility.build_assets(settings, partitions, days(settings)),
+        *rejections.build_assets(settings, partitions),
+        *overview.build_assets(settings),
+        *reports.build_assets(settings),
+        *decisions.build_assets(),
+        *alerts.build_assets(),
+    ]
     return dg.Definitions(
-        assets=[
-            *market_data.build_assets(settings, partitions),
-            *regimes.build_assets(settings, partitions),
-            *volatility.build_assets(settings, partitions, days(settings)),
-            *overview.build_assets(settings),
-            *reports.build_assets(settings),
-            *alerts.build_assets(),
-        ],
+        assets=dg.map_asset_specs(lambda spec: in_place(spec, database, docs_url), assets),
         asset_checks=[
             *market_data.build_checks(settings),
             *regimes.build_checks(settings),
             *volatility.build_checks(settings),
+            *rejections.build_checks(settings),
             *alerts.build_checks(),
         ],
+        jobs=[REFRESH_OVERVIEW],
         schedules=build_schedules(settings),
         sensors=build_sensors(settings),
         resources={
@@ -67,16 +95,26 @@ def build_schedules(settings: StrategySettings) -> list[dg.ScheduleDefinition]:
         build_refresh_market_data(settings, partitions),
         *build_signal_schedules(settings, partitions, days(settings)),
         build_daily_report(settings),
+        build_reject_summary(settings),
         build_housekeeping(settings),
     ]
 
 
 def build_sensors(settings: StrategySettings) -> list[dg.SensorDefinition]:
     """Return the sensors alone."""
-    return [*build_alert_sensors(settings), build_heartbeat(settings)]
+    return [
+        *build_alert_sensors(settings),
+        build_bot_tables_observer(),
+        build_heartbeat(settings),
+    ]
 
 
 @dg.definitions
 def defs() -> dg.Definitions:
     """Load the settings of the environment; SettingsError stops the start."""
-    return build_definitions(load_strategy(load_environment().trading_pipelines_config))
+    environment = load_environment()
+    return build_definitions(
+        load_strategy(environment.trading_pipelines_config),
+        database=make_url(urls(environment).market).database or "",
+        docs_url=environment.docs_url,
+    )

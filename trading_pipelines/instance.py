@@ -193,6 +193,13 @@ def _error(tick: InstigatorTick) -> str:
     return error.message.strip().partition("\n")[0] if error else "no error on record"
 
 
+def launched_as(run: dg.DagsterRun) -> str:
+    """Return the name of the run's job, or how assets were launched that Dagster gives none."""
+    if not run.job_name.startswith("__"):
+        return run.job_name
+    return "backfill" if "dagster/backfill" in run.tags else "materialization"
+
+
 def _runs_without_process(instance: dg.DagsterInstance) -> list[Held]:
     """Return the runs at work that no code server vouches for: they hold their pool for ever."""
     held = []
@@ -202,7 +209,8 @@ def _runs_without_process(instance: dg.DagsterInstance) -> list[Held]:
             continue
         last = instance.get_records_for_run(run.run_id, limit=1, ascending=False).records
         quiet_since = _utc(last[0].event_log_entry.timestamp) if last else record.update_timestamp
-        held.append(Held(run.run_id, f"{run.job_name} {run.status.value}, no process", quiet_since))
+        what = f"{launched_as(run)} {run.status.value}, no process"
+        held.append(Held(run.run_id, what, quiet_since))
     return held
 
 

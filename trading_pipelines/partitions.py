@@ -1,7 +1,7 @@
 """The partitions that assets share: symbol × UTC day, the UTC day alone for what is pooled.
 
-The daily report's are Korean days. Keys are Dagster's, `2026-11-24|KRW-BTC` and `2026-11-24`. What
-a partition holds belongs to its asset.
+Reports are by Korean days and weeks. Keys are Dagster's, `2026-11-24|KRW-BTC` and `2026-11-24`.
+What a partition holds belongs to its asset.
 """
 
 from collections.abc import Iterable, Sequence
@@ -31,6 +31,13 @@ def kst_days(settings: StrategySettings) -> dg.DailyPartitionsDefinition:
     """Return each Korean day from `data.start_date` up to the last one that has closed."""
     return dg.DailyPartitionsDefinition(
         start_date=settings.data.start_date.isoformat(), timezone=KST.key
+    )
+
+
+def kst_weeks(settings: StrategySettings) -> dg.WeeklyPartitionsDefinition:
+    """Return each Korean week from `data.start_date` on that has closed, by its Monday."""
+    return dg.WeeklyPartitionsDefinition(
+        start_date=settings.data.start_date.isoformat(), timezone=KST.key, day_offset=1
     )
 
 

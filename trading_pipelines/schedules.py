@@ -15,13 +15,14 @@ from trading_pipelines.assets.market_data import CANDLES_1H, CANDLES_1M
 from trading_pipelines.candles import coverage, due, rate_limit
 from trading_pipelines.candles.windows import DAY
 from trading_pipelines.database import housekeeping
-from trading_pipelines.instance import AT_WORK
+from trading_pipelines.instance import AT_WORK, launched_as
 from trading_pipelines.korean_time import KST
 from trading_pipelines.partitions import (
     PARTITION,
     RANGE_END,
     RANGE_START,
     kst_days,
+    kst_weeks,
     partition_key,
     range_tags,
     split,
@@ -29,8 +30,10 @@ from trading_pipelines.partitions import (
 from trading_pipelines.resources.database import DatabaseResource
 from trading_pipelines.settings import StrategySettings
 from trading_pipelines.signals import due as signals_due
+from trading_pipelines.signals import reject_summary
 from trading_pipelines.signals.due import Signal
 from trading_pipelines.signals.publish import CURRENT_SIGNALS, SIGNALS_OVERVIEW
+from trading_pipelines.signals.reject_summary import REJECT_SUMMARY
 from trading_pipelines.status import RunInFlight
 
 # What a person or the bot looks at, refreshed by the runs that bring something newer.
@@ -39,6 +42,13 @@ SHOWN_WITH = {
     signals_due.VOLATILITY_FORECAST: [CURRENT_SIGNALS],
     signals_due.VOLATILITY_SCORE: [SIGNALS_OVERVIEW],
 }
+# A person's, who does not want to wait for the hour.
+REFRESH_OVERVIEW = dg.define_asset_job(
+    "refresh_overview_job",
+    selection=dg.AssetSelection.assets(CURRENT_SIGNALS, SIGNALS_OVERVIEW),
+    description="Writes the bot's keys in Redis and draws the overview anew, from the labels and "
+    "forecasts there are: after Redis was away, say.",
+)
 # Before history and the backfills that may be waiting: what the bot trades on.
 REPORT = {"dagster/priority": "10"}
 NEWEST = {"dagster/priority": "5"}
@@ -76,7 +86,7 @@ def runs_in_flight(instance: dg.DagsterInstance) -> list[RunInFlight]:
         pairs = split(keys)
         found.append(
             RunInFlight(
-                job=run.job_name,
+                job=launched_as(run),
                 symbols=tuple(dict.fromkeys(symbol for symbol, _ in pairs if symbol)),
                 days=tuple(dict.fromkeys(day for _, day in pairs)),
                 state=run.status.value.lower().replace("_", " "),
@@ -159,7 +169,7 @@ def build_signal_schedules(
     partitions: dg.MultiPartitionsDefinition,
     days: dg.DailyPartitionsDefinition,
 ) -> list[dg.ScheduleDefinition]:
-    """Return update_regime, update_volatility and retrain_volatility, whose model is by day."""
+    """Return a schedule for each job of signals; that of the volatility model is by day."""
     volatility = [
         signals_due.REALIZED_VOLATILITY,
         signals_due.VOLATILITY_FORECAST,
@@ -190,6 +200,14 @@ def build_signal_schedules(
             days,
             "Fits the model of the day that has closed, at 00:05 UTC (09:05 KST), and again those "
             "whose training data have changed since.",
+        ),
+        _build_update(
+            "update_reject_outcomes",
+            [signals_due.REJECT_OUTCOMES],
+            settings,
+            partitions,
+            "Follows what became of the bot's rejections for each hour that has closed, and again "
+            "where a candle, a label or a decision has changed since.",
         ),
     ]
 
@@ -226,7 +244,10 @@ def _build_update(
         context: dg.ScheduleEvaluationContext, database: DatabaseResource
     ) -> Iterator[dg.RunRequest | dg.SkipReason]:
         now = datetime.now(UTC)
-        days = due.look_back(settings.data.start_date, settings.data.look_back_days, now)
+        # A day is looked after for as long as something of it may still be to come.
+        followed = max(signal.days_after(settings) for signal in asked) + 1
+        look_back_days = max(settings.data.look_back_days, followed)
+        days = due.look_back(settings.data.start_date, look_back_days, now)
         requests: list[dg.RunRequest] = []
         seen: list[str] = []
         unfinished = context.instance.get_runs(dg.RunsFilter(statuses=UNFINISHED))
@@ -246,12 +267,13 @@ def _build_update(
             for symbols, first, last in signals_due.runs(wanted, settings.symbols):
                 is_newest = last >= days[-1] - DAY
                 also = SHOWN_WITH.get(signal, []) if is_newest else []
+                is_urgent = is_newest and signal is not signals_due.REJECT_OUTCOMES
                 requests.append(
                     dg.RunRequest(
                         # Keys dedupe for ever: a later tick may ask for the same again.
                         run_key=f"{context.scheduled_execution_time.isoformat()} {signal.asset} "
                         f"{', '.join(symbols)} {first} to {last}",
-                        tags=range_tags(symbols, first, last) | (NEWEST if is_newest else {}),
+                        tags=range_tags(symbols, first, last) | (NEWEST if is_urgent else {}),
                         asset_selection=[dg.AssetKey(name) for name in (signal.asset, *also)],
                     )
                 )
@@ -322,6 +344,44 @@ def build_daily_report(settings: StrategySettings) -> dg.ScheduleDefinition:
             )
 
     return daily_report
+
+
+def build_reject_summary(settings: StrategySettings) -> dg.ScheduleDefinition:
+    """Return the schedule that sums up each Korean week of rejections when it is settled."""
+    partitions = kst_weeks(settings)
+    job = dg.define_asset_job(
+        "reject_summary_job",
+        selection=dg.AssetSelection.assets(REJECT_SUMMARY),
+        partitions_def=partitions,
+        description="The summary of the Korean weeks it is given.",
+    )
+
+    @dg.schedule(
+        name="make_reject_summary",
+        job=job,
+        cron_schedule="15 * * * *",
+        execution_timezone=KST.key,
+        default_status=_status(settings),
+        description="Asks the tables every hour which Korean weeks of the look-back have all their "
+        "outcomes and are not summed up, or are older than one of them.",
+    )
+    def make_reject_summary(
+        context: dg.ScheduleEvaluationContext, database: DatabaseResource
+    ) -> Iterator[dg.RunRequest | dg.SkipReason]:
+        with database.connect() as connection:
+            weeks = reject_summary.due_weeks(connection, settings, datetime.now(UTC))
+        unfinished = context.instance.get_runs(dg.RunsFilter(statuses=UNFINISHED))
+        flying = in_flight(unfinished, partitions, REJECT_SUMMARY)
+        keys = [partition_key("", week) for week in weeks if ("", week) not in flying]
+        wanted = [key for key in keys if partitions.has_partition_key(key)]
+        for key in wanted:
+            yield dg.RunRequest(
+                run_key=f"{context.scheduled_execution_time.isoformat()} {key}", partition_key=key
+            )
+        if not wanted:
+            yield dg.SkipReason(f"{len(weeks)} weeks due, in flight" if weeks else "no week is due")
+
+    return make_reject_summary
 
 
 def build_housekeeping(settings: StrategySettings) -> dg.ScheduleDefinition:

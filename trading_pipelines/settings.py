@@ -31,7 +31,7 @@ from pydantic_core import ErrorDetails, PydanticCustomError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 # The bot keeps these in the same file: any content is fine, and nothing here reads it.
-_BOT_SECTIONS = ("regimes", "risk_management", "regime_change_policy")
+_BOT_SECTIONS = ("risk_management", "regime_change_policy")
 
 _Place = tuple[str | int, ...]
 
@@ -191,6 +191,7 @@ class AlertSettings(_Section):
     risk: bool = True
     daily_report: bool = True
     pipeline_failure: bool = True
+    reject_summary: bool = False
     since: _Moment = None
     look_back_days: Annotated[int, Field(ge=1, le=30)] = 7
     # n8n gives Discord 10 s; a tick of Dagster's has 60, and may post until second 33 of it.
@@ -225,6 +226,34 @@ class HousekeepingSettings(_Section):
     keep_alerts_days: Annotated[int, Field(ge=60, le=3650)] = 90
 
 
+class RejectOutcomesSettings(_Section):
+    """What an entry is worth (KRW at position_size_ratio 1) and costs (percent of each order).
+
+    The families of reasons are asked in their order; the keywords are words of the AI's reasons.
+    """
+
+    notional_krw: _Count = 1_000_000
+    fee_pct: Annotated[float, Field(ge=0, le=10)] = 0.05
+    reason_families: Annotated[
+        # The picture's font has no Hangul, so that a name is ASCII; a keyword is anything.
+        dict[
+            Annotated[str, Field(pattern=r"^[a-z0-9_]{1,20}$")],
+            Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1)],
+        ],
+        Field(
+            description="names (a-z, 0-9 and _), each with a list of keywords, such as "
+            "{volume: [거래량]}"
+        ),
+    ] = {
+        "volume": ["거래량", "volume"],
+        "trend": ["추세", "하락", "이동평균", "trend", "downtrend", "moving average"],
+        "momentum": ["RSI", "과매수", "과매도", "모멘텀", "momentum"],
+        "volatility": ["변동성", "volatility"],
+        "risk": ["위험", "리스크", "손실", "risk"],
+        "news": ["뉴스", "심리", "news", "sentiment"],
+    }
+
+
 class StrategySettings(_Section):
     """config/strategy.yaml: what is left out has its default; unknown keys are errors."""
 
@@ -241,10 +270,13 @@ class StrategySettings(_Section):
     alerts: AlertSettings = AlertSettings()
     health: HealthSettings = HealthSettings()
     housekeeping: HousekeepingSettings = HousekeepingSettings()
+    reject_outcomes: RejectOutcomesSettings = RejectOutcomesSettings()
+    regimes: Any = None
+    """The bot's own; its exits are read by `signals/outcomes`."""
 
     @field_validator(
         "data", "healing", "regime_detection", "volatility", "exchange", "alerts", "health",
-        "housekeeping", mode="before",
+        "housekeeping", "reject_outcomes", mode="before",
     )  # fmt: skip
     @classmethod
     def _heading_alone_is_left_out(cls, section: object) -> object:
@@ -300,13 +332,22 @@ class _File:
                 self.problems.append((_line(key), f"{_dotted(place)}: {text}"))
                 continue
             self.lines[place] = _line(key)
-            if at or name not in _BOT_SECTIONS:
+            if place == ("regimes",):
+                # The bot's own too: nothing in it stops a start, were it a tag that we don't know.
+                try:
+                    yield name, self._loader.construct_object(value, deep=True)
+                except (yaml.YAMLError, ValueError) as error:
+                    yield name, f"regimes can't be read: {' '.join(str(error).split())}"
+            elif at or name not in _BOT_SECTIONS:
                 yield name, self._value(value, place)
 
     def describe(self, error: ErrorDetails) -> tuple[int, str]:
         """The line and the text of one of the model's errors."""
         context, loc = error.get("ctx", {}), error["loc"]
         loc = next((place for place in context.get("places", ()) if place in self.lines), loc)
+        # Inside a setting that is a mapping, the setting is what has a line and a description.
+        while loc and loc not in self.lines:
+            loc = loc[:-1]
         if error["type"] == "extra_forbidden":
             keys = [*_schema(loc[:-1])["properties"], *(() if loc[:-1] else _BOT_SECTIONS)]
             near = difflib.get_close_matches(str(loc[-1]), keys, n=1)
@@ -420,7 +461,8 @@ def dump_strategy(settings: StrategySettings, path: Path) -> None:
 
 # Own patterns, because the errors of urllib quote the URL, password included.
 _DATABASE_URL = r"(postgres|postgresql(\+\w+)?)://[^/?#\s]*/[^/?#@\s]+(\?[^#\s]*)?"
-_EXCHANGE_URL = r"https?://[^/?#@\s]+(/[^?#@\s]*)?(?<!/v1)"
+_DOCS_URL = r"https?://[^/?#@\s]+(/[^?#@\s]*)?"
+_EXCHANGE_URL = rf"{_DOCS_URL}(?<!/v1)"
 # Of the options, those that say where and as whom: the time-outs are not the operator's.
 _REDIS_USER = r"([^/?#@\[\]\s\x7f-\U0010ffff]*@)?"
 _REDIS_OPTION = r"(db=[0-9]+|(username|password|ssl_[a-z_]+)=[^?&#\s]+)"
@@ -447,11 +489,15 @@ def _matching(pattern: str, wrong: str, allowed: str) -> AfterValidator:
     return AfterValidator(check)
 
 
-def _exchange_url(url: str) -> str:
-    if not re.fullmatch(_EXCHANGE_URL, url.rstrip("/")):
-        allowed = "http or https and a host, such as https://api.upbit.com; leave /v1 away"
-        raise _wrong("not the exchange's base URL", allowed)
-    return url.rstrip("/")
+def _below(pattern: str, wrong: str, allowed: str) -> AfterValidator:
+    """Demand the form of a URL that paths are appended to; a slash at its end is taken away."""
+
+    def check(url: str | None) -> str | None:
+        if url and not re.fullmatch(pattern, url.rstrip("/")):
+            raise _wrong(wrong, allowed)
+        return url and url.rstrip("/")
+
+    return AfterValidator(check)
 
 
 class Environment(BaseSettings):
@@ -507,7 +553,23 @@ class Environment(BaseSettings):
             _HEARTBEAT_URL, "not a URL that can be asked", "https://hc-ping.com/<your check's id>"
         ),
     ] = None
-    upbit_base_url: Annotated[str, AfterValidator(_exchange_url)] = "https://api.upbit.com"
+    docs_url: Annotated[
+        str | None,
+        _below(
+            _DOCS_URL,
+            "not a URL below which pages are",
+            "http or https, a host and a path, such as "
+            "https://github.com/you/trading-pipelines/blob/main/docs",
+        ),
+    ] = None
+    upbit_base_url: Annotated[
+        str,
+        _below(
+            _EXCHANGE_URL,
+            "not the exchange's base URL",
+            "http or https and a host, such as https://api.upbit.com; leave /v1 away",
+        ),
+    ] = "https://api.upbit.com"
     trading_pipelines_home: Annotated[Path, AfterValidator(Path.absolute)] = Path(".data")
     trading_pipelines_config: Path = Path("config/strategy.yaml")
 

@@ -855,7 +855,6 @@ OPTIONS = st.fixed_dictionaries(
 
 @settings(
     max_examples=40,
-    deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(st.lists(EVENTS, max_size=25), OPTIONS)

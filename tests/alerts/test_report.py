@@ -324,9 +324,7 @@ DRAWN = st.builds(
     st.integers(0, 18 * 60),
 )
 DAYS = [DAY + timedelta(days=n) for n in range(9)]
-DATABASE = settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+DATABASE = settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def store(connection: psycopg.Connection, drawn: Sequence[Drawn]) -> dict[date, list[Drawn]]:

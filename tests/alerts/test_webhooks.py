@@ -382,7 +382,7 @@ ANSWERS = st.recursive(
 )
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.integers(min_value=200, max_value=599), ANSWERS, st.sampled_from([N8N, DISCORD]))
 @example(200, {"delivered": True, "message_id": "\0\ud800"}, N8N)
 @example(429, {"retry_after": 10**400}, DISCORD)

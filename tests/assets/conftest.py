@@ -1,6 +1,7 @@
 """The schedules' jobs as Dagster runs them, in process on an ephemeral instance."""
 
 from datetime import date
+from typing import Any
 
 import dagster as dg
 
@@ -17,9 +18,16 @@ class Dagster:
         self._definitions = build_definitions(settings)
 
     def run(
-        self, job: str, first: date, last: date, symbols: list[str], *assets: str
+        self,
+        job: str,
+        first: date,
+        last: date,
+        symbols: list[str],
+        *assets: str,
+        run_config: dict[str, Any] | None = None,
     ) -> dg.ExecuteInProcessResult:
         return self._definitions.resolve_job_def(job).execute_in_process(
+            run_config=run_config,
             instance=self.instance,
             tags=range_tags(symbols, first, last),
             asset_selection=[dg.AssetKey(asset) for asset in assets] or None,

@@ -11,7 +11,7 @@ from tests.assets.conftest import Dagster, metadata
 from tests.conftest import FIRST_DAY
 from trading_pipelines.assets.market_data import CANDLES_1H, CANDLES_1M
 from trading_pipelines.candles import coverage
-from trading_pipelines.candles.windows import MINUTE
+from trading_pipelines.candles.windows import MINUTE, day_interval
 from trading_pipelines.definitions import build_definitions
 from trading_pipelines.partitions import range_tags
 from trading_pipelines.replay import Fault, Recording, ReplayExchange
@@ -166,3 +166,24 @@ def test_an_unusual_step_of_the_price_warns_and_blocks_nothing(
     (jump,) = [e for e in result.get_asset_check_evaluations() if not e.passed]
     assert jump.check_name == "prices_continuous"
     assert jump.severity is dg.AssetCheckSeverity.WARN
+
+
+def test_a_day_that_closes_while_its_run_is_at_work_is_judged_as_of_the_runs_start(
+    dagster: Dagster, exchange: ReplayExchange, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before_midnight = day_interval(FIRST_DAY).end - MINUTE / 2
+    exchange.set_clock(before_midnight)
+    dagster.run(JOB, FIRST_DAY, FIRST_DAY, [BTC])
+    record = dg.DagsterInstance.get_run_record_by_id
+
+    def started(instance: dg.DagsterInstance, run_id: str) -> dg.RunRecord | None:
+        found = record(instance, run_id)
+        return found and found._replace(start_time=before_midnight.timestamp())
+
+    def holes() -> list[bool]:
+        checks = dagster.run(JOB, FIRST_DAY, FIRST_DAY, [BTC]).get_asset_check_evaluations()
+        return [one.passed for one in checks if one.check_name == "no_hole_in_a_closed_day"]
+
+    assert holes() == [False], "by the clock of the test it closed long ago"
+    monkeypatch.setattr(dg.DagsterInstance, "get_run_record_by_id", started)
+    assert holes() == [True]

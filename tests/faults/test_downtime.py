@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
@@ -16,18 +17,29 @@ from trading_pipelines.replay import Recording
 pytestmark = pytest.mark.timeout(900)
 
 
-@pytest.fixture(scope="module")
-def world(history: Path, recorded_market: Recording, reference: Reference) -> Iterator[World]:
-    """One installation that lives through all of it, one after the other."""
-    with world_of(history, recorded_market, reference) as world:
+@contextmanager
+def running(history: Path, market: Recording, reference: Reference) -> Iterator[World]:
+    """Yield an installation that runs and is up to date."""
+    with world_of(history, market, reference) as world:
         world.up()
         world.set_clock(START)
         world.until(lambda: world.healed(START - timedelta(hours=2), START), "the first hour")
         yield world
 
 
+@pytest.fixture(scope="module")
+def world(history: Path, recorded_market: Recording, reference: Reference) -> Iterator[World]:
+    """One installation that lives through it, one downtime after the other."""
+    with running(history, recorded_market, reference) as world:
+        yield world
+
+
 def at(day: int, hour: int, minute: int, second: int = 0) -> datetime:
     return datetime(2025, 9, day, hour, minute, second, tzinfo=UTC)
+
+
+def hours(span: timedelta) -> str:
+    return f"{span / timedelta(hours=1):.1f} h"
 
 
 @pytest.mark.parametrize(
@@ -42,7 +54,7 @@ def test_what_was_missed_is_healed_by_itself(
     world: World, reliability: Reliability, scenario: str, back: datetime
 ) -> None:
     gone = take_down(world, back)
-    row = reliability.row(scenario, f"all processes down for {back - gone}, the bot goes on")
+    row = reliability.row(scenario, f"all processes down for {hours(back - gone)}, the bot goes on")
     started = time.monotonic()
     world.up(awaited=False)
     world.until(lambda: world.newest() >= back - MINUTE, "the newest candle is there")
@@ -65,26 +77,28 @@ def take_down(world: World, back: datetime) -> datetime:
 
 
 def test_longer_down_than_the_look_back_is_said_with_the_command_that_heals_it(
-    world: World, reliability: Reliability
+    history: Path, recorded_market: Recording, reference: Reference, reliability: Reliability
 ) -> None:
-    row = reliability.row("down for three days, with a look-back of one", "")
-    gone = take_down(world, back := at(20, 23, 50))
-    world.configure_world(look_back_days=1)
-    started = time.monotonic()
-    world.up()
-    seen = day_interval(date(2025, 9, 19)).start
-    world.until(lambda: world.healed(seen, back), "what is within the look-back")
-    told = world.run("health", "--json")
-    assert told.returncode == 1, told.stdout
-    (holes,) = [one for one in json.loads(told.stdout)["checks"] if one["name"] == "holes"]
-    assert holes["found"].count("2025-09-18, older than the look-back") == 5
-    assert "trading-pipelines backfill --with-signals" in holes["advice"]
-    assert "older than the look-back" in world.run("status").stdout
-    days = ("--start", "2025-09-18", "--end", "2025-09-18", "--with-signals")
-    healed = world.run("backfill", "--symbols", ",".join(SYMBOLS), *days)
-    assert healed.returncode == 0, healed.stdout + healed.stderr
-    world.until(lambda: world.healed(gone, back), "all is healed")
-    row.seconds = time.monotonic() - started
-    row.done = f"all processes down for {back - gone}; then the backfill that `health` names"
-    world.account(row, gone, back)
-    assert "older than the look-back" not in world.run("status").stdout
+    row = reliability.row("down for two days, with a look-back of one", "")
+    with running(history, recorded_market, reference) as world:
+        gone = take_down(world, back := at(18, 12, 0))
+        world.configure_world(look_back_days=1)
+        started = time.monotonic()
+        world.up()
+        seen = day_interval(date(2025, 9, 17)).start + MINUTE
+        # Its labels and forecasts look back at days that are not there yet.
+        world.until(lambda: "candles" not in world.missing(seen, back), "what is looked at")
+        told = world.run("health", "--json")
+        assert told.returncode == 1, told.stdout
+        (holes,) = [one for one in json.loads(told.stdout)["checks"] if one["name"] == "holes"]
+        assert holes["found"].count("2025-09-16, older than the look-back") == 5
+        assert "trading-pipelines backfill --with-signals" in holes["advice"]
+        assert "older than the look-back" in world.run("status").stdout
+        days = ("--start", "2025-09-16", "--end", "2025-09-16", "--with-signals")
+        healed = world.run("backfill", "--symbols", ",".join(SYMBOLS), *days)
+        assert healed.returncode == 0, healed.stdout + healed.stderr
+        world.until(lambda: world.healed(gone, back), "all is healed")
+        row.seconds = time.monotonic() - started
+        row.done = f"all processes down for {hours(back - gone)}; then the backfill of `health`"
+        world.account(row, gone, back)
+        assert "older than the look-back" not in world.run("status").stdout

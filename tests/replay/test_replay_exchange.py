@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import requests
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from trading_pipelines.replay import GeneratedMarket, Market, Recording, ReplayExchange
@@ -88,7 +88,6 @@ def test_pages_by_exclusive_to_hold_the_whole_recording_once(
     size=st.integers(1, 200),
     unit=st.sampled_from(UNITS),
 )
-@settings(deadline=None)
 def test_pages_of_any_size_hold_everything_once(held: set[int], size: int, unit: int) -> None:
     class Sparse:
         label, first, end = "sparse", END, END

@@ -82,7 +82,7 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
 
 
 @given(st.sampled_from(SYMBOLS), st.integers(LISTED, LISTED + 30_000))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_generated_day_is_sound(symbol: str, day: int) -> None:
     held = generated.candles(symbol, day * DAY, (day + 1) * DAY)
     assert len(held.minute) >= 17 * 60
@@ -156,7 +156,7 @@ def test_nothing_was_traded_before_the_listing() -> None:
 
 
 @given(st.integers(0, 3 * DAY), st.integers(1, 4000))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_newest_reaches_back_over_quiet_minutes_and_days(after: int, count: int) -> None:
     before = FROM * DAY + after
     everything = generated.candles("KRW-DOGE", before - 20 * DAY, before)

@@ -10,6 +10,7 @@ import pytest
 from dagster._core.definitions.sensor_definition import SensorExecutionData
 
 from trading_pipelines.alerts import delivery, ledger
+from trading_pipelines.alerts.kinds import KINDS
 from trading_pipelines.assets.shared import CHECKED
 from trading_pipelines.candles import coverage
 from trading_pipelines.definitions import build_definitions
@@ -78,10 +79,7 @@ def test_each_kind_has_a_sensor_that_is_on_by_default() -> None:
         for one in build_definitions(SETTINGS).sensors or []
         if one.name.endswith("_alerts")
     }
-    assert sensors == {
-        f"{kind}_alerts": dg.DefaultSensorStatus.RUNNING
-        for kind in ("ai_reject", "trade", "risk", "daily_report", "pipeline_failure")
-    }
+    assert sensors == {f"{kind}_alerts": dg.DefaultSensorStatus.RUNNING for kind in KINDS}
 
 
 def test_without_a_webhook_nothing_is_switched_on_and_the_tick_says_why(

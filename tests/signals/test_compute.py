@@ -14,7 +14,8 @@ from trading_pipelines.signals.due import Computed
 
 BTC = "KRW-BTC"
 UNTIL = date(2025, 9, 18)
-TABLES = [signal.asset for signal in due.SIGNALS]
+# Without rejections there are no outcomes: they have a module of their own.
+TABLES = [one.asset for one in due.SIGNALS if one is not due.REJECT_OUTCOMES]
 # The close of a day's last hour is midnight, and is the day's own.
 BELONGS = {
     "volatility_model": "day >=",

@@ -1,8 +1,9 @@
-"""Which KST days have a daily report to be sent, and entering it in the ledger, once.
+"""Which KST days have a daily report to be sent; entering it and the weekly summary, once.
 
-What a report says belongs in `report`; posting it in `delivery`.
+What they say belongs in `report` and `reject_summary`; posting it in `delivery`.
 """
 
+from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
 from typing import Any
 
@@ -13,8 +14,8 @@ from trading_pipelines.alerts.kinds import DAILY_REPORT
 from trading_pipelines.alerts.report import window
 from trading_pipelines.korean_time import KST
 from trading_pipelines.settings import AlertSettings
+from trading_pipelines.signals.reject_summary import REJECT_SUMMARY, week_interval
 
-CHANNEL = "daily-report"
 SENT_FROM = time(9)
 """KST, on the day after the report's."""
 
@@ -50,31 +51,74 @@ def send_report(
     *,
     resend: bool = False,
 ) -> str:
-    """Enter the day's report unless it is in the ledger; return in words what became of it.
+    """Enter the KST day's report unless it is in the ledger; return in words what became of it."""
+    end = window(day).end
+    told = Told(DAILY_REPORT, "daily-report", day, end, end, max(_send_at(day), now))
+    return _enter_once(connection, told, body, settings, now, resend=resend)
+
+
+def send_summary(
+    connection: psycopg.Connection,
+    week: date,
+    known_at: datetime,
+    body: dict[str, Any],
+    settings: AlertSettings,
+    now: datetime,
+    *,
+    resend: bool = False,
+) -> str:
+    """Do the same with the summary of the Korean week that begins with this Monday."""
+    told = Told(REJECT_SUMMARY, "risk", week, week_interval(week).end, known_at, now)
+    return _enter_once(connection, told, body, settings, now, resend=resend)
+
+
+@dataclass(frozen=True)
+class Told:
+    """What is told once of a stretch of time: from when on it is known, and when it is sent."""
+
+    kind: str
+    channel: str
+    first_day: date
+    end: datetime
+    known_at: datetime
+    send_at: datetime
+
+
+def _enter_once(
+    connection: psycopg.Connection,
+    told: Told,
+    body: dict[str, Any],
+    settings: AlertSettings,
+    now: datetime,
+    *,
+    resend: bool,
+) -> str:
+    """Enter it unless it is in the ledger; return in words what became of it.
 
     Nothing older than the kind's `since`, or than the look-back, is entered: history that is
     backfilled is not news. With `resend` it is sent in any case, with the body it has now.
     """
-    found = ledger.listed(connection, kind=DAILY_REPORT, source_id=day.isoformat())
+    kind, source_id = told.kind, told.first_day.isoformat()
+    found = ledger.listed(connection, kind=kind, source_id=source_id)
     if found and resend:
         ledger.replay(connection, [found[0].id], body)
         return "sent again, as asked"
     if found:
         return f"in the ledger already, {found[0].state}"
-    since = ledger.since(connection, DAILY_REPORT) if settings.daily_report else None
+    since = ledger.since(connection, kind) if getattr(settings, kind) else None
     oldest = now - timedelta(days=settings.look_back_days)
-    is_news = since is not None and window(day).end >= max(since, oldest)
+    is_news = since is not None and told.end >= since and told.known_at >= oldest
     if not (is_news or resend):
         return "not sent: older than the alerts, or switched off"
     ledger.enter(
         connection,
-        DAILY_REPORT,
-        DAILY_REPORT,
-        day.isoformat(),
-        CHANNEL,
+        kind,
+        kind,
+        source_id,
+        told.channel,
         body,
-        occurred_at=window(day).end,
-        next_at=max(_send_at(day), now),
+        occurred_at=told.end,
+        next_at=told.send_at,
     )
     return "entered in the ledger"
 

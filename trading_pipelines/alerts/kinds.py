@@ -6,18 +6,20 @@ it belongs in `ledger`; alerts about the pipeline itself in `failures`, the repo
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any, LiteralString
 
 import psycopg
 import regex
 
 from trading_pipelines.korean_time import kst
-from trading_pipelines.signals.rsi import STALE, rsi_as_of
+from trading_pipelines.signals.reject_summary import REJECT_SUMMARY
+from trading_pipelines.signals.rsi import rsi_as_of
+from trading_pipelines.signals.tables import label_as_of
 
 AI_REJECT, TRADE, RISK = "ai_reject", "trade", "risk"
 DAILY_REPORT, PIPELINE_FAILURE = "daily_report", "pipeline_failure"
-KINDS = (AI_REJECT, TRADE, RISK, DAILY_REPORT, PIPELINE_FAILURE)
+KINDS = (AI_REJECT, TRADE, RISK, DAILY_REPORT, PIPELINE_FAILURE, REJECT_SUMMARY)
 """Each is a switch in the settings' section `alerts`, and a sensor."""
 
 CHANNELS = ("ai-reject", "trade", "risk", "daily-report")
@@ -170,20 +172,6 @@ def sample_bodies(now: datetime) -> dict[str, dict[str, Any]]:
 def sources_of(kind: str) -> list[Source]:
     """Return the tables whose rows are alerts of the kind; none for what we say ourselves."""
     return [source for source in SOURCES if source.kind == kind]
-
-
-LABEL = """
-SELECT label FROM trading_pipelines.regime_labels
-WHERE symbol = %s AND hour <= %s::timestamptz - interval '1 hour' AND hour > %s
-ORDER BY hour DESC LIMIT 1
-"""
-
-
-def label_as_of(connection: psycopg.Connection, symbol: str, moment: datetime) -> str | None:
-    """Return the label of the last hour that had closed at `moment`; None without a recent one."""
-    earliest = moment - STALE - timedelta(hours=1)
-    found = connection.execute(LABEL, [symbol, moment, earliest]).fetchone()
-    return found[0] if found else None
 
 
 def cut(text: str, longest: int) -> str:

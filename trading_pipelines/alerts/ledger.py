@@ -18,9 +18,16 @@ import psycopg
 from psycopg.rows import class_row
 from psycopg.types.json import Jsonb
 
-from trading_pipelines.alerts.kinds import DAILY_REPORT, KINDS, SOURCES, Source, sources_of
+from trading_pipelines.alerts.kinds import (
+    DAILY_REPORT,
+    KINDS,
+    SOURCES,
+    Source,
+    sources_of,
+)
 from trading_pipelines.alerts.webhooks import GONE, Answer
 from trading_pipelines.candles.windows import DAY, MINUTE
+from trading_pipelines.signals.reject_summary import REJECT_SUMMARY
 
 COLLECTED_AT_ONCE = 500
 PURGED_AT_ONCE = 1000
@@ -563,7 +570,7 @@ DELETE FROM trading_pipelines.alert_deliveries WHERE id IN (
 """
 # What we say ourselves is never found in a table again. Digests last: after what they told.
 OUR_OWN: dict[str, LiteralString] = dict.fromkeys(
-    (DAILY_REPORT, "pipeline", "digest"), "SELECT '' AS source_id"
+    (DAILY_REPORT, REJECT_SUMMARY, "pipeline", "digest"), "SELECT '' AS source_id"
 )
 
 

@@ -1,7 +1,7 @@
-"""The bot's tables that alerts come from, and the ledger of what was delivered, in the lineage.
+"""The ledger of what was delivered, in the lineage.
 
-All external: the bot writes its tables, and the sensors the ledger. The check says whether an alert
-was given up. What an alert is belongs in `alerts/`.
+External: the sensors write it. The check says whether an alert was given up. What an alert is
+belongs in `alerts/`.
 """
 
 from collections.abc import Mapping
@@ -10,45 +10,34 @@ import dagster as dg
 
 from trading_pipelines.alerts import ledger
 from trading_pipelines.alerts.kinds import DAILY_REPORT
-from trading_pipelines.assets.shared import OWNERS
+from trading_pipelines.assets.decisions import BOT_TABLES
+from trading_pipelines.assets.shared import ARRIVES, about
 from trading_pipelines.resources.database import DatabaseResource
 from trading_pipelines.signals.due import REGIME_LABELS
+from trading_pipelines.signals.reject_summary import REJECT_SUMMARY
 
 ALERT_DELIVERIES = "alert_deliveries"
 NO_DEAD_ALERTS = "no_dead_alerts"
-BOT_TABLES = {
-    "agent_decisions": "Each entry the AI was asked about: CONFIRM or REJECT, and why.",
-    "trading_history": "Each order: side, price, quantity, fee, status; times in UTC.",
-    "risk_audit": "Each violation of a risk rule.",
-    "daily_risk_state": "Per day the bot's PnL, losses in a row and cooldown.",
-}
 
 
 def build_assets() -> list[dg.AssetSpec]:
-    """Return the bot's tables and the ledger."""
+    """Return the ledger."""
     return [
-        *(
-            dg.AssetSpec(
-                name,
-                group_name="bot",
-                owners=OWNERS,
-                kinds={"postgres"},
-                description=f"{about} The bot's own table `public.{name}`: read here, never "
-                "written. Created where the bot has not made it, adopted with its rows else.",
-            )
-            for name, about in BOT_TABLES.items()
-        ),
         dg.AssetSpec(
             ALERT_DELIVERIES,
-            deps=[*BOT_TABLES, "candles_1h", REGIME_LABELS.asset, DAILY_REPORT],
-            group_name="alerts",
-            owners=OWNERS,
-            kinds={"postgres", "n8n", "discord"},
-            description=(
-                "One row per alert and webhook: `trading_pipelines.alert_deliveries`, its tries in "
-                "`alert_attempts`. Delivered means that Discord took it, as n8n reports. The "
-                "sensors write it; `trading-pipelines alerts list` shows it, and `alerts replay` "
-                "sends again."
+            deps=[*BOT_TABLES, "candles_1h", REGIME_LABELS.asset, DAILY_REPORT, REJECT_SUMMARY],
+            **about(
+                "What was told, to whom, and what became of it; each try is a row of "
+                "`trading_pipelines.alert_attempts`. Delivered means that Discord took it, as n8n "
+                "reports. `trading-pipelines alerts list` shows it.",
+                row="per alert and webhook",
+                unit="times in UTC",
+                refreshed="by the sensors named `…_alerts`, within a second of what they tell",
+                backfill="never; `trading-pipelines alerts replay` sends again",
+                group="alerts",
+                kinds={"postgres", "n8n", "discord"},
+                table="trading_pipelines.alert_deliveries",
+                runbook=ARRIVES,
             ),
         ),
     ]

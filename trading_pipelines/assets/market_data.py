@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 import dagster as dg
 import psycopg
 
-from trading_pipelines.assets.shared import OWNERS, no_partition_left_failed, table
+from trading_pipelines.assets.shared import BY_HAND, about, no_partition_left_failed, table
 from trading_pipelines.candles import checks, coverage, resample
 from trading_pipelines.candles.download import FailedDay, download
 from trading_pipelines.candles.due import look_back
@@ -38,16 +38,20 @@ def build_assets(
         name=CANDLES_1M,
         partitions_def=partitions,
         backfill_policy=dg.BackfillPolicy.single_run(),
-        group_name=GROUP,
-        owners=OWNERS,
-        kinds={"python", "postgres"},
-        tags={"interval": "1m", "exchange": "upbit"},
         pool=POOL,
-        description=(
-            "One-minute candles of a symbol's UTC day from Upbit, in `public.market_data` "
-            "(interval `1m`), the table the bot reads. Closed minutes only; one without a trade "
-            "has no candle. A re-run repairs rows that differ and changes nothing else. Refreshed "
-            "every five minutes; any past stretch is a backfill of its partitions."
+        **about(
+            "One-minute candles of a symbol's UTC day from Upbit, in the table that the bot reads "
+            "(its rows of interval `1m`). Closed minutes only. A re-run repairs rows that differ "
+            "and changes nothing else.",
+            row="per symbol and minute, at its start; a minute without a trade has none",
+            unit="prices in KRW, volume in the coin",
+            refreshed="by `refresh_market_data`, which asks the tables every minute what is due: "
+            "the open day every five minutes, a closed day once more as a whole",
+            backfill=f"`trading-pipelines backfill`, or {BY_HAND} with candles_1h",
+            group=GROUP,
+            kinds={"python", "postgres"},
+            table="public.market_data",
+            interval="1m",
         ),
     )
     def candles_1m(
@@ -76,14 +80,18 @@ def build_assets(
         deps=[candles_1m],
         partitions_def=partitions,
         backfill_policy=dg.BackfillPolicy.single_run(),
-        group_name=GROUP,
-        owners=OWNERS,
-        kinds={"sql", "postgres"},
-        tags={"interval": "1h", "exchange": "upbit"},
-        description=(
-            "Hourly candles [hh:00, hh+1:00) UTC of a symbol's UTC day, of candles_1m, in "
-            "`trading_pipelines.candles_1h`, with the number of minutes that were traded. Closed "
-            "hours only; equal to Upbit's own hourly candles."
+        **about(
+            "Hourly candles [hh:00, hh+1:00) UTC of a symbol's UTC day, computed from candles_1m, "
+            "with the number of minutes that were traded. Closed hours only; equal to Upbit's own "
+            "hourly candles.",
+            row="per symbol and hour, at its start; an hour without a trade has none",
+            unit="prices in KRW, volume in the coin",
+            refreshed="by `refresh_market_data`, in the run that brings the minutes",
+            backfill=f"`trading-pipelines backfill`, or {BY_HAND}: nothing is downloaded for it",
+            group=GROUP,
+            kinds={"sql", "postgres"},
+            table="trading_pipelines.candles_1h",
+            interval="1h",
         ),
     )
     def candles_1h(context: dg.AssetExecutionContext, database: DatabaseResource) -> None:

@@ -11,14 +11,15 @@ from typing import Any
 
 import dagster as dg
 
-from trading_pipelines.assets.shared import OWNERS, table
+from trading_pipelines.assets.shared import about, table
 from trading_pipelines.resources.database import DatabaseResource
 from trading_pipelines.resources.redis import RedisResource
 from trading_pipelines.settings import StrategySettings
 from trading_pipelines.signals import diagnostics, plots, publish
 from trading_pipelines.signals.publish import CURRENT_SIGNALS, SIGNALS_OVERVIEW
 
-GROUP = "signals"
+GROUP = "published_signals"
+BY_JOB = "nothing to backfill; `refresh_overview_job` does it now"
 DIAGNOSED = timedelta(days=90)
 
 
@@ -28,15 +29,19 @@ def build_assets(settings: StrategySettings) -> list[dg.AssetsDefinition]:
     @dg.asset(
         name=CURRENT_SIGNALS,
         deps=["regime_labels", "volatility_forecast"],
-        group_name=GROUP,
-        owners=OWNERS,
-        kinds={"postgres", "redis"},
-        description=(
-            "Per symbol the newest label and since when, the newest volatility, whether it is "
-            "high, as of when and until when: the view `trading_pipelines.current_signals`. Where "
+        **about(
+            "What the bot and a person want to know now: of each symbol the newest label and since "
+            "when, the newest volatility, whether it is high, as of when and until when. Where "
             "REDIS_URL is set, also the bot's keys `market:regime:{symbol}` and "
-            "`coinpilot:volatility_state`, which expire `redis_ttl_seconds` after their as-of. "
-            "Refreshed with each hour's labels and forecasts."
+            "`coinpilot:volatility_state`, which expire `redis_ttl_seconds` after their as-of.",
+            row="per symbol, of a view on the tables of labels and forecasts",
+            unit="annualised volatility as a fraction, 1 is 100 % a year",
+            refreshed="by `update_regime` and `update_volatility`, with each hour's labels and "
+            "forecasts; the view itself is always current",
+            backfill=BY_JOB,
+            group=GROUP,
+            kinds={"sql", "postgres", "redis"},
+            table="trading_pipelines.current_signals",
         ),
     )
     def current_signals(
@@ -58,13 +63,16 @@ def build_assets(settings: StrategySettings) -> list[dg.AssetsDefinition]:
     @dg.asset(
         name=SIGNALS_OVERVIEW,
         deps=["regime_labels", "volatility_score"],
-        group_name=GROUP,
-        owners=OWNERS,
-        kinds={"matplotlib"},
-        description=(
-            "Pictures and tables, refreshed daily when the day has been scored: per symbol the "
-            "price with its regimes, forecast against realised volatility, the score against "
-            "GARCH; the current signals; and what the regimes have been worth in 90 days."
+        **about(
+            "Pictures and tables to look at: per symbol the price with its regimes, forecast "
+            "against realised volatility, the score against GARCH; the current signals; and what "
+            "the regimes have been worth in 90 days.",
+            row="no table of its own: what it shows is on the latest materialisation",
+            unit="prices in KRW, volatility in percent a year; times in KST",
+            refreshed="by `update_volatility`, daily when the day has been scored",
+            backfill=BY_JOB,
+            group=GROUP,
+            kinds={"python", "matplotlib"},
         ),
     )
     def signals_overview(database: DatabaseResource) -> dg.MaterializeResult[None]:

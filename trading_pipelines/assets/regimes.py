@@ -6,7 +6,8 @@ Thin: how a regime is told is in `signals/regime`, how its rows are written in `
 import dagster as dg
 
 from trading_pipelines.assets.shared import (
-    OWNERS,
+    BY_HAND,
+    about,
     days_before,
     materialize,
     no_partition_left_failed,
@@ -30,19 +31,23 @@ def build_assets(
         deps=[days_before(settings, signal, "candles_1h")],
         partitions_def=partitions,
         backfill_policy=dg.BackfillPolicy.single_run(),
-        group_name=GROUP,
-        owners=OWNERS,
-        kinds={"python", "postgres"},
-        tags={"interval": "1h"},
-        description=(
-            "The market regime of a symbol as of the close of each hour of a UTC day, in "
-            "`trading_pipelines.regime_labels`, and as the row that the bot reads in "
-            f"`public.regime_history`: the average of the last {detection.ma_fast_period} hourly "
-            f"closes against that of {detection.ma_slow_period} (hours without candles dropped); "
-            f"more than {detection.bull_threshold_pct:g} % above is BULL, more than "
+        **about(
+            "The market regime of a symbol as of the close of each hour of a UTC day; each label "
+            "is also a row of `public.regime_history`, which the bot reads. The average of the "
+            f"last {detection.ma_fast_period} hourly closes of candles_1h is set against that of "
+            f"{detection.ma_slow_period} (hours without candles dropped): more than "
+            f"{detection.bull_threshold_pct:g} % above is BULL, more than "
             f"{-detection.bear_threshold_pct:g} % below BEAR, else SIDEWAYS; UNKNOWN with fewer "
-            "candles. `update_regime` labels each hour when it has closed, and again when a candle "
-            "of its window has changed; any past stretch is a backfill of its partitions."
+            "candles.",
+            row="per symbol and hour, at its start; its label holds as of its close",
+            unit="averages in KRW, their difference in percent",
+            refreshed="by `update_regime`, a minute or two after the hour's close, and again when "
+            "a candle of its window has changed",
+            backfill=f"`trading-pipelines backfill --with-signals`, or {BY_HAND}",
+            group=GROUP,
+            kinds={"python", "postgres"},
+            table="trading_pipelines.regime_labels",
+            interval="1h",
         ),
     )
     def regime_labels(context: dg.AssetExecutionContext, database: DatabaseResource) -> None:

@@ -7,18 +7,11 @@ import dagster as dg
 from trading_pipelines.alerts import report
 from trading_pipelines.alerts.due import send_report
 from trading_pipelines.alerts.kinds import DAILY_REPORT
-from trading_pipelines.assets.shared import OWNERS
+from trading_pipelines.assets.shared import ARRIVES, BY_HAND, Resend, about
 from trading_pipelines.partitions import kst_days
 from trading_pipelines.resources.database import DatabaseResource
 from trading_pipelines.settings import StrategySettings
 from trading_pipelines.signals.due import REGIME_LABELS, VOLATILITY_FORECAST
-
-
-class DailyReportConfig(dg.Config):
-    """What a person may ask of a run."""
-
-    resend: bool = False
-    """Send the report again, with what it says now."""
 
 
 def build_assets(settings: StrategySettings) -> list[dg.AssetsDefinition]:
@@ -36,19 +29,24 @@ def build_assets(settings: StrategySettings) -> list[dg.AssetsDefinition]:
                 for upstream in (REGIME_LABELS.asset, VOLATILITY_FORECAST.asset)
             ),
         ],
-        group_name="alerts",
-        owners=OWNERS,
-        kinds={"postgres"},
-        description=(
+        **about(
             "What a KST day came to: realised PnL after fees, trades, win rate and maximum "
-            "drawdown in KRW from the bot's tables (sales matched to purchases first in, first "
-            "out), regimes, volatility, data health and alerts. Sent once, at 09:00 KST of the "
-            "next day, through the ledger. Materialising a day again sends nothing, unless the "
-            "run's config says `resend: true`."
+            "drawdown from the bot's tables (sales matched to purchases first in, first out), "
+            "regimes, volatility, data health and alerts. Sent once, at 09:00 KST of the next day.",
+            row="no table of its own: a report is a row of `trading_pipelines.alert_deliveries` "
+            "per KST day, and the figures are on the partition",
+            unit="money in KRW, rates in percent; days are Korean",
+            refreshed="by `make_daily_report`, from 09:00 KST on for each day that has none",
+            backfill=f"{BY_HAND} or by `daily_report_job`. A day that was sent is not sent again, "
+            "unless the run's config says `resend: true`",
+            group="alerts",
+            kinds={"python", "postgres"},
+            interval="1d",
+            runbook=ARRIVES,
         ),
     )
     def daily_report(
-        context: dg.AssetExecutionContext, config: DailyReportConfig, database: DatabaseResource
+        context: dg.AssetExecutionContext, config: Resend, database: DatabaseResource
     ) -> None:
         with database.connect() as connection:
             for key in context.partition_keys:

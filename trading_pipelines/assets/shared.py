@@ -1,12 +1,13 @@
-"""What the assets share: owners, tables of metadata, one step over a run's partitions of a signal.
+"""What the assets share: what is said of each, and one step over a run's partitions of a signal.
 
-Also how one depends on a stretch of days of another, and the check that nothing is left failed.
-What an asset is belongs in its own module.
+Also tables of metadata, how one depends on a stretch of days of another, and the check that nothing
+is left failed. What an asset is belongs in its own module.
 """
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, TypedDict
 
 import dagster as dg
 
@@ -23,9 +24,81 @@ NO_PARTITION_LEFT_FAILED = "no_partition_left_failed"
 CHECKED = ["candles_1m", *(signal.asset for signal in SIGNALS)]
 """The assets that have this check."""
 
+TABLE_NAME = "dagster/table_name"
+RUNBOOK = "runbook"
+RED = "docs/operations.md: Something is red"
+ARRIVES = "docs/architecture.md: How an alert arrives"
+BY_HAND = "Materialize its partitions in the UI"
+"""How any stretch of a partitioned asset is backfilled."""
+
+
+class Resend(dg.Config):
+    """What a person may ask of a run that sends something."""
+
+    resend: bool = False
+    """Send it again, with what it says now."""
+
+
+class About(TypedDict):
+    """The arguments of `dg.asset` and `dg.AssetSpec` that are for a person's eyes."""
+
+    description: str
+    group_name: str
+    owners: list[str]
+    kinds: set[str]
+    tags: dict[str, str]
+    metadata: dict[str, Any]
+
+
+def about(
+    what: str,
+    *,
+    row: str,
+    unit: str,
+    refreshed: str,
+    backfill: str,
+    group: str,
+    kinds: set[str],
+    table: str | None = None,
+    interval: str | None = None,
+    runbook: str = RED,
+) -> About:
+    """Return what an asset says of itself, the same parts in the same order for each.
+
+    `what` is sentences, the other parts are phrases without a full stop. `table` is `schema.table`;
+    without one `row` says so. `kinds`: what computes it (python, sql), then where it is kept or
+    goes. `interval` is that of its rows: 1m, 1h, 1d, 1w. `runbook`: a page and its section,
+    `docs/page.md: Section`.
+    """
+    parts = {"One row": row, "Unit": unit, "Refreshed": refreshed, "Backfill": backfill}
+    return About(
+        description="\n".join([f"{what}\n", *(f"- **{n}**: {text}." for n, text in parts.items())]),
+        group_name=group,
+        owners=OWNERS,
+        kinds=kinds,
+        tags={"interval": interval} if interval else {},
+        metadata={RUNBOOK: runbook} | ({TABLE_NAME: table} if table else {}),
+    )
+
+
+def in_place(spec: dg.AssetSpec, database: str, docs_url: str | None) -> dg.AssetSpec:
+    """Return the spec with its table's database, and its runbook as a link where docs are read."""
+    metadata = dict(spec.metadata)
+    if table_name := metadata.get(TABLE_NAME):
+        metadata[TABLE_NAME] = f"{database}.{table_name}"
+    if docs_url and (runbook := metadata.get(RUNBOOK)):
+        metadata[RUNBOOK] = dg.MetadataValue.url(f"{docs_url}/{link(runbook)}")
+    return spec.replace_attributes(metadata=metadata)
+
+
+def link(runbook: str) -> str:
+    """Return where a runbook is below `docs/`: its page and GitHub's anchor of the section."""
+    page, _, section = runbook.removeprefix("docs/").partition(": ")
+    return f"{page}#{re.sub(r'[^a-z0-9_ -]', '', section.lower()).replace(' ', '-')}"
+
 
 def days_before(settings: StrategySettings, signal: Signal, upstream: str) -> dg.AssetDep:
-    """Return the dependency on the upstream's days that the signal looks back at, its own last."""
+    """Return the dependency on the upstream's days that the signal looks at, before and after."""
     return dg.AssetDep(
         upstream,
         partition_mapping=dg.MultiPartitionMapping(
@@ -35,6 +108,7 @@ def days_before(settings: StrategySettings, signal: Signal, upstream: str) -> dg
                     DAY,
                     dg.TimeWindowPartitionMapping(
                         start_offset=-signal.inputs(settings)[upstream],
+                        end_offset=signal.inputs_after(settings).get(upstream, 0),
                         allow_nonexistent_upstream_partitions=True,
                     ),
                 ),

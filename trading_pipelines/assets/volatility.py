@@ -9,7 +9,9 @@ from collections.abc import Sequence
 import dagster as dg
 
 from trading_pipelines.assets.shared import (
-    OWNERS,
+    BY_HAND,
+    About,
+    about,
     days_before,
     materialize,
     no_partition_left_failed,
@@ -20,36 +22,91 @@ from trading_pipelines.settings import StrategySettings
 from trading_pipelines.signals import due, score
 
 GROUP = "volatility"
-DESCRIPTIONS = {
-    due.REALIZED_VOLATILITY: (
-        "The realised variance of each closed hour of a symbol's UTC day, from five-minute returns "
-        "on the full grid, in `trading_pipelines.realized_volatility`; from the hour's range "
-        "(Parkinson) where more than 30 % of a week's returns are zero, as for KRW-DOGE's tick. An "
-        "hour without a trade has none."
+
+
+def _about(
+    signal: due.Signal,
+    what: str,
+    *,
+    row: str,
+    unit: str,
+    refreshed: str,
+    interval: str,
+    after: str = "",
+) -> About:
+    return about(
+        what,
+        row=row,
+        unit=unit,
+        refreshed=refreshed,
+        backfill=f"`trading-pipelines backfill --with-signals`, or {BY_HAND}{after}",
+        group=GROUP,
+        kinds={"python", "postgres"},
+        table=f"trading_pipelines.{signal.asset}",
+        interval=interval,
+    )
+
+
+ABOUT = {
+    due.REALIZED_VOLATILITY: _about(
+        due.REALIZED_VOLATILITY,
+        "The realised variance of each closed hour of a symbol's UTC day, from the five-minute "
+        "returns of candles_1m on the full grid; from the hour's range (Parkinson) where more "
+        "than 30 % of a week's returns are zero, as for KRW-DOGE's tick.",
+        row="per symbol and hour, at its start; the variance is empty where nothing was traded",
+        unit="variance of log returns in the hour",
+        refreshed="by `update_volatility` when the hour has closed, and again when its candles "
+        "have changed",
+        interval="1h",
     ),
-    due.VOLATILITY_MODEL: (
-        "One ridge regression for all symbols on log realised variances (HAR), a partition a UTC "
-        "day: fitted on what had closed at its end, refitted daily at 00:05 UTC. Kept as JSON in "
-        "`trading_pipelines.volatility_model`, a row a horizon, with everything that a forecast "
-        "needs. The status says when there is not enough history (FALLBACK, UNKNOWN_HISTORY) or "
-        "no movement (DEGENERATE)."
+    due.VOLATILITY_MODEL: _about(
+        due.VOLATILITY_MODEL,
+        "One ridge regression for all symbols on log realised variances (HAR), fitted on what "
+        "had closed at the end of a UTC day. The JSON holds everything that a forecast needs. "
+        "The status says when there is not enough history (FALLBACK, UNKNOWN_HISTORY) or no "
+        "movement (DEGENERATE).",
+        row="per UTC day and horizon (hours ahead)",
+        unit="log of the mean hourly variance",
+        refreshed="by `retrain_volatility` at 00:05 UTC (09:05 KST), and again when its training "
+        "data have changed",
+        after=" after realized_volatility",
+        interval="1d",
     ),
-    due.VOLATILITY_FORECAST: (
+    due.VOLATILITY_FORECAST: _about(
+        due.VOLATILITY_FORECAST,
         "The variance of a symbol's next hours (`volatility.horizons`) as of the close of each "
-        "hour of a UTC day, with a 90 % interval, annualised volatility, the symbol's own "
-        "threshold and whether it is high, in `trading_pipelines.volatility_forecast`. The last "
-        "one of day D speaks for D + 1."
+        "hour of a UTC day, by the newest volatility_model of that moment, with a 90 % "
+        "interval, the symbol's own threshold and whether it is high. The last one of day D "
+        "speaks for D + 1.",
+        row="per symbol, hour's close (as_of) and horizon",
+        unit="mean hourly variance; annualised volatility as a fraction, 1 is 100 % a year",
+        refreshed="by `update_volatility` when the hour has closed, and again when variances or "
+        "model have changed",
+        after=" after volatility_model",
+        interval="1h",
     ),
-    due.GARCH_BASELINE: (
-        "What GARCH(1,1) on hourly returns, refitted daily, says to the same questions as "
-        "volatility_forecast, in `trading_pipelines.garch_baseline`; whether it converged is said. "
-        "Closed days only."
+    due.GARCH_BASELINE: _about(
+        due.GARCH_BASELINE,
+        "What GARCH(1,1) on the hourly returns of candles_1h, refitted daily, says to the same "
+        "questions as volatility_forecast; whether it converged is said. Closed days only.",
+        row="per symbol, hour's close (as_of) and horizon",
+        unit="mean hourly variance",
+        refreshed="by `update_volatility` when the day has closed, and again when its candles have "
+        "changed",
+        interval="1h",
     ),
-    due.VOLATILITY_SCORE: (
-        "The forecasts whose horizon ended in a symbol's UTC day against what happened: QLIKE of "
-        "ours, of GARCH and of the random walk, bias, coverage of the intervals, whether the flag "
-        "was right, in `trading_pipelines.volatility_score`; over 30 days in the view "
-        "`volatility_score_30d`. Closed days only."
+    due.VOLATILITY_SCORE: _about(
+        due.VOLATILITY_SCORE,
+        "The forecasts whose horizon ended in a symbol's UTC day against what happened: QLIKE "
+        "of ours, of GARCH and of the random walk, bias, coverage of the intervals, whether "
+        "the flag was right; over 30 days in the view "
+        "`trading_pipelines.volatility_score_30d`. Closed days only.",
+        row="per symbol, UTC day and horizon",
+        unit="QLIKE, a loss (lower is better); counts of forecasts, intervals and flags",
+        refreshed="by `update_volatility` when the day has closed, and again when what it scores "
+        "has changed",
+        after=" after the forecasts and garch_baseline",
+        interval="1d",
     ),
 }
 
@@ -67,10 +124,7 @@ def build_assets(
             deps=deps,
             partitions_def=days if signal.pooled else partitions,
             backfill_policy=dg.BackfillPolicy.single_run(),
-            group_name=GROUP,
-            owners=OWNERS,
-            kinds={"python", "postgres"},
-            description=DESCRIPTIONS[signal],
+            **ABOUT[signal],
         )
         def computed(context: dg.AssetExecutionContext, database: DatabaseResource) -> None:
             materialize(context, database, signal, settings)
@@ -123,5 +177,5 @@ def build_checks(settings: StrategySettings) -> list[dg.AssetChecksDefinition]:
 
     return [
         not_worse_than_garch,
-        *(no_partition_left_failed(signal.asset, settings) for signal in DESCRIPTIONS),
+        *(no_partition_left_failed(signal.asset, settings) for signal in ABOUT),
     ]

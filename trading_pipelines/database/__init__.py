@@ -93,12 +93,22 @@ def prepare(environment: Environment) -> DatabaseUrls:
 
 def upgrade(market_url: str) -> None:
     """Migrate the market database to the newest schema; a second run changes nothing."""
-    with connect(market_url):
-        pass  # Alembic's own error has a page of traceback and no advice
     config = _alembic()
     config.attributes["url"] = market_url
-    with _ONE_UPGRADE:
-        command.upgrade(config, "head")
+    # Connected first: Alembic's own error has a page of traceback and no advice.
+    with connect(market_url) as connection:
+        with _ONE_UPGRADE:
+            command.upgrade(config, "head")
+        refresh_korean_views(connection)
+
+
+def refresh_korean_views(connection: psycopg.Connection) -> list[str]:
+    """Make the views follow what the bot has made of its tables since; return which could not.
+
+    Locks no table, and no view that is as it should be.
+    """
+    said = connection.execute("SELECT trading_pipelines.refresh_korean_views()")
+    return [line for (line,) in said]
 
 
 def newest_schema() -> str | None:

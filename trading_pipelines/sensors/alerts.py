@@ -24,6 +24,7 @@ from trading_pipelines.resources.database import DatabaseResource
 from trading_pipelines.resources.webhooks import WebhooksResource
 from trading_pipelines.sensors.finished_runs import finished_runs
 from trading_pipelines.settings import StrategySettings
+from trading_pipelines.signals.reject_summary import REJECT_SUMMARY
 
 STAYS = (
     " A tick stays for half a minute and looks five times a second, so that an alert is out in a "
@@ -41,6 +42,12 @@ def build_alert_sensors(settings: StrategySettings) -> list[dg.SensorDefinition]
             settings,
             DAILY_REPORT,
             "each day's `daily_report` once to n8n's webhook `daily-report`, from 09:00 KST on.",
+            watch=False,
+        ),
+        _build(
+            settings,
+            REJECT_SUMMARY,
+            "each week's `reject_summary` once to n8n's webhook `risk`.",
             watch=False,
         ),
         _build_pipeline_failure_alerts(settings),

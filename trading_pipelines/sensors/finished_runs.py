@@ -8,6 +8,7 @@ import dagster as dg
 from dagster._core.storage.tags import WILL_RETRY_TAG
 
 from trading_pipelines.alerts.failures import FinishedRun
+from trading_pipelines.instance import launched_as
 from trading_pipelines.partitions import PARTITION, RANGE_END, RANGE_START, split
 
 LOOK_BACK = timedelta(days=1)
@@ -51,7 +52,7 @@ def _finished(record: dg.RunRecord, symbols: Sequence[str]) -> FinishedRun:
     keys = [run.tags[tag] for tag in (PARTITION, RANGE_START, RANGE_END) if tag in run.tags]
     return FinishedRun(
         run_id=run.run_id,
-        job=run.job_name,
+        job=launched_as(run),
         assets=tuple(sorted(key.to_user_string() for key in run.asset_selection or ())),
         symbols=_between([symbol for symbol, _ in split(keys) if symbol], symbols),
         failed=run.status is dg.DagsterRunStatus.FAILURE,

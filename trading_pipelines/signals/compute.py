@@ -19,9 +19,18 @@ import pandas as pd
 import psycopg
 from psycopg.types.json import Jsonb
 
-from trading_pipelines.candles.windows import DAY, HOUR, Interval, day_interval
+from trading_pipelines.candles.windows import DAY, HOUR, Interval, day_interval, floor_hour
 from trading_pipelines.settings import StrategySettings
-from trading_pipelines.signals import due, garch, realized, regime, score, tables, volatility
+from trading_pipelines.signals import (
+    due,
+    garch,
+    outcomes,
+    realized,
+    regime,
+    score,
+    tables,
+    volatility,
+)
 from trading_pipelines.signals.due import Computed, Signal
 
 SYNC_HISTORY = """
@@ -383,6 +392,50 @@ def _volatility_score(run: _Run, symbol: str, known: Sequence[Computed]) -> dict
     return found
 
 
+def _reject_outcomes(run: _Run, symbol: str, known: Sequence[Computed]) -> dict[date, Rows]:
+    return {one.day: _outcomes_of_day(run, symbol, one) for one in known}
+
+
+def _outcomes_of_day(run: _Run, symbol: str, one: Computed) -> Rows:
+    assert one.until is not None
+    day, days_after = day_interval(one.day), outcomes.days_after(run.settings)
+    covered = floor_hour(tables.covered_until(run.connection, symbol, one.day, days_after))
+    as_of = min(one.until, covered)
+    rejections = tables.rejections(run.connection, symbol, Interval(day.start, min(as_of, day.end)))
+    minutes: list[outcomes.Candle] = []
+    if rejections:
+        # The price just after midnight is the day before's last one.
+        minutes = tables.minutes(run.connection, symbol, Interval(day.start - HOUR, as_of))
+    costs = run.settings.reject_outcomes
+    rows: list[Row] = []
+    results: list[outcomes.Outcome] = []
+    for rejection in rejections:
+        at = rejection.decided_at
+        label = rejection.regime or tables.label_as_of(run.connection, symbol, at)
+        label = label or str(regime.Regime.UNKNOWN)
+        exits = outcomes.exits(run.settings, label)
+        note, rules = (exits, None) if isinstance(exits, str) else (None, exits)
+        outcome = outcomes.judge(rejection, minutes, as_of, rules, costs)
+        family = outcomes.reason_family(rejection.reason, costs.reason_families)
+        left = outcome.exit
+        results.append(outcome)
+        rows.append(
+            (symbol, one.day, rejection.id, at, label, rejection.model, family,
+             str(outcome.state), outcome.price, *outcome.later, outcome.best, outcome.worst,
+             left and left.at, left and left.price, left and str(left.reason),
+             outcome.result_krw, outcome.verdict, note)
+        )  # fmt: skip
+    won = [one.result_krw for one in results if one.result_krw is not None]
+    figures = {
+        "rejections": len(results),
+        "completed": sum(one.state is outcomes.State.COMPLETED for one in results),
+        "saved": sum(one.verdict is outcomes.Verdict.SAVED for one in results),
+        "saved_krw": -int(sum(krw for krw in won if krw < 0)),
+        "cost_krw": int(sum(krw for krw in won if krw > 0)),
+    }
+    return Rows(rows, [one.day], figures)
+
+
 COMPUTE: dict[str, tuple[Compute, tables.Table]] = {
     due.REGIME_LABELS.asset: (_regime_labels, tables.REGIME_LABELS),
     due.REALIZED_VOLATILITY.asset: (_realized_volatility, tables.REALIZED_VOLATILITY),
@@ -390,4 +443,5 @@ COMPUTE: dict[str, tuple[Compute, tables.Table]] = {
     due.VOLATILITY_FORECAST.asset: (_volatility_forecast, tables.VOLATILITY_FORECAST),
     due.GARCH_BASELINE.asset: (_garch_baseline, tables.GARCH_BASELINE),
     due.VOLATILITY_SCORE.asset: (_volatility_score, tables.VOLATILITY_SCORE),
+    due.REJECT_OUTCOMES.asset: (_reject_outcomes, tables.REJECT_OUTCOMES),
 }

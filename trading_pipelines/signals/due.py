@@ -16,9 +16,9 @@ from psycopg.rows import class_row
 
 from trading_pipelines.candles.coverage import BACK_OFF, healing_arguments
 from trading_pipelines.candles.due import rectangles
-from trading_pipelines.candles.windows import HOUR, day_interval
+from trading_pipelines.candles.windows import DAY, HOUR, day_interval
 from trading_pipelines.settings import HealingSettings, StrategySettings
-from trading_pipelines.signals import garch, realized, regime, volatility
+from trading_pipelines.signals import garch, outcomes, realized, regime, volatility
 
 NOTHING = timedelta(0)
 POOLED = ""
@@ -37,6 +37,14 @@ class Signal:
     """An open day is not computed hour by hour."""
     settles: timedelta = NOTHING
     """After midnight: until then the last candles of the day may still be on their way."""
+    rejections: bool = False
+    """The bot's rejections of the day are an input too."""
+    inputs_after: Callable[[StrategySettings], dict[str, int]] = lambda _: {}
+    """Those of the inputs of which days after d are looked at too, and how many."""
+
+    def days_after(self, settings: StrategySettings) -> int:
+        """Return how many days after its own a partition looks at."""
+        return max(self.inputs_after(settings).values(), default=0)
 
 
 def _longest_horizon_days(settings: StrategySettings) -> int:
@@ -78,6 +86,12 @@ VOLATILITY_SCORE = Signal(
     },
     closed_days_only=True,
 )
+REJECT_OUTCOMES = Signal(
+    "reject_outcomes",
+    lambda _: {"candles_1m": 1, "regime_labels": 1},
+    rejections=True,
+    inputs_after=lambda s: {"candles_1m": outcomes.days_after(s)},
+)
 
 
 SIGNALS = (
@@ -87,6 +101,7 @@ SIGNALS = (
     VOLATILITY_FORECAST,
     GARCH_BASELINE,
     VOLATILITY_SCORE,
+    REJECT_OUTCOMES,
 )
 
 
@@ -125,23 +140,58 @@ class Computed:
 
 # The inputs of one partition, as they are seen by this transaction.
 FOUND = """
-SELECT md5(string_agg(concat_ws(' ', version.asset, version.symbol, version.day, version.version),
-        ';' ORDER BY version.asset, version.symbol, version.day)) AS inputs,
+SELECT CASE WHEN count(*) > 0 THEN md5(concat_ws(';',
+        string_agg(concat_ws(' ', version.asset, version.symbol, version.day, version.version),
+            ';' ORDER BY version.asset, version.symbol, version.day),
+        {rejections})) END AS inputs,
     max(version.computed_until) FILTER (
-        WHERE version.day = {day} AND version.asset = (%(inputs)s::text[])[1]) AS until,
+        WHERE version.day >= {day} AND version.asset = (%(inputs)s::text[])[1]) AS until,
     count(DISTINCT version.asset) AS assets
-FROM unnest(%(inputs)s::text[], %(days_before)s::int[]) AS input (asset, days_before)
+FROM unnest(%(inputs)s::text[], %(days_before)s::int[], %(days_after)s::int[])
+    AS input (asset, days_before, days_after)
 JOIN trading_pipelines.input_versions AS version ON version.asset = input.asset
     AND version.symbol = ANY (ARRAY['', {symbol}] || %(pooled)s::text[])
-    AND version.day BETWEEN coalesce({inputs_from}, {day} - input.days_before) AND {day}
+    AND version.day BETWEEN coalesce({inputs_from}, {day} - input.days_before)
+        AND {day} + input.days_after
     -- The same for all inputs, which an index can use: with years of history 40 times as fast.
-    AND version.day >= coalesce({inputs_from}, {day} - %(longest)s)
+    AND version.day BETWEEN coalesce({inputs_from}, {day} - %(longest)s) AND {day} + %(furthest)s
 """
-OF_A_TICK = FOUND.format(symbol="symbols.symbol", day="days.day", inputs_from="known.inputs_from")
+# Of a whole tick in one scan: the bot's table may lack the index that a scan a day would need.
+REJECTIONS = """
+(SELECT version FROM {versions} AS rejected
+    WHERE rejected.symbol = {symbol} AND rejected.day = {day})
+"""
+VERSIONS = "trading_pipelines.rejection_versions({symbols}, {first}, {last})"
+OF_A_TICK = FOUND.format(
+    symbol="symbols.symbol",
+    day="days.day",
+    inputs_from="known.inputs_from",
+    rejections=REJECTIONS.format(versions="rejections", symbol="symbols.symbol", day="days.day"),
+)
 OF_A_RECORD = FOUND.format(
-    symbol="%(symbol)s", day="%(day)s::date", inputs_from="%(inputs_from)s::date"
+    symbol="%(symbol)s",
+    day="%(day)s::date",
+    inputs_from="%(inputs_from)s::date",
+    rejections="CASE WHEN %(rejections)s THEN "
+    + REJECTIONS.format(
+        versions=VERSIONS.format(
+            symbols="ARRAY[%(symbol)s]", first="%(day)s::date", last="%(day)s::date"
+        ),
+        symbol="%(symbol)s",
+        day="%(day)s::date",
+    )
+    + " END",
 )
 READ = f"""
+WITH rejections AS MATERIALIZED (
+    SELECT * FROM {
+    VERSIONS.format(
+        symbols="%(symbols)s::text[]",
+        first="(SELECT min(day) FROM unnest(%(days)s::date[]) AS day)",
+        last="(SELECT max(day) FROM unnest(%(days)s::date[]) AS day)",
+    )
+} WHERE %(rejections)s
+)
 SELECT %(asset)s AS asset, symbols.symbol, days.day, known.computed_until,
     known.inputs AS computed_from, coalesce(known.failures, 0) AS failures, known.error,
     known.retry_at, coalesce(known.left_failed, false) AS left_failed, known.failed_inputs,
@@ -190,13 +240,16 @@ ON CONFLICT (asset, symbol, day) DO UPDATE SET
 
 
 def _arguments(signal: Signal, settings: StrategySettings) -> dict[str, object]:
-    inputs = signal.inputs(settings)
+    inputs, after = signal.inputs(settings), signal.inputs_after(settings)
     return {
         "asset": signal.asset,
         "inputs": list(inputs),
         "days_before": list(inputs.values()),
+        "days_after": [after.get(name, 0) for name in inputs],
         "longest": max(inputs.values()),
+        "furthest": signal.days_after(settings),
         "pooled": list(settings.symbols) if signal.pooled else [],
+        "rejections": signal.rejections,
     }
 
 
@@ -259,8 +312,8 @@ def reason(
     known: Computed, signal: Signal, settings: StrategySettings, now: datetime
 ) -> Reason | None:
     """Return why the partition is due at `now`, or None; None too while its inputs are missing."""
-    day_end = day_interval(known.day).end
-    is_settling = NOTHING <= now - day_end < signal.settles
+    end = day_interval(known.day + DAY * signal.days_after(settings)).end
+    is_settling = NOTHING <= now - end < signal.settles
     if not is_ready(known, signal) or is_settling:
         return None
     if known.failures and known.failed_inputs == known.inputs:
@@ -274,7 +327,7 @@ def reason(
         return Reason.MISSING
     # An open day is looked at when `check_interval_hours` more have closed, a closed one at once.
     next_look = min(known.computed_until + HOUR * settings.regime_detection.check_interval_hours,
-                    day_end)  # fmt: skip
+                    end)  # fmt: skip
     is_early = known.until is not None and known.computed_until < known.until < next_look
     return None if is_early or known.computed_from == known.inputs else Reason.STALE
 

@@ -6,15 +6,18 @@ decided in `compute`.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import date, datetime
+from datetime import date, datetime, timedelta
 from typing import Any
 
 import pandas as pd
 import psycopg
 from psycopg import sql
+from psycopg.rows import class_row
 
 from trading_pipelines.candles.windows import HOUR, Interval, day_interval
+from trading_pipelines.signals.outcomes import Candle, Rejection
 from trading_pipelines.signals.regime import Close
+from trading_pipelines.signals.rsi import STALE
 
 CLOSES = """
 SELECT timestamp, close_price FROM trading_pipelines.candles_1h
@@ -47,6 +50,24 @@ LEFT JOIN trading_pipelines.volatility_model AS model
     ON model.day = ours.model_day AND model.horizon = ours.horizon
 WHERE ours.symbol = %s AND ours.valid_until > %s AND ours.valid_until <= %s
 ORDER BY ours.as_of, ours.horizon
+"""
+MINUTES = """
+SELECT timestamp, open_price, high_price, low_price, close_price FROM public.market_data
+WHERE symbol = %s AND interval = '1m' AND timestamp >= %s AND timestamp < %s ORDER BY timestamp
+"""
+# As far as the minutes are known without a hole from the day's start on.
+COVERED_UNTIL = """
+SELECT day, fetched_until FROM trading_pipelines.candle_coverage
+WHERE symbol = %s AND interval = '1m' AND day >= %s ORDER BY day LIMIT %s
+"""
+REJECTIONS = """
+SELECT id, decided_at, price, regime, model, reason
+FROM trading_pipelines.rejections(%s, %s, %s) ORDER BY id
+"""
+LABEL = """
+SELECT label FROM trading_pipelines.regime_labels
+WHERE symbol = %s AND hour <= %s::timestamptz - interval '1 hour' AND hour > %s
+ORDER BY hour DESC LIMIT 1
 """
 
 
@@ -97,6 +118,14 @@ VOLATILITY_SCORE = Table(
     ("symbol", "day", "horizon"),
     ("forecasts", "qlike", "qlike_garch", "qlike_random_walk", "bias", "intervals", "covered",
      "flags", "flagged", "high", "flagged_and_high"),
+    time="day",
+)  # fmt: skip
+REJECT_OUTCOMES = Table(
+    "reject_outcomes",
+    ("symbol", "day", "decision_id"),
+    ("decided_at", "regime", "model", "reason_family", "state", "price", "price_1h", "price_4h",
+     "price_12h", "price_24h", "best_price", "worst_price", "exit_at", "exit_price", "exit_reason",
+     "result_krw", "verdict", "note"),
     time="day",
 )  # fmt: skip
 
@@ -210,6 +239,34 @@ def forecasts(connection: psycopg.Connection, symbol: str, stretch: Interval) ->
     for column in ("as_of", "valid_until"):
         found[column] = pd.to_datetime(found[column], utc=True)
     return found
+
+
+def rejections(connection: psycopg.Connection, symbol: str, stretch: Interval) -> list[Rejection]:
+    """Return what the bot refused of the symbol in the stretch, in the order it was written."""
+    with connection.cursor(row_factory=class_row(Rejection)) as cursor:
+        return cursor.execute(REJECTIONS, [symbol, *_ends(stretch)]).fetchall()
+
+
+def minutes(connection: psycopg.Connection, symbol: str, stretch: Interval) -> list[Candle]:
+    """Return the symbol's one-minute candles in the stretch, in order."""
+    return [Candle(*row) for row in connection.execute(MINUTES, [symbol, *_ends(stretch)])]
+
+
+def covered_until(connection: psycopg.Connection, symbol: str, day: date, days: int) -> datetime:
+    """Return to where the minutes of the day and the `days` after it are known without a hole."""
+    until = day_interval(day).start
+    for known, fetched_until in connection.execute(COVERED_UNTIL, [symbol, day, days + 1]):
+        if day_interval(known).start != until:
+            break
+        until = fetched_until
+    return until
+
+
+def label_as_of(connection: psycopg.Connection, symbol: str, moment: datetime) -> str | None:
+    """Return the newest label as of `moment` (UTC); None where none is of the last three hours."""
+    earliest = moment - STALE - timedelta(hours=1)
+    found = connection.execute(LABEL, [symbol, moment, earliest]).fetchone()
+    return found[0] if found else None
 
 
 def hours_of(day: date) -> list[datetime]:

@@ -1,0 +1,159 @@
+"""A page of the docs for each group of assets, written from the definitions: `make docs`.
+
+Columns and their comments come from a scratch database, migrated for it. What an asset says of
+itself belongs in `trading_pipelines/assets/`.
+"""
+
+import tempfile
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import dagster as dg
+import psycopg
+from dagster._core.definitions.assets.graph.asset_graph import AssetGraph, AssetNode
+
+from trading_pipelines import database
+from trading_pipelines.assets.shared import RUNBOOK, TABLE_NAME, link
+from trading_pipelines.database.embedded import EmbeddedServer
+from trading_pipelines.definitions import build_definitions
+from trading_pipelines.settings import StrategySettings
+
+FOLDER = Path(__file__).parent / "assets"
+FIRST_LINE = (
+    "<!-- Written by `make docs` (docs/asset_pages.py) from the definitions and a migrated "
+    "database: change those. -->"
+)
+COLUMNS = """
+SELECT attname, format_type(atttypid, atttypmod), coalesce(col_description(attrelid, attnum), '')
+FROM pg_attribute
+WHERE attrelid = %s::regclass AND attnum > 0 AND NOT attisdropped ORDER BY attnum
+"""
+
+
+def pages(connection: psycopg.Connection) -> dict[str, str]:
+    """Return the text of each page by its name, for the default settings.
+
+    `connection` is to a migrated market database that no bot has had its tables in.
+    """
+    definitions = build_definitions(StrategySettings())
+    graph = definitions.resolve_asset_graph()
+    launched: dict[dg.AssetKey, list[str]] = defaultdict(list)
+    ticking: dict[dg.AssetKey, list[str]] = defaultdict(list)
+    schedules = definitions.get_repository_def().schedule_defs
+    for job in definitions.resolve_all_job_defs():
+        if job.name.startswith("__"):
+            continue
+        for key in job.asset_layer.selected_asset_keys:
+            launched[key].append(f"`{job.name}`")
+            ticking[key] += [
+                f"`{one.name}` (`{one.cron_schedule}`, {one.execution_timezone})"
+                for one in schedules
+                if one.job_name == job.name
+            ]
+    groups: dict[str, list[str]] = defaultdict(list)
+    for level in graph.toposorted_asset_keys_by_level:
+        for node in sorted((graph.get(key) for key in level), key=lambda one: one.key):
+            rows = {
+                "key": f"`{node.key.to_user_string()}`",
+                "partitions": _partitions(node.partitions_def),
+                "from": _links(graph, node.parent_keys),
+                "used by": _links(graph, node.child_keys),
+                "schedule": ", ".join(sorted(ticking[node.key])),
+                "job": ", ".join(sorted(launched[node.key])),
+                "kinds": ", ".join(sorted(node.kinds)),
+                "runbook": _runbook(node),
+            }
+            groups[node.group_name].append(
+                "\n\n".join(
+                    [
+                        f"## {node.key.to_user_string()}",
+                        str(node.description),
+                        _table(["", ""], [[name, text] for name, text in rows.items() if text]),
+                        *_checks(graph, node),
+                        *_columns(connection, node),
+                    ]
+                )
+            )
+    return {
+        f"{group}.md": "\n\n".join([FIRST_LINE, f"# Assets: {group}", *sections]) + "\n"
+        for group, sections in groups.items()
+    }
+
+
+def write(folder: Path, connection: psycopg.Connection) -> None:
+    """Write the pages, and delete those of groups that are gone."""
+    folder.mkdir(exist_ok=True)
+    wanted = pages(connection)
+    for page in folder.glob("*.md"):
+        if page.name not in wanted:
+            page.unlink()
+    for name, text in wanted.items():
+        (folder / name).write_text(text, encoding="utf-8")
+
+
+def _partitions(definition: dg.PartitionsDefinition[str] | None) -> str:
+    if definition is None:
+        return "none"
+    parts = (
+        [one.partitions_def for one in definition.partitions_defs]
+        if isinstance(definition, dg.MultiPartitionsDefinition)
+        else [definition]
+    )
+    (window,) = (one for one in parts if isinstance(one, dg.TimeWindowPartitionsDefinition))
+    assert window.schedule_type is not None
+    each = f"{window.schedule_type.value.lower()}, {window.timezone}"
+    symbols = "per symbol, " if len(parts) > 1 else ""
+    return f"{symbols}{each}, from `data.start_date` on: `{definition.get_partition_keys()[0]}`, …"
+
+
+def _links(graph: AssetGraph, keys: Iterable[dg.AssetKey]) -> str:
+    found = sorted((graph.get(key).group_name, key.to_user_string()) for key in keys)
+    return ", ".join(f"[{name}]({group}.md#{name})" for group, name in found)
+
+
+def _runbook(node: AssetNode) -> str:
+    text = str(node.metadata[RUNBOOK])
+    return f"[{text}](../{link(text)})"
+
+
+def _checks(graph: AssetGraph, node: AssetNode) -> list[str]:
+    specs = [graph.get_check_spec(key) for key in sorted(node.check_keys)]
+    rows = [
+        [f"`{one.name}`", "yes" if one.blocking else "no", str(one.description)] for one in specs
+    ]
+    return [_table(["check", "blocking", "passes when"], rows)] if rows else []
+
+
+def _columns(connection: psycopg.Connection, node: AssetNode) -> list[str]:
+    if TABLE_NAME not in node.metadata:
+        return []
+    table = str(node.metadata[TABLE_NAME]).partition(".")[2]
+    rows = connection.execute(COLUMNS, [table]).fetchall()
+    return [f"Table `{table}`:", _table(["column", "type", "what it says"], rows)]
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(
+        f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines
+    )
+
+
+def main() -> None:
+    """Write the pages from a scratch embedded database."""
+    # Short for a Unix socket, and open to the user that the server runs as under root.
+    with tempfile.TemporaryDirectory(prefix="tp") as home:
+        Path(home).chmod(0o755)
+        server = EmbeddedServer(Path(home))
+        server.start()
+        try:
+            database.upgrade(server.url("postgres"))
+            with database.connect(server.url("postgres")) as connection:
+                write(FOLDER, connection)
+        finally:
+            server.stop()
+
+
+if __name__ == "__main__":
+    main()

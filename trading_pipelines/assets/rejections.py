@@ -1,0 +1,126 @@
+"""What became of the bot's rejections: agent_decisions → reject_outcomes → reject_summary.
+
+Thin: an outcome is judged in `signals/outcomes`, a week summed up in `signals/reject_summary`.
+"""
+
+import base64
+from datetime import UTC, date, datetime
+
+import dagster as dg
+
+from trading_pipelines.alerts.due import send_summary
+from trading_pipelines.alerts.reject_summary import body
+from trading_pipelines.assets.shared import (
+    BY_HAND,
+    Resend,
+    about,
+    days_before,
+    materialize,
+    no_partition_left_failed,
+    table,
+)
+from trading_pipelines.partitions import kst_weeks
+from trading_pipelines.resources.database import DatabaseResource
+from trading_pipelines.settings import StrategySettings
+from trading_pipelines.signals import due, outcomes, reject_plots, reject_summary
+from trading_pipelines.signals.regime import Regime
+from trading_pipelines.signals.reject_summary import REJECT_SUMMARY
+
+GROUP = "rejections"
+
+
+def build_assets(
+    settings: StrategySettings, partitions: dg.MultiPartitionsDefinition
+) -> list[dg.AssetsDefinition]:
+    """Return reject_outcomes over `partitions`, and the weekly reject_summary."""
+    signal = due.REJECT_OUTCOMES
+    costs = settings.reject_outcomes
+
+    @dg.asset(
+        name=signal.asset,
+        deps=[
+            "agent_decisions",
+            *(days_before(settings, signal, name) for name in ("candles_1m", "regime_labels")),
+        ],
+        partitions_def=partitions,
+        backfill_policy=dg.BackfillPolicy.single_run(),
+        **about(
+            "What became of each REJECT of a symbol's UTC day: the price at the decision and 1, 4, "
+            "12 and 24 hours later, the best and worst in between, and what the entry would have "
+            f"made with {costs.notional_krw:,} KRW at a fee of {costs.fee_pct:g} % an order, left "
+            "by the exits of its regime (the settings' section `regimes`: take_profit_pct, "
+            "stop_loss_pct, max_hours). A loss is what the rejection saved. Pending until 24 hours "
+            "have passed and the exit is known.",
+            row="a decision of the bot's that is REJECT and has a time",
+            unit="prices and results in KRW, times in UTC",
+            refreshed="every hour by `update_reject_outcomes`, and when a candle, a label or a "
+            "decision has changed; new exits in the settings count for what is computed from then "
+            "on",
+            backfill=BY_HAND,
+            group=GROUP,
+            kinds={"python", "postgres"},
+            table="trading_pipelines.reject_outcomes",
+        ),
+    )
+    def reject_outcomes(context: dg.AssetExecutionContext, database: DatabaseResource) -> None:
+        for regime in Regime:
+            if isinstance(unknown := outcomes.exits(settings, regime), str):
+                context.log.warning("not judged: %s", unknown)
+        materialize(context, database, signal, settings)
+
+    @dg.asset(
+        name=REJECT_SUMMARY,
+        deps=[dg.AssetDep(signal.asset, partition_mapping=dg.AllPartitionMapping())],
+        partitions_def=kst_weeks(settings),
+        backfill_policy=dg.BackfillPolicy.single_run(),
+        **about(
+            "Whether the rejections of a Korean week (Monday 00:00 to Monday 00:00 KST) paid: how "
+            "many were judged, what they saved and cost, how many were right; with a picture of "
+            "twelve weeks. `alerts.reject_summary` in the settings sends it to Discord, once; "
+            "`resend: true` in the run's config sends it again.",
+            row="all rejections of the week, or those of one symbol, regime, AI model or family "
+            "of reasons",
+            unit="KRW after fees; hit rates from 0 to 1 with a 95 % interval",
+            refreshed="by `make_reject_summary` when all outcomes of the week are there, and when "
+            "one of them has changed",
+            backfill=BY_HAND,
+            group=GROUP,
+            kinds={"python", "postgres"},
+            table="trading_pipelines.reject_summary",
+            interval="1w",
+        ),
+    )
+    def summary(
+        context: dg.AssetExecutionContext, config: Resend, database: DatabaseResource
+    ) -> None:
+        with database.connect() as connection:
+            for key in context.partition_keys:
+                now, week = datetime.now(UTC), date.fromisoformat(key)
+                made = reject_summary.summarise(connection, week)
+                picture = base64.b64encode(reject_plots.draw(connection, week)).decode()
+                sending = send_summary(
+                    connection, week, reject_summary.settled_at(week, settings),
+                    body(made.totals, week, now), settings.alerts, now, resend=config.resend,
+                )  # fmt: skip
+                # Last: a week that is stored is not due, whatever else has not been done for it.
+                reject_summary.store(connection, made)
+                together = made.totals[0]
+                context.add_asset_metadata(
+                    {
+                        "picture": dg.MetadataValue.md(
+                            f"![rejections](data:image/png;base64,{picture})"
+                        ),
+                        "totals": table(one.shown() for one in made.totals),
+                        "rejections": together.rejections,
+                        "net_krw": int(together.net_krw),
+                        "sending": sending,
+                    },
+                    partition_key=key,
+                )
+
+    return [reject_outcomes, summary]
+
+
+def build_checks(settings: StrategySettings) -> list[dg.AssetChecksDefinition]:
+    """Return the check that no day of outcomes is left failed."""
+    return [no_partition_left_failed(due.REJECT_OUTCOMES.asset, settings)]

@@ -1,0 +1,54 @@
+"""The sensor that shows the bot's tables on their assets. What is shown belongs in `bot_tables`."""
+
+from datetime import UTC, datetime
+from typing import Any
+
+import dagster as dg
+from pydantic import TypeAdapter, ValidationError
+
+from trading_pipelines.assets.shared import table
+from trading_pipelines.bot_tables import SHOWN_ROWS, Newest, Seen, unseen
+from trading_pipelines.database import refresh_korean_views
+from trading_pipelines.resources.database import DatabaseResource
+
+CURSOR = TypeAdapter(dict[str, Seen])
+
+
+def build_bot_tables_observer() -> dg.SensorDefinition:
+    """Return the sensor that observes a table of the bot's when its newest rows have changed."""
+
+    @dg.sensor(
+        name="observe_bot_tables",
+        minimum_interval_seconds=60,
+        default_status=dg.DefaultSensorStatus.RUNNING,
+        description=f"Shows the newest {SHOWN_ROWS} rows of the bot's tables on their assets, in "
+        "Korean time, when they have changed: at most one observation a table in five minutes. "
+        "Also makes the views in Korean time follow the bot's migrations.",
+    )
+    def observe_bot_tables(
+        context: dg.SensorEvaluationContext, database: DatabaseResource
+    ) -> dg.SensorResult:
+        now = datetime.now(UTC)
+        try:
+            seen = CURSOR.validate_json(context.cursor or "{}")
+        except ValidationError:
+            seen = {}  # lost: one more observation
+        with database.connect() as connection:
+            said = refresh_korean_views(connection)
+            found = unseen(connection, seen, now)
+        seen |= {name: Seen(one.version, now) for name, one in found.items()}
+        said += [f"observed: {', '.join(found)}" if found else "nothing has changed"]
+        return dg.SensorResult(
+            skip_reason="; ".join(said),
+            cursor=CURSOR.dump_json(seen).decode(),
+            asset_events=[_observation(name, one) for name, one in found.items()],
+        )
+
+    return observe_bot_tables
+
+
+def _observation(name: str, one: Newest) -> dg.AssetObservation:
+    metadata: dict[str, Any] = {"rows": one.count, "newest_rows": table(one.rows)}
+    if one.happened:
+        metadata["newest"] = dg.MetadataValue.timestamp(one.happened)
+    return dg.AssetObservation(name, metadata=metadata)
