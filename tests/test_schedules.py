@@ -362,7 +362,7 @@ def test_housekeeping_deletes_what_is_over_says_what_and_notes_the_sizes(
 def test_the_report_of_each_day_that_has_closed_is_asked_for_and_a_failed_one_once_an_hour(
     instance: dg.DagsterInstance, connection: psycopg.Connection
 ) -> None:
-    assert tick(instance, "make_daily_report") == "no report is due", "the kind was never on"
+    assert tick(instance, "make_daily_report") == "nothing is due", "the kind was never on"
     since = datetime.now(UTC) - 3 * DAY
     ledger.switch_on(connection, DAILY_REPORT, since, datetime.now(UTC))
     requests = tick(instance, "make_daily_report")

@@ -3,7 +3,7 @@
 A tick that was missed therefore costs nothing but time: the next one finds the same days due.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, date, datetime, timedelta
 
 import dagster as dg
@@ -317,8 +317,6 @@ def build_daily_report(settings: StrategySettings) -> dg.ScheduleDefinition:
     ) -> Iterator[dg.RunRequest | dg.SkipReason]:
         with database.connect() as connection:
             days = due_reports(connection, settings.alerts, datetime.now(UTC))
-        unfinished = context.instance.get_runs(dg.RunsFilter(statuses=UNFINISHED))
-        flying = in_flight(unfinished, partitions, DAILY_REPORT)
         # Tried again once an hour, not six times.
         failed = context.instance.get_runs(
             dg.RunsFilter(
@@ -327,23 +325,37 @@ def build_daily_report(settings: StrategySettings) -> dg.ScheduleDefinition:
                 updated_after=datetime.now(UTC) - timedelta(hours=1),
             )
         )
-        flying |= in_flight(failed, partitions, DAILY_REPORT)
-        keys = [partition_key("", day) for day in days if ("", day) not in flying]
-        wanted = [key for key in keys if partitions.has_partition_key(key)]
-        for key in wanted:
-            yield dg.RunRequest(
-                run_key=f"{context.scheduled_execution_time.isoformat()} {key}",
-                partition_key=key,
-                tags=REPORT,
-            )
-        if not wanted:
-            yield dg.SkipReason(
-                f"{len(days)} reports due, in flight, of no partition or failed within the hour"
-                if days
-                else "no report is due"
-            )
+        yield from _a_run_each(context, partitions, DAILY_REPORT, days, failed, REPORT)
 
     return daily_report
+
+
+def _a_run_each(
+    context: dg.ScheduleEvaluationContext,
+    partitions: dg.PartitionsDefinition[str],
+    asset: str,
+    due: Sequence[date],
+    just_failed: Sequence[dg.DagsterRun] = (),
+    tags: Mapping[str, str] | None = None,
+) -> Iterator[dg.RunRequest | dg.SkipReason]:
+    """Ask for a run for each of the asset's Korean days or weeks that is not in flight."""
+    unfinished = context.instance.get_runs(dg.RunsFilter(statuses=UNFINISHED))
+    flying = in_flight([*unfinished, *just_failed], partitions, asset)
+    keys = [partition_key("", day) for day in due if ("", day) not in flying]
+    wanted = [key for key in keys if partitions.has_partition_key(key)]
+    for key in wanted:
+        yield dg.RunRequest(
+            # Keys dedupe for ever: a later tick may ask for the same again.
+            run_key=f"{context.scheduled_execution_time.isoformat()} {key}",
+            partition_key=key,
+            tags=tags,
+        )
+    if not wanted:
+        yield dg.SkipReason(
+            f"{len(due)} due, in flight, of no partition or failed within the hour"
+            if due
+            else "nothing is due"
+        )
 
 
 def build_reject_summary(settings: StrategySettings) -> dg.ScheduleDefinition:
@@ -370,16 +382,7 @@ def build_reject_summary(settings: StrategySettings) -> dg.ScheduleDefinition:
     ) -> Iterator[dg.RunRequest | dg.SkipReason]:
         with database.connect() as connection:
             weeks = reject_summary.due_weeks(connection, settings, datetime.now(UTC))
-        unfinished = context.instance.get_runs(dg.RunsFilter(statuses=UNFINISHED))
-        flying = in_flight(unfinished, partitions, REJECT_SUMMARY)
-        keys = [partition_key("", week) for week in weeks if ("", week) not in flying]
-        wanted = [key for key in keys if partitions.has_partition_key(key)]
-        for key in wanted:
-            yield dg.RunRequest(
-                run_key=f"{context.scheduled_execution_time.isoformat()} {key}", partition_key=key
-            )
-        if not wanted:
-            yield dg.SkipReason(f"{len(weeks)} weeks due, in flight" if weeks else "no week is due")
+        yield from _a_run_each(context, partitions, REJECT_SUMMARY, weeks)
 
     return make_reject_summary
 

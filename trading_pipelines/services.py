@@ -23,6 +23,7 @@ from typing import IO, Any, Self
 
 import dagster as dg
 import requests
+import tenacity
 import yaml
 
 from trading_pipelines.database import DatabaseUrls, connect, embedded_server
@@ -31,6 +32,7 @@ from trading_pipelines.instance import AT_WORK, INSTANCE_SETTINGS
 from trading_pipelines.settings import Environment
 
 HOST = "127.0.0.1"
+START_TRIES = 3
 START_SECONDS = 120
 # The daemon finishes the tick it is in; runs are interrupted and continue where they were.
 STOP_SECONDS = 30
@@ -46,6 +48,10 @@ class ServicesError(RuntimeError):
 
 class LocationError(ServicesError):
     """The code server runs, and what it is to serve does not load."""
+
+
+class EndedError(ServicesError):
+    """A service has ended while it was waited for."""
 
 
 @dataclass(frozen=True)
@@ -164,7 +170,13 @@ class Services:
             self._stop_flag.unlink(missing_ok=True)
             self._tell()
             self._write_instance()
-            self._start_what_is_missing()
+            # Killed meanwhile, or slow on a busy machine: `up` itself gave up, and nobody was left
+            # to start it again.
+            tenacity.Retrying(
+                retry=tenacity.retry_if_exception_type(EndedError),
+                stop=tenacity.stop_after_attempt(START_TRIES),
+                reraise=True,
+            )(self._start_what_is_missing)
             self._watcher.start()
             self._ready = True
             self._tell()
@@ -208,6 +220,7 @@ class Services:
         temporary.replace(self._home / "up.json")
 
     def _start_what_is_missing(self) -> None:
+        self._stop_what_lacks_the_code_server()
         self._children = {name: c for name, c in self._children.items() if self._alive(name)}
         if not self._alive("code-server"):
             _report_dead_runs(self._variables)
@@ -221,6 +234,12 @@ class Services:
             self._start("daemon")
         self._await(_daemon_problem)
 
+    def _stop_what_lacks_the_code_server(self) -> None:
+        """Stop the daemon and what a dead code server has left: Dagster can't ask for its runs."""
+        if not self._alive("code-server"):
+            for name in {"daemon", "code-server"} & self._children.keys():
+                _stop_group(self._children[name])
+
     def _alive(self, name: str) -> bool:
         return name in self._children and self._children[name].poll() is None
 
@@ -231,10 +250,7 @@ class Services:
             self._start_server()
             if all(map(self._alive, self._commands)):
                 continue
-            if not self._alive("code-server"):
-                # With what is left of it: its runs have lost whom Dagster asks whether they live.
-                for name in {"daemon", "code-server"} & self._children.keys():
-                    _stop_group(self._children[name])
+            self._stop_what_lacks_the_code_server()
             if not self._stopping.wait(RESTART_SECONDS):
                 # Whatever it is (not ready in time, a full disk, no database), it is tried again as
                 # long as nobody stops us: a watcher that has died starts nothing any more.
@@ -270,7 +286,7 @@ class Services:
             if reason is None:
                 return
             if dead := [name for name in self._children if not self._alive(name)]:
-                raise ServicesError(
+                raise EndedError(
                     f"ended by itself: {', '.join(dead)}; the logs are in {self._home / 'logs'}"
                 )
             if time.monotonic() > deadline:

@@ -184,7 +184,9 @@ class World(Installation):
 
     def is_up(self) -> bool:
         """Return whether it says where it runs; fails when it has ended."""
-        assert self.process.poll() is None, self.process.communicate()[0]
+        if self.process.poll() is not None:
+            log = self.home / "logs" / "code-server.log"
+            raise AssertionError(f"{self.process.communicate()[0]}\n{log.read_text()[-5000:]}")
         return bool(self.url)
 
     def down(self) -> None:

@@ -98,3 +98,17 @@ def test_the_demo_replays_a_recording_says_so_and_leaves_nothing_running(
         said = str(connection.execute(shown).fetchall())
     assert "FALLBACK" in said
     assert "redis_" not in said, "the bot's cache is not for a replayed market"
+
+
+def test_a_service_that_is_killed_while_up_starts_is_started_again(
+    installation: Installation, exchange: ReplayExchange
+) -> None:
+    installation.configure(exchange.url)
+    up = installation.start("up", "--port", "0")
+    await_that(lambda: "code-server" in installation.children, "it starts")
+    assert not installation.url
+    first = installation.children["code-server"]
+    os.kill(first, signal.SIGKILL)
+    await_that(lambda: bool(installation.url), "up says where it runs")
+    assert up.poll() is None
+    assert installation.children["code-server"] != first
