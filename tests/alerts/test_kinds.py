@@ -19,8 +19,8 @@ from trading_pipelines.alerts.kinds import (
     SOURCES,
     TRADE,
     cut,
-    label_as_of,
 )
+from trading_pipelines.signals.tables import label_as_of
 
 HOUR, MINUTE, SECOND = timedelta(hours=1), timedelta(minutes=1), timedelta(seconds=1)
 LONG_AGO = NOON - timedelta(days=7)
