@@ -196,14 +196,14 @@ class World(Installation):
         assert self.process.returncode == 0, said
         self.run("db", "url")
 
-    def comes(self, holds: Callable[[], bool], seconds: float) -> bool:
-        """Return whether it holds in time. A database that is away is not yet."""
+    def comes(self, holds: Callable[[], bool], seconds: float, every: float = 1.0) -> bool:
+        """Return whether it holds in time, asked so often. A database that is away is not yet."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             with suppress(psycopg.Error):
                 if holds():
                     return True
-            time.sleep(1)
+            time.sleep(every)
         return False
 
     def until(self, holds: Callable[[], bool], what: str, seconds: float = 240) -> float:

@@ -16,13 +16,15 @@ import pytest
 from tests.conftest import SYMBOLS
 from tests.faults.conftest import HISTORY, START, Reference, Reliability, World, world_of
 from trading_pipelines import backfill
-from trading_pipelines.candles.windows import HOUR, MINUTE, day_interval
+from trading_pipelines.candles.windows import HOUR, MINUTE, day_interval, floor_hour
 from trading_pipelines.replay import Recording
 
 SEED, KILLS = 20261125, int(os.environ.get("FAULTS_KILLS", "50"))
 BACKFILL, TICKS = "a backfill", "nothing but ticks and deliveries"
-# What is to be at work when the kill comes; 20 s are waited for it.
-OFTEN = [BACKFILL, "refresh_market_data_job", "update_regime_job", "update_volatility_job", TICKS]
+# What is to be at work when the kill comes. A run is there for a second or two: it is looked for
+# often, for a minute, and the kill comes while it may still be there.
+HOURLY = ["update_regime_job", "update_volatility_job"]
+OFTEN = [BACKFILL, "refresh_market_data_job", *HOURLY, TICKS]
 MODEL = "retrain_volatility_job"
 POINTS = [*OFTEN, *OFTEN, MODEL]
 IN_FLIGHT = """
@@ -116,6 +118,8 @@ def test_whatever_is_killed_at_whatever_point_nothing_is_lost(
         for wanted in islice(cycle(POINTS), KILLS):
             world.until(world.is_up, "it is up again")
             later = world.now + MINUTE * world.chance.randint(20, 40)
+            if wanted in HOURLY:
+                later = floor_hour(world.now) + HOUR + 2 * MINUTE
             if wanted == MODEL:
                 later = day_interval(later.date()).end + 6 * MINUTE
             world.set_clock(later)
@@ -126,8 +130,8 @@ def test_whatever_is_killed_at_whatever_point_nothing_is_lost(
                 with suppress(backfill.BackfillError):
                     backfill.launch(world.url, target, with_signals=True)
             if wanted != TICKS:
-                world.comes(partial(is_at_work, world, wanted), 20)
-            world.pause(world.chance.uniform(0, 4))
+                world.comes(partial(is_at_work, world, wanted), 60, every=0.1)
+            world.pause(world.chance.uniform(0, 1))
             at_work: set[str] = set()
             with suppress(psycopg.Error):
                 at_work = in_flight(world)
