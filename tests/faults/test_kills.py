@@ -103,6 +103,10 @@ VICTIMS: dict[str, Callable[[World], None]] = {
 }
 
 
+def told(counted: Counter[str]) -> str:
+    return ", ".join(f"{name} {number}" for name, number in counted.most_common())
+
+
 @pytest.mark.timeout(3600)
 def test_whatever_is_killed_at_whatever_point_nothing_is_lost(
     history: Path, recorded_market: Recording, reference: Reference, reliability: Reliability
@@ -145,5 +149,5 @@ def test_whatever_is_killed_at_whatever_point_nothing_is_lost(
             killed[what] += 1
         end = world.now
         row.seconds = world.until(lambda: world.healed(START - 2 * HOUR, end), "healed", 600)
-        row.done = f"killed: {dict(killed)}; at work at that moment: {dict(points)}"
+        row.done = f"killed: {told(killed)}; at work at that moment: {told(points)}"
         world.account(row, START - 2 * HOUR, end)
