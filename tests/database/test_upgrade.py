@@ -361,6 +361,14 @@ def test_eight_upgrades_at_once_make_one(empty_url: str, aged: psycopg.Connectio
     assert count == (40,)
 
 
+def test_a_schema_of_a_newer_version_is_refused_with_what_to_do(
+    market_url: str, connection: psycopg.Connection
+) -> None:
+    connection.execute("UPDATE trading_pipelines.alembic_version SET version_num = '9999'")
+    with pytest.raises(database.DatabaseError, match=r"'9999'. Where a newer version of .* take"):
+        database.upgrade(market_url)
+
+
 def test_upgrades_in_the_threads_of_one_process_do_not_disturb_each_other(empty_url: str) -> None:
     with ThreadPoolExecutor(8) as threads:
         for done in [threads.submit(database.upgrade, empty_url) for _ in range(24)]:

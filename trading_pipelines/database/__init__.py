@@ -16,6 +16,7 @@ import psycopg
 from alembic import command
 from alembic.config import Config
 from alembic.script import ScriptDirectory
+from alembic.util.exc import CommandError
 from psycopg import sql
 from sqlalchemy.engine import URL, make_url
 
@@ -95,10 +96,16 @@ def upgrade(market_url: str) -> None:
     """Migrate the market database to the newest schema; a second run changes nothing."""
     config = _alembic()
     config.attributes["url"] = market_url
-    # Connected first: Alembic's own error has a page of traceback and no advice.
+    # Alembic's own errors have a page of traceback and no advice; so it is connected first.
     with connect(market_url) as connection:
-        with _ONE_UPGRADE:
-            command.upgrade(config, "head")
+        try:
+            with _ONE_UPGRADE:
+                command.upgrade(config, "head")
+        except CommandError as error:
+            raise DatabaseError(
+                f"the schema can't be migrated: {error}. Where a newer version of this project has "
+                "been at work on the database, take that one, or restore a backup of before"
+            ) from error
         refresh_korean_views(connection)
 
 
