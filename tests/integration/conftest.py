@@ -59,6 +59,8 @@ class Installation:
                 exchange=ExchangeSettings(
                     requests_per_second=1000.0,
                     timeout_seconds=2.0,
+                    # Faults that are meant for all requests met one of them six times, once.
+                    attempts=12,
                     backoff_seconds=0.01,
                     max_backoff_seconds=0.1,
                 ),

@@ -72,7 +72,7 @@ def test_with_every_fault_at_once_only_the_day_in_trouble_fails_and_nothing_else
     exchange.set_faults(
         [
             Fault.parse("502:market=KRW-DOGE,between=2025-09-03T00:00/2025-09-04T00:00"),
-            # Never six in a row, which is when a request is given up.
+            # Far fewer in a row than the twelve at which a request is given up.
             *(Fault(kind, every=5 + n, count=1) for n, kind in enumerate(transient)),
         ]
     )
