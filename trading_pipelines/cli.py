@@ -474,8 +474,9 @@ def trades(
 
     Example: trading-pipelines trades --since 3d --symbol KRW-BTC
     """
-    found = _bot_rows(bot_tables.TRADES, since, symbol, limit)
-    _print_bot_rows("trades", found, bot_tables.shown_trade, since, symbol, as_json=as_json)
+    _show_bot_rows(
+        "trades", bot_tables.TRADES, bot_tables.shown_trade, since, symbol, limit, as_json=as_json
+    )
 
 
 @app.command()
@@ -486,8 +487,15 @@ def decisions(
 
     Example: trading-pipelines decisions --since 24h --symbol KRW-BTC
     """
-    found = _bot_rows(bot_tables.DECISIONS, since, symbol, limit)
-    _print_bot_rows("decisions", found, bot_tables.shown_decision, since, symbol, as_json=as_json)
+    _show_bot_rows(
+        "decisions",
+        bot_tables.DECISIONS,
+        bot_tables.shown_decision,
+        since,
+        symbol,
+        limit,
+        as_json=as_json,
+    )
 
 
 @app.command()
@@ -500,8 +508,9 @@ def risk(
 
     Example: trading-pipelines risk --since 30d
     """
-    found = _bot_rows(bot_tables.RISK, since, symbol, limit)
-    _print_bot_rows("risk events", found, bot_tables.shown_risk, since, symbol, as_json=as_json)
+    _show_bot_rows(
+        "risk events", bot_tables.RISK, bot_tables.shown_risk, since, symbol, limit, as_json=as_json
+    )
 
 
 @app.command()
@@ -512,31 +521,33 @@ def rejections(
 
     Example: trading-pipelines rejections --since 7d --symbol KRW-BTC
     """
-    found = _bot_rows(bot_tables.REJECTIONS, since, symbol, limit)
-    _print_bot_rows("rejections", found, bot_tables.shown_rejection, since, symbol,
-                    as_json=as_json)  # fmt: skip
+    _show_bot_rows(
+        "rejections",
+        bot_tables.REJECTIONS,
+        bot_tables.shown_rejection,
+        since,
+        symbol,
+        limit,
+        as_json=as_json,
+    )
 
 
-def _bot_rows(
-    view: bot_tables.View, since: str, symbol: str | None, limit: int
-) -> list[bot_tables.Row]:
+def _show_bot_rows(
+    what: str,
+    view: bot_tables.View,
+    shown: Callable[[bot_tables.Row], dict[str, str]],
+    since: str,
+    symbol: str | None,
+    limit: int,
+    *,
+    as_json: bool,
+) -> None:
     if symbol is not None:
         with _usage_error():
             StrategySettings(symbols=[symbol])
     start = datetime.now(UTC) - _span(since)
     with _connection(load_environment()) as connection:
-        return bot_tables.read(connection, view, since=start, symbol=symbol, limit=limit)
-
-
-def _print_bot_rows(
-    what: str,
-    found: Sequence[bot_tables.Row],
-    shown: Callable[[bot_tables.Row], dict[str, str]],
-    since: str,
-    symbol: str | None,
-    *,
-    as_json: bool,
-) -> None:
+        found = bot_tables.read(connection, view, since=start, symbol=symbol, limit=limit)
     if as_json:
         sys.stdout.writelines(f"{bot_tables.json_line(row)}\n" for row in found)
         return

@@ -18,13 +18,7 @@ import psycopg
 from psycopg.rows import class_row
 from psycopg.types.json import Jsonb
 
-from trading_pipelines.alerts.kinds import (
-    DAILY_REPORT,
-    KINDS,
-    SOURCES,
-    Source,
-    sources_of,
-)
+from trading_pipelines.alerts.kinds import DAILY_REPORT, KINDS, SOURCES, Source, sources_of
 from trading_pipelines.alerts.webhooks import GONE, Answer
 from trading_pipelines.candles.windows import DAY, MINUTE
 from trading_pipelines.signals.reject_summary import REJECT_SUMMARY

@@ -6,7 +6,7 @@ from typing import Any
 
 from trading_pipelines.candles.windows import DAY
 from trading_pipelines.signals import reject_summary
-from trading_pipelines.signals.reject_summary import ALL, Total
+from trading_pipelines.signals.reject_summary import Total
 
 SHOWN = {"symbol": "종목", "reason": "사유", "regime": "레짐", "model": "모델"}
 LONGEST = 10
@@ -14,7 +14,7 @@ LONGEST = 10
 
 def body(totals: Sequence[Total], week: date, now: datetime) -> dict[str, Any]:
     """Return the body of the webhook `risk` for the Korean week that begins with this Monday."""
-    (together,) = reject_summary.of(totals, ALL)
+    together = totals[0]
     last = week + DAY * 6
     lines = [f"{week} ~ {last} (KST), 거절 {together.rejections}건: {_said(together)}"]
     for grouping, heading in SHOWN.items():

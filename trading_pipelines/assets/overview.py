@@ -4,14 +4,13 @@ Unpartitioned, refreshed with the schedules, times in Korean time. What is shown
 `signals/`.
 """
 
-import base64
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import dagster as dg
 
-from trading_pipelines.assets.shared import about, table
+from trading_pipelines.assets.shared import about, picture, table
 from trading_pipelines.resources.database import DatabaseResource
 from trading_pipelines.resources.redis import RedisResource
 from trading_pipelines.settings import StrategySettings
@@ -78,15 +77,14 @@ def build_assets(settings: StrategySettings) -> list[dg.AssetsDefinition]:
     def signals_overview(database: DatabaseResource) -> dg.MaterializeResult[None]:
         now = datetime.now(UTC)
         with database.connect() as connection:
-            picture = plots.draw(connection, settings.symbols, now)
+            drawn = plots.draw(connection, settings.symbols, now)
             signals = publish.current_signals(connection, settings.symbols)
             diagnosed = diagnostics.read(
                 connection, settings.symbols, now - DIAGNOSED, settings.regime_detection
             )
-        encoded = base64.b64encode(picture).decode()
         return dg.MaterializeResult(
             metadata={
-                "plots": dg.MetadataValue.md(f"![signals](data:image/png;base64,{encoded})"),
+                "plots": picture("signals", drawn),
                 "signals": table(one.shown() for one in signals),
                 "labels": table(map(_labels_shown, diagnosed)),
                 "regimes": table(

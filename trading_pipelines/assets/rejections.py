@@ -3,7 +3,6 @@
 Thin: an outcome is judged in `signals/outcomes`, a week summed up in `signals/reject_summary`.
 """
 
-import base64
 from datetime import UTC, date, datetime
 
 import dagster as dg
@@ -17,6 +16,7 @@ from trading_pipelines.assets.shared import (
     days_before,
     materialize,
     no_partition_left_failed,
+    picture,
     table,
 )
 from trading_pipelines.partitions import kst_weeks
@@ -97,7 +97,7 @@ def build_assets(
             for key in context.partition_keys:
                 now, week = datetime.now(UTC), date.fromisoformat(key)
                 made = reject_summary.summarise(connection, week)
-                picture = base64.b64encode(reject_plots.draw(connection, week)).decode()
+                drawn = reject_plots.draw(connection, week)
                 sending = send_summary(
                     connection, week, reject_summary.settled_at(week, settings),
                     body(made.totals, week, now), settings.alerts, now, resend=config.resend,
@@ -107,9 +107,7 @@ def build_assets(
                 together = made.totals[0]
                 context.add_asset_metadata(
                     {
-                        "picture": dg.MetadataValue.md(
-                            f"![rejections](data:image/png;base64,{picture})"
-                        ),
+                        "picture": picture("rejections", drawn),
                         "totals": table(one.shown() for one in made.totals),
                         "rejections": together.rejections,
                         "net_krw": int(together.net_krw),

@@ -5,6 +5,7 @@ is left failed. What an asset is belongs in its own module.
 """
 
 import re
+from base64 import b64encode
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, TypedDict
@@ -201,6 +202,11 @@ def _metadata(figures: Mapping[str, Any]) -> dict[str, Any]:
         for name, value in figures.items()
         if value is not None
     }
+
+
+def picture(name: str, png: bytes) -> dg.MarkdownMetadataValue:
+    """Return the picture as the UI shows it, with a click on Show Markdown."""
+    return dg.MetadataValue.md(f"![{name}](data:image/png;base64,{b64encode(png).decode()})")
 
 
 def table(rows: Iterable[Mapping[str, Any]]) -> dg.TableMetadataValue:

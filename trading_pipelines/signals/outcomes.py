@@ -193,13 +193,13 @@ def judge(
     that touches both, the stop comes first: which was first is not known, and this is the worse.
     """
     at = rejection.decided_at
+    if as_of < at:
+        return Outcome(State.PENDING)
     reach = min(as_of, at + max(LONGEST, exits.limit if exits else LONGEST))
     closed = candles[_first(candles, at - FRESH - MINUTE) : _first(candles, reach - MINUTE)]
     price = rejection.price
     if not price or price <= 0:
         price = _last_close(closed, at)
-    if as_of < at:
-        return Outcome(State.PENDING)
     if price is None:
         return Outcome(State.NO_PRICE)
     since = closed[_first(closed, at - MINUTE) :]

@@ -15,7 +15,7 @@ from matplotlib.ticker import FuncFormatter, PercentFormatter
 from trading_pipelines.candles.windows import Interval
 from trading_pipelines.signals import reject_summary
 from trading_pipelines.signals.plots import DPI, GRID, INK, QUIET, WIDTH, png
-from trading_pipelines.signals.reject_summary import ALL, WEEK, Total, week_interval
+from trading_pipelines.signals.reject_summary import WEEK, Total, week_interval
 
 WEEKS = 12
 PAID, COST = "#2f855a", "#c53030"
@@ -29,7 +29,7 @@ def draw(connection: psycopg.Connection, week: date) -> bytes:
     by_week = [reject_summary.read(connection, week_interval(one))[0] for one in weeks]
     figure = Figure(figsize=(WIDTH, 4.6), dpi=DPI, layout="constrained")
     panels = figure.subplots(1, 3, width_ratios=[5, 3, 3])
-    (together,) = reject_summary.of(totals, ALL)
+    together = totals[0]
     colour = (PAID if together.net_krw >= 0 else COST) if together.judged else QUIET
     figure.suptitle(headline(together), x=0.01, ha="left", fontsize=12, weight="bold", color=colour)
     _draw_weeks(panels[0], weeks, by_week)

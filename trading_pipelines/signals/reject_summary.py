@@ -21,7 +21,6 @@ from trading_pipelines.signals import outcomes
 
 REJECT_SUMMARY = "reject_summary"
 WEEK = timedelta(days=7)
-ALL = "all"
 PATIENCE = timedelta(days=3)
 
 FOUND = """
