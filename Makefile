@@ -1,4 +1,4 @@
-# The way into the project: `make help`. Needs Python 3.11 or newer, nothing else; the tests need
+# The way into the project: `make help`. Needs Python 3.11 to 3.13, nothing else; the tests need
 # redis-server and faketime too, and install them where there is apt-get.
 PYTHON ?= python3
 VENV := .venv
@@ -9,7 +9,7 @@ BENCH ?= backfill
 
 .DEFAULT_GOAL := help
 .PHONY: help demo drill up down status health test test-e2e test-faults reliability soak n8n \
-	browser redis-server faketime chromium lint types bench docs screenshots lock clean
+	browser redis-server faketime chromium lint types bench docs screenshots lock audit sbom clean
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -75,21 +75,35 @@ bench: $(READY) ## Measure (BENCH=alerts, backfill, growth, signals or volatilit
 docs: $(READY) ## Write docs/assets/ anew, a page for each group of assets
 	$(BIN)/python -W ignore docs/asset_pages.py
 
-screenshots: browser ## Take the pictures of the docs (ARGS="URL DAY")
-	$(BIN)/python docs/screenshots.py $(ARGS)
+screenshots: browser ## Take the pictures of the docs anew, of an installation made for them
+	$(BIN)/python -W ignore docs/screenshots.py
 
-lock: $(READY) ## Write requirements.lock anew from pyproject.toml
+LOCKED := --quiet --universal --generate-hashes --no-emit-index-url --no-emit-find-links \
+	--no-strip-extras --extra kubernetes --python-version 3.11 \
+	--custom-compile-command "make lock" pyproject.toml
+
+lock: $(READY) ## Write both requirements.lock anew from pyproject.toml: ours, and the container's
 	$(BIN)/pip install --quiet uv
-	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url \
-		--no-emit-find-links --no-strip-extras --group dev --python-version 3.11 \
-		--custom-compile-command "make lock" pyproject.toml -o requirements.lock
+	$(BIN)/uv pip compile $(LOCKED) --group dev -o requirements.lock
+	$(BIN)/uv pip compile $(LOCKED) --group build -c requirements.lock -o deploy/requirements.lock
+
+audit sbom: $(READY)
+	@$(BIN)/pip install --quiet --disable-pip-version-check pip-audit==2.10.1 cyclonedx-bom==7.5.0
+
+audit: ## Look all locked dependencies up in PyPI's advisories
+	$(BIN)/pip-audit --disable-pip --require-hashes -r requirements.lock
+
+sbom: ## Write dist/sbom.json: what goes into the container, with its hashes (CycloneDX)
+	@mkdir -p dist
+	$(BIN)/python -W ignore -m cyclonedx_py requirements deploy/requirements.lock \
+		--pyproject pyproject.toml --output-reproducible --output-file dist/sbom.json
 
 clean: ## Remove the virtual environment and the caches; data stay
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 
 $(READY): requirements.lock pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-		{ echo "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || \
+		{ echo "Python 3.11 to 3.13 is needed: make PYTHON=/path/to/python3.13"; exit 1; }
 	@echo "setting up $(VENV) (about a minute, once)"
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock

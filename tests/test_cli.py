@@ -38,7 +38,7 @@ COMMANDS = [
     *("trades", "decisions", "risk", "rejections"),
     *("up", "backfill", "demo", "status", "health", "signals", "replay", "inbox", "env"),
     *("alerts list", "alerts show", "alerts replay", "alerts test", "n8n import", "n8n check"),
-    *("db backup", "db restore"),
+    *("db backup", "db restore", "db adopt"),
 ]
 
 

@@ -31,17 +31,20 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
+from sqlalchemy.engine import make_url
 
 from trading_pipelines import backfill as backfills
-from trading_pipelines import bot_tables, database, instance, n8n, services
+from trading_pipelines import bot_tables, database, instance, n8n, processes, services
 from trading_pipelines import drill as drills
 from trading_pipelines.alerts import ledger
 from trading_pipelines.alerts.kinds import CHANNELS, KINDS, sample_bodies
 from trading_pipelines.alerts.webhooks import DISCORD, N8N, Outcome, Webhooks
 from trading_pipelines.candles import coverage
-from trading_pipelines.candles.exchange import Exchange
-from trading_pipelines.candles.rate_limit import RequestSlots
-from trading_pipelines.candles.windows import DAY, MINUTE, Interval, floor_minute
+from trading_pipelines.candles.compare import VALUES, Comparison, compare
+from trading_pipelines.candles.exchange import Exchange, ExchangeFailure
+from trading_pipelines.candles.rate_limit import Blocked, RequestSlots
+from trading_pipelines.candles.windows import DAY, MINUTE, Interval, day_interval, floor_minute
+from trading_pipelines.database import adopt
 from trading_pipelines.database.backup import back_up, restore
 from trading_pipelines.database.embedded import EmbeddedServer, EmbeddedServerError
 from trading_pipelines.definitions import build_schedules, build_sensors
@@ -126,6 +129,7 @@ def main() -> None:
         database.DatabaseError,
         EmbeddedServerError,
         services.ServicesError,
+        processes.ProcessError,
         backfills.BackfillError,
         n8n.N8nError,
     ) as error:
@@ -137,6 +141,27 @@ def main() -> None:
 def _fail(reason: str) -> NoReturn:
     err.print(f"[red]failed[/]: {escape(reason)}", soft_wrap=True)
     sys.exit(1)
+
+
+@app.command()
+def init(
+    folder: Annotated[Path, typer.Argument(file_okay=False, help="Made where it is missing.")],
+) -> None:
+    """Write the settings and the n8n workflows into a folder of yours, for work outside the clone.
+
+    What is there already is kept.
+
+    Example: trading-pipelines init . && trading-pipelines up
+    """
+    shipped = instance.INSTANCE_SETTINGS.parent
+    for file in sorted(path for path in shipped.rglob("*") if path.suffix in {".yaml", ".json"}):
+        target = folder / "config" / file.relative_to(shipped)
+        said = "kept"
+        if not target.exists():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, target)
+            said = "written"
+        out.print(f"{said:<8}{escape(str(target))}", soft_wrap=True)
 
 
 @app.command()
@@ -171,10 +196,51 @@ def down() -> None:
 
 
 @app.command()
+def serve(
+    process: Annotated[processes.Process, typer.Argument()],
+    host: Annotated[str, typer.Option(help="The address to listen on.")] = processes.HOST,
+    port: Annotated[
+        int | None, typer.Option(help="Of the code server (4000) or the web UI (3000).")
+    ] = None,
+    *,
+    read_only: Annotated[
+        bool, typer.Option("--read-only", help="A web UI in which nothing can be launched.")
+    ] = False,
+) -> None:
+    """Become one of Dagster's processes, for containers: on one machine `up` runs all three.
+
+    The database is yours (DATABASE_URL), and `trading-pipelines db upgrade` has prepared it. Where
+    the code server is, is said to the other two by CODE_SERVER.
+
+    Example: trading-pipelines serve webserver --host 0.0.0.0
+    """
+    environment = load_environment()
+    load_strategy(environment.trading_pipelines_config)
+    if not environment.database_url:
+        _fail("DATABASE_URL is not set: processes that are served apart share a database of yours")
+    processes.serve(
+        process,
+        environment,
+        database.urls(environment),
+        host=host,
+        port=port or (3000 if process is processes.Process.WEBSERVER else 4000),
+        read_only=read_only,
+    )
+
+
+@app.command()
 def backfill(
-    symbols: Annotated[str, typer.Option(help="Markets, separated by commas.")],
-    start: Annotated[datetime, typer.Option(formats=["%Y-%m-%d"], help="First UTC day.")],
-    end: Annotated[datetime, typer.Option(formats=["%Y-%m-%d"], help="Last UTC day, inclusive.")],
+    symbols: Annotated[
+        str | None, typer.Option(help="Markets, separated by commas (default: the settings').")
+    ] = None,
+    start: Annotated[
+        datetime | None,
+        typer.Option(formats=["%Y-%m-%d"], help="First UTC day (default: data.start_date)."),
+    ] = None,
+    end: Annotated[
+        datetime | None,
+        typer.Option(formats=["%Y-%m-%d"], help="Last UTC day, inclusive (default: yesterday)."),
+    ] = None,
     *,
     with_signals: Annotated[
         bool,
@@ -186,17 +252,20 @@ def backfill(
 ) -> None:
     """Fetch days of candles by Dagster's native partition backfill, and follow it to its end.
 
-    Uses the running instance of this home, or starts what it needs for its duration.
+    Uses the running instance of this home or of WEBSERVER_URL, or starts what it needs for its
+    duration.
 
     Example: trading-pipelines backfill --symbols KRW-BTC --start 2025-09-22 --end 2025-09-25
     """
-    target = _target(symbols, start.date(), end.date())
     environment = load_environment()
+    target = _target(environment, symbols, start, end)
     home = environment.trading_pipelines_home
     with contextlib.ExitStack() as stack:
         urls = stack.enter_context(_database(environment))
         running = services.running(home)
-        if running is None:
+        if environment.webserver_url:
+            url = environment.webserver_url
+        elif running is None:
             config = home / "backfill.yaml"
             settings = StrategySettings(symbols=list(target.symbols))
             if with_signals:
@@ -422,6 +491,9 @@ def status() -> None:
 
 @app.command()
 def health(
+    only: Annotated[
+        list[str] | None, typer.Option(help="Judge this check alone; may be given again.")
+    ] = None,
     *,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object, UTC.")] = False,
 ) -> None:
@@ -439,6 +511,10 @@ def health(
     )
     facts = measure(environment, settings, orchestration, now)
     checks = judge(facts, settings, now, datetime.isoformat if as_json else kst)
+    if unknown := sorted({*(only or [])} - {check.name for check in checks}):
+        names = ", ".join(check.name for check in checks)
+        raise typer.BadParameter(f"--only {', '.join(unknown)}: one of {names}")
+    checks = [check for check in checks if not only or check.name in only]
     good = all(check.good for check in checks)
     if as_json:
         said = {"good": good, "checked_at": now, "checks": [asdict(check) for check in checks]}
@@ -807,18 +883,18 @@ def env() -> None:
 
     Starts the embedded database and leaves it running.
 
-    Example: eval "$(trading-pipelines env)" && dg dev
+    Example: eval "$(.venv/bin/trading-pipelines env)" && .venv/bin/dg dev
     """
     environment = load_environment()
     home = environment.trading_pipelines_home
-    services.write_instance_settings(home / "dagster")
+    processes.write_instance_settings(environment)
     if services.running(home) is None:
         environment.stop_flag.unlink(
             missing_ok=True
         )  # of services that were killed as they stopped
     variables = {
         "TRADING_PIPELINES_HOME": str(home),
-        "DAGSTER_HOME": str(home / "dagster"),
+        "DAGSTER_HOME": str(processes.dagster_home(environment)),
         "DAGSTER_POSTGRES_URL": database.prepare(environment).dagster,
     }
     for name, value in variables.items():
@@ -827,11 +903,146 @@ def env() -> None:
 
 @db_app.command("upgrade")
 def db_upgrade() -> None:
-    """Create or adopt the tables, and migrate to the newest schema. Twice is as good as once."""
-    with _connection(load_environment()) as connection:
-        if kept := database.refresh_korean_views(connection):
-            _fail("; ".join(kept))
-        out.print("the database is up to date")
+    """Create or adopt the tables, and migrate to the newest schema. Twice is as good as once.
+
+    Dagster's own storage too, to the version that is installed: stop what runs on it before.
+    """
+    with _database(load_environment()) as urls:
+        instance.upgrade(urls.dagster)
+        with database.connect(urls.market) as connection:
+            if kept := database.refresh_korean_views(connection):
+                _fail("; ".join(kept))
+        out.print("the databases are up to date")
+
+
+@db_app.command("adopt")
+def db_adopt(
+    *,
+    repair: Annotated[
+        bool,
+        typer.Option("--repair", help="Ask the exchange what a repair of these days would change."),
+    ] = False,
+    start: Annotated[
+        datetime | None, typer.Option(formats=["%Y-%m-%d"], help="With --repair: first UTC day.")
+    ] = None,
+    end: Annotated[
+        datetime | None,
+        typer.Option(formats=["%Y-%m-%d"], help="With --repair: last UTC day, inclusive."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object, UTC.")] = False,
+) -> None:
+    """Say what `db upgrade` would add to a database that the bot uses, and what is wrong in it.
+
+    Changes nothing; a role that may only read will do. Exit status 1: something has to be mended
+    first. With --repair, after `db upgrade`: how the stored candles differ from the exchange's,
+    before a backfill makes them equal.
+
+    Example: trading-pipelines db adopt --repair --start 2025-09-01 --end 2025-09-21
+    """
+    if repair != bool(start and end) or bool(start) != bool(end):
+        raise typer.BadParameter("--repair, --start and --end go together")
+    environment = load_environment()
+    settings = load_strategy(environment.trading_pipelines_config)
+    if repair:
+        _show_differences(environment, settings, start, end, as_json=as_json)
+        return
+    urls = database.urls(environment)
+    storage = None if environment.dagster_postgres_url else make_url(urls.dagster).database
+    with database.connect(urls.market) as connection:
+        found = adopt.inspect(connection, settings.symbols, datetime.now(UTC), storage)
+    if as_json:
+        commands = [one.command for one in found.repairs]
+        said = {"can_be_adopted": found.can_be_adopted, "commands": commands, **asdict(found)}
+        line = json.dumps(said, default=lambda moment: moment.isoformat(), ensure_ascii=False)
+        sys.stdout.write(f"{line}\n")
+    else:
+        _print_inspection(found)
+    sys.exit(0 if found.can_be_adopted else 1)
+
+
+def _print_inspection(found: adopt.Inspection) -> None:
+    missing = ", ".join(table for table, is_there in found.tables.items() if not is_there)
+    out.print(f"as {escape(found.role)}; our schema: {found.revision or 'none'}; of the bot's "
+              f"tables not there: {missing or 'none'}", soft_wrap=True)  # fmt: skip
+    stored = Table(title="candles", title_justify="left")
+    for heading in ("symbol", "interval", "rows", "first", "last", "longest hole from"):
+        stored.add_column(heading, justify="right" if heading == "rows" else "left")
+    for one in found.candles:
+        holes = [hole for hole in found.holes if (hole.symbol, "1m") == (one.symbol, one.interval)]
+        longest = max(holes, key=lambda hole: hole.minutes, default=None)
+        hole = f"{kst(longest.start)}, {longest.minutes:,} min" if longest else ""
+        numbers = (f"{one.rows:,}", kst(one.first), kst(one.last), hole)
+        stored.add_row(*map(_inert, (one.symbol, one.interval, *numbers)))
+    out.print(stored)
+    colours = {adopt.Level.MEND: "red", adopt.Level.REPAIR: "yellow", adopt.Level.NOTE: "dim"}
+    table = Table(title="found", title_justify="left")
+    for heading in ("", "about", "what", "what to do"):
+        table.add_column(heading, overflow="fold", no_wrap=not heading)
+    for finding in found.findings:
+        words = map(_inert, (finding.about, finding.what, finding.advice))
+        table.add_row(f"[{colours[finding.level]}]{finding.level}[/]", *words)
+    out.print(table if found.findings else "nothing wrong was found")
+    out.print(f"`db upgrade` adds: {', '.join(found.adds) or 'nothing'}", soft_wrap=True)
+    for repair in found.repairs:
+        out.print(f"afterwards: {escape(repair.command)}", soft_wrap=True)
+    out.print("[green]can be adopted[/]" if found.can_be_adopted else "[red]to be mended first[/]")
+
+
+def _show_differences(
+    environment: Environment,
+    settings: StrategySettings,
+    start: datetime | None,
+    end: datetime | None,
+    *,
+    as_json: bool,
+) -> None:
+    target = _target(environment, ",".join(settings.symbols), start, end)
+    stretch = Interval(day_interval(target.first).start, day_interval(target.last).end)
+    found: list[Comparison] = []
+    failed: dict[str, str] = {}
+    with database.connect(database.urls(environment).market) as connection:
+        try:
+            slots = RequestSlots(
+                connection, environment.upbit_base_url, settings.exchange.requests_per_second
+            )
+        except psycopg.ProgrammingError as error:
+            _fail(f"`trading-pipelines db upgrade` comes first: {error}")
+        exchange = Exchange(environment.upbit_base_url, slots, settings.exchange)
+        for symbol in target.symbols:
+            _say(f"{symbol}: asking the exchange for {len(target.days)} days")
+            try:
+                found.append(compare(connection, exchange, symbol, stretch))
+            except (ExchangeFailure, Blocked) as error:
+                failed[symbol] = str(error)
+    if as_json:
+        said = {"compared": [asdict(one) for one in found], "failed": failed}
+        sys.stdout.write(f"{json.dumps(said)}\n")
+    else:
+        _print_differences(found, target)
+    if failed:
+        _fail("; ".join(failed.values()))
+
+
+def _print_differences(found: Sequence[Comparison], target: backfills.Target) -> None:
+    table = Table(
+        title=f"what a repair of {target.first} to {target.last} (UTC days) would change",
+        caption="values: how many differ, by how much in the median, at most",
+        title_justify="left",
+        caption_justify="left",
+    )
+    table.add_column("symbol", no_wrap=True)
+    for heading in ("compared", "added", "changed", "not there", *VALUES):
+        table.add_column(heading, justify="right")
+    for one in found:
+        changes = (getattr(one, name) for name in VALUES)
+        table.add_row(
+            one.symbol, *(f"{n:,}" for n in (one.compared, one.added, one.changed, one.kept)),
+            *(f"{c.values:,}  {c.median:.2%}  {c.largest:.2%}" if c else "-" for c in changes),
+        )  # fmt: skip
+    out.print(table)
+    if differing := tuple(one.symbol for one in found if one.added or one.changed):
+        repair = adopt.Repair(differing, target.first, target.last)
+        out.print(f"to repair: {escape(repair.command)}", soft_wrap=True)
 
 
 @db_app.command("url")
@@ -967,13 +1178,24 @@ def _connection(environment: Environment) -> Iterator[psycopg.Connection]:
         yield connection
 
 
-def _target(symbols: str, first: date, last: date) -> backfills.Target:
-    names = [name.strip() for name in symbols.split(",") if name.strip()]
+def _target(
+    environment: Environment, symbols: str | None, start: datetime | None, end: datetime | None
+) -> backfills.Target:
+    """Return what was asked for; the settings are read for what was left out alone."""
+    today = datetime.now(UTC).date()
+    settings = StrategySettings()
+    if symbols is None or start is None:
+        settings = load_strategy(environment.trading_pipelines_config)
+    names = settings.symbols
+    if symbols is not None:
+        names = [name.strip() for name in symbols.split(",") if name.strip()]
+    first = start.date() if start else settings.data.start_date
+    last = end.date() if end else today - DAY
     with _usage_error():
         StrategySettings(symbols=names, data=DataSettings(start_date=first))
     if first > last:
         raise typer.BadParameter(f"--start {first} is after --end {last}")
-    if last > (today := datetime.now(UTC).date()):
+    if last > today:
         raise typer.BadParameter(f"--end {last} is in the future; today is {today} in UTC")
     return backfills.Target(tuple(names), first, last)
 

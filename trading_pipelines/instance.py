@@ -19,7 +19,7 @@ from dagster._core.scheduler.instigation import (
     InstigatorType,
     TickStatus,
 )
-from dagster._core.storage.tags import GRPC_INFO_TAG
+from dagster._core.storage.tags import DOCKER_IMAGE_TAG, GRPC_INFO_TAG
 from dagster._daemon.controller import get_daemon_statuses
 from dagster._grpc.client import DagsterGrpcClient
 from dagster._grpc.types import CanCancelExecutionRequest, CanCancelExecutionResult
@@ -31,7 +31,7 @@ from trading_pipelines.health import Daemon, Held, Orchestration, Ticker, Unknow
 
 T = TypeVar("T")
 
-INSTANCE_SETTINGS = Path(__file__).parent.parent / "config" / "dagster.yaml"
+INSTANCE_SETTINGS = Path(__file__).parent / "config" / "dagster.yaml"
 HEARTBEAT = "heartbeat"
 """The sensor that tells of our health: whether it ticks is for whoever listens to say."""
 
@@ -72,10 +72,20 @@ def _ask(url: str, question: Callable[[dg.DagsterInstance], T]) -> T | Unknown:
     if found is None or found[0] is None:
         return Unknown("Dagster has never run on this database")
     # Opening it would otherwise create tables, and try six times where nobody answers.
-    storage = {"postgres": {"postgres_url": database.probe_url(url)}}
-    ref = InstanceRef.from_dir(str(INSTANCE_SETTINGS.parent), overrides={"storage": storage})
-    with dg.DagsterInstance.from_ref(ref) as instance:
+    with _open(database.probe_url(url)) as instance:
         return question(instance)
+
+
+def _open(url: str) -> dg.DagsterInstance:
+    storage = {"postgres": {"postgres_url": url}}
+    ref = InstanceRef.from_dir(str(INSTANCE_SETTINGS.parent), overrides={"storage": storage})
+    return dg.DagsterInstance.from_ref(ref)
+
+
+def upgrade(url: str) -> None:
+    """Create Dagster's tables in its storage, or migrate them to its version; twice is once."""
+    with _open(url) as instance:
+        instance.upgrade()
 
 
 def _known(question: Callable[[], T | Unknown]) -> T | Unknown:
@@ -110,7 +120,7 @@ def _orchestration(
         daemons=_daemons(instance, now),
         schedules=[_ticker(instance, one) for one in schedules if _should_be_on(one)],
         sensors=[_ticker(instance, one) for one in sensors if _should_be_on(one)],
-        held=[*_runs_without_process(instance), *_slots_of_finished_runs(instance)],
+        held=[*_held_by_no_process(instance), *_slots_of_finished_runs(instance)],
     )
 
 
@@ -200,13 +210,23 @@ def launched_as(run: dg.DagsterRun) -> str:
     return "backfill" if "dagster/backfill" in run.tags else "materialization"
 
 
-def _runs_without_process(instance: dg.DagsterInstance) -> list[Held]:
-    """Return the runs at work that no code server vouches for: they hold their pool for ever."""
+def runs_without_process(instance: dg.DagsterInstance) -> list[dg.RunRecord]:
+    """Return the runs at work that no code server vouches for: they hold their pool for ever.
+
+    Those that a cluster launched as Jobs are not among them: Dagster's run monitoring asks for
+    these itself.
+    """
+    return [
+        record
+        for record in instance.get_run_records(dg.RunsFilter(statuses=AT_WORK))
+        if DOCKER_IMAGE_TAG not in record.dagster_run.tags and not _has_process(record.dagster_run)
+    ]
+
+
+def _held_by_no_process(instance: dg.DagsterInstance) -> list[Held]:
     held = []
-    for record in instance.get_run_records(dg.RunsFilter(statuses=AT_WORK)):
+    for record in runs_without_process(instance):
         run = record.dagster_run
-        if _has_process(run):
-            continue
         last = instance.get_records_for_run(run.run_id, limit=1, ascending=False).records
         quiet_since = _utc(last[0].event_log_entry.timestamp) if last else record.update_timestamp
         what = f"{launched_as(run)} {run.status.value}, no process"

@@ -21,7 +21,7 @@ import requests
 from trading_pipelines.alerts.kinds import CHANNELS
 
 VERSION = "2.41.1"
-WORKFLOWS = Path(__file__).parent.parent / "config" / "n8n_workflows"
+WORKFLOWS = Path(__file__).parent / "config" / "n8n_workflows"
 CREDENTIALS = "n8n_credentials.json"
 """Beside the folder of the workflows."""
 
@@ -106,7 +106,18 @@ def import_workflows(
         _run([*command, *arguments], environment)
 
     run("import:credentials", f"--input={credentials}")
-    run("import:workflow", "--separate", f"--input={folder}")
+    importing = ("import:workflow", "--separate", f"--input={folder}")
+    try:
+        run(*importing)
+    except N8nError as refused:
+        # Until n8n has run once it refuses to import over what is published ("permission to
+        # deactivate"); taken back first, it does not.
+        try:
+            for workflow_id in names:
+                run("unpublish:workflow", f"--id={workflow_id}")
+            run(*importing)
+        except N8nError:
+            raise refused from None
     for workflow_id in names:
         run("publish:workflow", f"--id={workflow_id}")
     return [*(f"{name} ({key}) imported and published" for key, name in names.items()), RESTART]

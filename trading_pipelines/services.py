@@ -13,27 +13,23 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any, Self
 
-import dagster as dg
 import requests
 import tenacity
-import yaml
 
-from trading_pipelines.database import DatabaseUrls, connect, embedded_server
+from trading_pipelines import processes
+from trading_pipelines.database import DatabaseUrls, embedded_server
 from trading_pipelines.database.embedded import EmbeddedServerError
-from trading_pipelines.instance import AT_WORK, INSTANCE_SETTINGS
+from trading_pipelines.processes import HOST, START_SECONDS
 from trading_pipelines.settings import Environment
 
-HOST = "127.0.0.1"
 START_TRIES = 3
-START_SECONDS = 120
 # The daemon finishes the tick it is in; runs are interrupted and continue where they were.
 STOP_SECONDS = 30
 WATCH_SECONDS = 2.0
@@ -96,61 +92,31 @@ def stop(home: Path) -> bool:
     return True
 
 
-def write_instance_settings(dagster_home: Path) -> None:
-    """Copy the instance's settings to where Dagster reads them; an edit takes effect at a start."""
-    dagster_home.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(INSTANCE_SETTINGS, dagster_home / "dagster.yaml")
-
-
 class Services:
     """Code server, web UI and daemon as a context manager; raises ServicesError, DatabaseError."""
 
     def __init__(
         self, environment: Environment, urls: DatabaseUrls, config: Path, port: int | None = None
     ) -> None:
+        self._environment = environment
         self._home = environment.trading_pipelines_home
         self._stop_flag = environment.stop_flag
         self._server = embedded_server(environment)
         self._port = port or _free_port()
         self.url = f"http://{HOST}:{self._port}"
-        self._socket = self._home / "dagster" / "code.sock"
-        self._variables = {
-            **os.environ,
-            **urls.environment(),
-            "DAGSTER_HOME": str(self._home / "dagster"),
-            "TRADING_PIPELINES_HOME": str(self._home),
-            "TRADING_PIPELINES_CONFIG": str(config.absolute()),
-            "UPBIT_BASE_URL": environment.upbit_base_url,
-            **{
-                name.upper(): value.get_secret_value() if value else ""
-                for name in (
-                    "redis_url",
-                    "n8n_url",
-                    "n8n_webhook_secret",
-                    "discord_webhook_url",
-                    "heartbeat_url",
-                )
-                for value in [getattr(environment, name)]
-            },
-        }
-        python = [sys.executable, "-m"]
+        self._socket = processes.dagster_home(environment) / "code.sock"
+        workspace = processes.dagster_home(environment) / "workspace.yaml"
+        self._variables = processes.variables(environment, urls, config)
         self._commands = {
-            "code-server": [*python, "dagster", "code-server", "start", "-s", str(self._socket),
-                            "-m", "trading_pipelines.definitions",
-                            "--location-name", "trading_pipelines"],
-            "webserver": [*python, "dagster_webserver", "-h", HOST, "-p", str(self._port),
-                          "-w", str(self._workspace)],
-            "daemon": [*python, "dagster._daemon", "run", "-w", str(self._workspace)],
-        }  # fmt: skip
+            "code-server": processes.code_server_on(self._socket),
+            "webserver": processes.webserver(workspace, HOST, self._port),
+            "daemon": processes.daemon(workspace),
+        }
         self._children: dict[str, subprocess.Popen[bytes]] = {}
         self._stopping = threading.Event()
         self._watcher = threading.Thread(target=self._watch, daemon=True)
         self._guard: IO[str] | None = None
         self._ready = False
-
-    @property
-    def _workspace(self) -> Path:
-        return self._home / "dagster" / "workspace.yaml"
 
     def __enter__(self) -> Self:
         self._guard = _lock(self._home)
@@ -189,10 +155,9 @@ class Services:
         self._stop()
 
     def _write_instance(self) -> None:
-        write_instance_settings(self._home / "dagster")
+        processes.write_instance_settings(self._environment)
+        processes.write_workspace(self._environment, {"socket": str(self._socket)})
         (self._home / "logs").mkdir(exist_ok=True)
-        server = {"socket": str(self._socket), "location_name": "trading_pipelines"}
-        self._workspace.write_text(yaml.safe_dump({"load_from": [{"grpc_server": server}]}))
 
     def _start(self, name: str) -> None:
         if self._stopping.is_set() or self._guard is None:
@@ -223,7 +188,7 @@ class Services:
         self._stop_what_lacks_the_code_server()
         self._children = {name: c for name, c in self._children.items() if self._alive(name)}
         if not self._alive("code-server"):
-            _report_dead_runs(self._variables)
+            processes.report_dead_runs(self._variables)
         for name in ("code-server", "webserver"):
             if not self._alive(name):
                 self._start(name)
@@ -332,23 +297,6 @@ def _daemon_problem(state: dict[str, Any]) -> str | None:
     daemons = state["instance"]["daemonHealth"]["allDaemonStatuses"]
     well = all(daemon["healthy"] for daemon in daemons if daemon["required"])
     return None if well else "the daemon is not healthy"
-
-
-def _report_dead_runs(variables: Mapping[str, str]) -> None:
-    """Report runs of a code server that is gone as failed, so that they are started again.
-
-    The default launcher can't ask such a run whether it lives; it would stay `STARTED` for ever and
-    keep its partitions from being refreshed.
-    """
-    with connect(variables["DAGSTER_POSTGRES_URL"]):
-        pass  # Dagster's own error has three pages of traceback and no advice
-    # dagster.yaml names the storage by this variable, in our own process too.
-    os.environ["DAGSTER_POSTGRES_URL"] = variables["DAGSTER_POSTGRES_URL"]
-    with dg.DagsterInstance.from_config(variables["DAGSTER_HOME"]) as instance:
-        for run in instance.get_runs(dg.RunsFilter(statuses=AT_WORK)):
-            instance.report_run_failed(
-                run, "the run's process ended with the services it ran under"
-            )
 
 
 def _rotate(log: Path) -> None:

@@ -28,7 +28,7 @@ from pydantic import (
     field_validator,
 )
 from pydantic_core import ErrorDetails, PydanticCustomError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 # The bot keeps these in the same file: any content is fine, and nothing here reads it.
 _BOT_SECTIONS = ("risk_management", "regime_change_policy")
@@ -410,8 +410,8 @@ def _read(path: Path) -> _File:
         return _File(raw.decode())
     except OSError as error:
         problem = (
-            f": {error.strerror}; allowed: a YAML file; start where config/strategy.yaml is, "
-            "or set TRADING_PIPELINES_CONFIG to the file's path"
+            f": {error.strerror}; allowed: a YAML file; start where config/strategy.yaml is (a new "
+            "folder: `trading-pipelines init .`), or set TRADING_PIPELINES_CONFIG to its path"
         )
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
@@ -476,6 +476,7 @@ _N8N_URL = r"https?://[^/?#@\s]+(/[^?#@\s]*)?(?<!/webhook)(?<!/webhook/)"
 _DISCORD_URL = r"https?://[^?#@\s]+(\?[^#\s]*)?"
 _HEARTBEAT_URL = r"https?://[^/?#@\s]+(/[^?#@\s]*)?(\?[^#\s]*)?"
 _SECRET = r"[!-~]+"  # noqa: S105
+_HOST = r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?"
 
 
 def _matching(pattern: str, wrong: str, allowed: str) -> AfterValidator:
@@ -484,6 +485,17 @@ def _matching(pattern: str, wrong: str, allowed: str) -> AfterValidator:
     def check(value: SecretStr | None) -> SecretStr | None:
         if value and not re.fullmatch(pattern, value.get_secret_value()):
             raise _wrong(wrong, allowed)
+        return value
+
+    return AfterValidator(check)
+
+
+def _plain(pattern: str, allowed: str) -> AfterValidator:
+    """Demand the form of a variable that is no secret."""
+
+    def check(value: str) -> str:
+        if not re.fullmatch(pattern, value):
+            raise _wrong(f"is {_shown(value)}", allowed)
         return value
 
     return AfterValidator(check)
@@ -498,6 +510,18 @@ def _below(pattern: str, wrong: str, allowed: str) -> AfterValidator:
         return url and url.rstrip("/")
 
     return AfterValidator(check)
+
+
+def _host_names(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    names = tuple(name.strip() for name in value.split(","))
+    if not all(re.fullmatch(_HOST, name) for name in names):
+        raise _wrong(
+            f"is {_shown(value)}",
+            "names of hosts without ports, separated by commas, such as dagster.example.com",
+        )
+    return names
 
 
 class Environment(BaseSettings):
@@ -570,6 +594,24 @@ class Environment(BaseSettings):
             "http or https and a host, such as https://api.upbit.com; leave /v1 away",
         ),
     ] = "https://api.upbit.com"
+    code_server: Annotated[
+        str,
+        _plain(rf"{_HOST}:[0-9]{{1,5}}", "a host and a port, such as code-server:4000"),
+    ] = "127.0.0.1:4000"
+    """Where `serve webserver` and `serve daemon` find the code server."""
+    webserver_url: Annotated[
+        str | None,
+        _below(
+            _DOCS_URL,
+            "not the base URL of a Dagster web UI",
+            "http or https and a host, such as http://webserver:3000",
+        ),
+    ] = None
+    """The web UI by which `backfill` launches, where it is not that of the home's `up`."""
+    allowed_hosts: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_host_names)] = ()
+    """Names by which the web UI may be called, beside the loopback's."""
+    dagster_overrides: Path | None = None
+    """A YAML file that is merged over config/dagster.yaml."""
     trading_pipelines_home: Annotated[Path, AfterValidator(Path.absolute)] = Path(".data")
     trading_pipelines_config: Path = Path("config/strategy.yaml")
 

@@ -285,7 +285,7 @@ def test_what_is_left_failed_is_told_with_its_days_and_what_retries_them(
         "파티션 포기: volatility_model (전체 종목 공통)\n2026-11-01 (UTC)"
     )
     assert "입력 데이터가 바뀌면 다시 시도함" in model.message
-    assert "Dagster UI, Assets, volatility_model: Materialize 2026-11-01\nno fit" in model.message
+    assert "Dagster UI, Catalog, volatility_model: Materialize 2026-11-01\nno fit" in model.message
 
 
 def test_of_a_symbol_no_longer_collected_nothing_is_left_failed(

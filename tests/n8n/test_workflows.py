@@ -361,6 +361,15 @@ def test_an_n8n_that_does_not_get_ready_is_ended_and_its_log_is_named(
         pass
 
 
+def test_an_import_into_an_n8n_that_has_never_run_may_be_repeated(
+    n8n: LocalN8n, tmp_path: Path
+) -> None:
+    fresh = LocalN8n(tmp_path, secret=SECRET, discord_url="http://127.0.0.1:1/")
+    for _ in range(2):
+        lines = import_workflows([str(n8n.command)], WORKFLOWS, fresh.environment)
+        assert lines[-1] == RESTART
+
+
 def test_what_n8n_says_of_a_failed_import_holds_no_secret() -> None:
     command = ["sh", "-c", 'echo "first"; echo "no: $DISCORD_WEBHOOK_URL $DB_PASSWORD" >&2; exit 1']
     environment = {"DISCORD_WEBHOOK_URL": "https://discord/t0ken", "DB_PASSWORD": "pa55"}

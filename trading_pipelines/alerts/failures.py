@@ -204,7 +204,7 @@ class LeftFailed:
             return (
                 f"trading-pipelines backfill --symbols {self.symbol} --start {first} --end {last}"
             )
-        return f"Dagster UI, Assets, {self.asset}: Materialize {stretches(self.days)}"
+        return f"Dagster UI, Catalog, {self.asset}: Materialize {stretches(self.days)}"
 
 
 def left_failed(connection: psycopg.Connection, symbols: Sequence[str]) -> list[LeftFailed]:

