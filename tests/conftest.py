@@ -38,6 +38,10 @@ FOREIGN = (
     "DISCORD_WEBHOOK_URL",
     "HEARTBEAT_URL",
     "DOCS_URL",
+    "ALLOWED_HOSTS",
+    "CODE_SERVER",
+    "DAGSTER_OVERRIDES",
+    "WEBSERVER_URL",
 )
 PRICES = ["open", "high", "low", "close", "volume"]
 COVERED = """

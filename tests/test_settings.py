@@ -882,6 +882,39 @@ def test_where_the_docs_are_is_a_url_below_which_pages_are(variables: pytest.Mon
             load_environment()
 
 
+def test_processes_that_are_served_apart_are_told_where_the_others_are(
+    variables: pytest.MonkeyPatch,
+) -> None:
+    variables.setenv("CODE_SERVER", "code-server.svc:4001")
+    variables.setenv("WEBSERVER_URL", "http://webserver:3000/")
+    variables.setenv("ALLOWED_HOSTS", "webserver, dagster.example.com")
+    variables.setenv("DAGSTER_OVERRIDES", "/etc/overrides.yaml")
+    environment = load_environment()
+    assert environment.code_server == "code-server.svc:4001"
+    assert environment.webserver_url == "http://webserver:3000"
+    assert environment.allowed_hosts == ("webserver", "dagster.example.com")
+    assert environment.dagster_overrides == Path("/etc/overrides.yaml")
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("CODE_SERVER", "code-server"),
+        ("CODE_SERVER", "http://code-server:4000"),
+        ("CODE_SERVER", "code-server:4000\n"),
+        ("WEBSERVER_URL", "webserver:3000"),
+        ("WEBSERVER_URL", "http://u:s3cret@webserver:3000"),
+        *[("ALLOWED_HOSTS", wrong) for wrong in ("*", "a,,b", "a:3000", "*.example.com", "a b")],
+    ],
+)
+def test_a_wrong_place_of_a_process_is_named(
+    variables: pytest.MonkeyPatch, variable: str, value: str
+) -> None:
+    variables.setenv(variable, value)
+    with pytest.raises(SettingsError, match=rf"^{variable}: .*; allowed: "):
+        load_environment()
+
+
 def test_importing_reads_nothing_and_needs_no_dagster(tmp_path: Path) -> None:
     code = "import sys, trading_pipelines.settings; print('dagster' in sys.modules)"
     wrong = {"PYTHONPATH": str(ROOT), "DATABASE_URL": "wrong", "UPBIT_BASE_URL": "wrong"}

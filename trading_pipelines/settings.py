@@ -476,7 +476,7 @@ _N8N_URL = r"https?://[^/?#@\s]+(/[^?#@\s]*)?(?<!/webhook)(?<!/webhook/)"
 _DISCORD_URL = r"https?://[^?#@\s]+(\?[^#\s]*)?"
 _HEARTBEAT_URL = r"https?://[^/?#@\s]+(/[^?#@\s]*)?(\?[^#\s]*)?"
 _SECRET = r"[!-~]+"  # noqa: S105
-_HOST = r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?"
+_HOST = r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?"
 
 
 def _matching(pattern: str, wrong: str, allowed: str) -> AfterValidator:
