@@ -69,7 +69,7 @@ lint: $(READY) ## Check style, and who imports whom
 types: $(READY) ## Check types
 	$(BIN)/mypy
 
-bench: $(READY) ## Measure (BENCH=alerts, backfill, growth, signals or volatility)
+bench: $(READY) ## Measure (BENCH=alerts, backfill, growth, scaling, signals or volatility)
 	$(BIN)/python benchmarks/$(BENCH).py $(ARGS)
 
 docs: $(READY) ## Write docs/assets/ anew, a page for each group of assets
@@ -87,19 +87,23 @@ lock: $(READY) ## Write both requirements.lock anew from pyproject.toml: ours, a
 	$(BIN)/uv pip compile $(LOCKED) --group dev -o requirements.lock
 	$(BIN)/uv pip compile $(LOCKED) --group build -c requirements.lock -o deploy/requirements.lock
 
-audit sbom: $(READY)
-	@$(BIN)/pip install --quiet --disable-pip-version-check pip-audit==2.10.1 cyclonedx-bom==7.5.0
+# Of their own: their dependencies are not to change those that are locked.
+AUDIT := $(VENV)/audit
+$(AUDIT)/.ready: $(READY)
+	@$(PYTHON) -m venv $(AUDIT)
+	@$(AUDIT)/bin/pip install --quiet --disable-pip-version-check pip-audit==2.10.1 cyclonedx-bom==7.5.0
+	@touch $@
 
-audit: ## Look all locked dependencies up in PyPI's advisories
-	$(BIN)/pip-audit --disable-pip --require-hashes -r requirements.lock
+audit: $(AUDIT)/.ready ## Look all locked dependencies up in PyPI's advisories
+	$(AUDIT)/bin/pip-audit --disable-pip --require-hashes -r requirements.lock
 
-sbom: ## Write dist/sbom.json: what goes into the container, with its hashes (CycloneDX)
+sbom: $(AUDIT)/.ready ## Write dist/sbom.json: what goes into the container, with its hashes (CycloneDX)
 	@mkdir -p dist
-	$(BIN)/python -W ignore -m cyclonedx_py requirements deploy/requirements.lock \
+	$(AUDIT)/bin/python -W ignore -m cyclonedx_py requirements deploy/requirements.lock \
 		--pyproject pyproject.toml --output-reproducible --output-file dist/sbom.json
 
 clean: ## Remove the virtual environment and the caches; data stay
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 
 $(READY): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || \

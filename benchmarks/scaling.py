@@ -38,12 +38,10 @@ LOOKED_AT_DAYS = 10
 HEALED_WITHIN = 3600.0
 QUIET_SECONDS = 330.0
 TICKS = """
-SELECT tick_body::jsonb #>> '{tick_data,instigator_name}',
-    percentile_cont(0.5) WITHIN GROUP (ORDER BY
-        (tick_body::jsonb #>> '{tick_data,end_timestamp}')::float8
-        - (tick_body::jsonb #>> '{tick_data,timestamp}')::float8)
-FROM job_ticks WHERE type = 'SCHEDULE' AND status <> 'STARTED'
-    AND tick_body::jsonb #>> '{tick_data,end_timestamp}' IS NOT NULL AND timestamp > %s
+SELECT tick ->> 'job_name', percentile_cont(0.5) WITHIN GROUP (
+    ORDER BY (tick ->> 'end_timestamp')::float8 - (tick ->> 'timestamp')::float8)
+FROM job_ticks, LATERAL (SELECT tick_body::jsonb -> 'job_tick_data' AS tick) AS body
+WHERE type = 'SCHEDULE' AND tick ->> 'end_timestamp' IS NOT NULL AND timestamp > %s
 GROUP BY 1
 """
 REFRESHES = """

@@ -98,19 +98,18 @@ given() { # given NAME: of the environment, else of deploy/.env
 		sed -n "s/^$1=//p" deploy/.env | tail -n 1
 	fi
 }
-stored() { # stored SECRET NAME: what the cluster has
-	asked "${kubectl[@]}" get secret "$1" --output "jsonpath={.data.$2}" | base64 --decode
+stored() { # stored SECRET NAME: what the cluster has; no answer is not the same as nothing
+	[[ ! $dry ]] || return 0
+	"${kubectl[@]}" get secret "$1" --ignore-not-found --output "jsonpath={.data.$2}" | base64 --decode
 }
+unread() { fail "the Secret $1 could not be read, and what it holds is nowhere else: see above"; }
 made_up() { od -An -N24 -tx1 /dev/urandom | tr -d ' \n'; }
-put() { # put SECRET: the lines of $scratch/SECRET; sets `restart` where they have changed
+put() { # put SECRET: the lines of $scratch/SECRET
 	say "+ kubectl create secret generic $1 --from-env-file=<$(cut -d= -f1 "$scratch/$1" | paste -sd,)> | kubectl apply"
 	[[ ! $dry ]] || return 0
-	local said
-	said=$("${kubectl[@]}" create secret generic "$1" --from-env-file="$scratch/$1" \
-		--dry-run=client --output yaml | "${kubectl[@]}" apply --filename -) ||
+	"${kubectl[@]}" create secret generic "$1" --from-env-file="$scratch/$1" \
+		--dry-run=client --output yaml | "${kubectl[@]}" apply --filename - ||
 		fail "the Secret $1 could not be made: see above"
-	say "$said"
-	[[ $said != *configured* ]] || restart=1
 }
 
 discord=$(given DISCORD_WEBHOOK_URL)
@@ -132,16 +131,15 @@ fi
 run "is the cluster well? \`minikube status\`" \
 	"${kubectl[@]}" apply --filename deploy/kubernetes/base/namespace.yaml
 
-restart=''
 # The database and n8n keep what they were made with.
-password=$(stored postgres POSTGRES_PASSWORD)
+password=$(stored postgres POSTGRES_PASSWORD) || unread postgres
 password=${password:-$(given POSTGRES_PASSWORD)}
 password=${password:-$(made_up)}
 [[ $password =~ ^[A-Za-z0-9._~-]+$ ]] || fail "POSTGRES_PASSWORD: letters, digits and . _ ~ - only, as it stands in a URL"
-key=$(stored n8n N8N_ENCRYPTION_KEY)
+key=$(stored n8n N8N_ENCRYPTION_KEY) || unread n8n
 key=${key:-$(given N8N_ENCRYPTION_KEY)}
 secret=$(given N8N_WEBHOOK_SECRET)
-secret=${secret:-$(stored n8n N8N_WEBHOOK_SECRET)}
+[[ $secret ]] || secret=$(stored n8n N8N_WEBHOOK_SECRET) || unread n8n
 secret=${secret:-$(made_up)}
 server=trading_pipelines:$password@postgres:5432/trading_pipelines
 cat >"$scratch/postgres" <<EOT
@@ -160,6 +158,9 @@ DISCORD_WEBHOOK_URL=$discord
 HEARTBEAT_URL=$(given HEARTBEAT_URL)
 EOT
 for name in postgres n8n trading-pipelines; do put "$name"; done
+# In the pods' templates, so that they are replaced when a secret has changed.
+secrets=$(cat "$scratch/n8n" "$scratch/trading-pipelines" | sha256sum | cut -c1-12)
+[[ ! $(given REDIS_URL) ]] || say "REDIS_URL is compose's, and not used here"
 
 # --- Everything else. What waits for the migration waits by itself.
 show_trouble() { # show_trouble COMPONENT: its pods, what happened to them, what they said last
@@ -178,16 +179,11 @@ if [[ $(conditions) == *Failed* ]]; then
 fi
 rendered() {
 	kubectl kustomize --load-restrictor LoadRestrictionsNone deploy/kubernetes/overlays/minikube |
-		sed "s#trading-pipelines:unreleased#$image#g; s#unreleased#$tag#g"
+		sed "s#trading-pipelines:unreleased#$image#g; s#unreleased#$tag#g; s#unhashed#$secrets#g"
 }
 say "+ kubectl kustomize deploy/kubernetes/overlays/minikube | kubectl apply"
 [[ $dry ]] || rendered | "${kubectl[@]}" apply --filename - ||
 	fail "the manifests were refused: see above"
-if [[ $restart ]]; then
-	run "see above" "${kubectl[@]}" rollout restart deployment/code-server \
-		deployment/webserver deployment/daemon deployment/n8n
-fi
-
 rolled_out() { # rolled_out KIND/NAME
 	say "+ kubectl rollout status $1"
 	[[ $dry ]] || "${kubectl[@]}" rollout status "$1" --timeout 10m || {

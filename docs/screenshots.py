@@ -131,7 +131,8 @@ def sum_up(world: World) -> None:
     asset = {"assetKey": {"path": [REJECT_SUMMARY]}, "partitions": {"ranges": [week]}}
     variables = {"parameters": {"partitionsByAssets": [asset]}}
     body = {"query": backfill.LAUNCH, "variables": variables}
-    requests.post(f"{world.url}/graphql", json=body, timeout=60).raise_for_status()
+    said = requests.post(f"{world.url}/graphql", json=body, timeout=60).json()
+    assert said["data"]["launchPartitionBackfill"].get("backfillId"), said
 
 
 @dataclass(frozen=True)
@@ -221,18 +222,18 @@ def photograph(camera: Camera, world: World) -> None:
 
     backfill.follow(world.connection, world.url, launched, history, show)
     sum_up(world)
-    world.exchange.set_faults([Fault("503_html", market=FAILING)])
-    open_day = backfill.Target(symbols, world.today, world.today)
-    launched = backfill.launch(world.url, open_day)
-    backfill.follow(world.connection, world.url, launched, open_day, lambda _: None)
-    world.connection.execute(REJECT, [FAILING, REASONS[0], datetime.now(UTC)])
-
     camera.open("/asset-groups", "published_signals")
     camera.take("lineage", 400, 225, 950, 400)
     camera.open("/locations/trading_pipelines/asset-groups/volatility/lineage", "volatility_score")
     camera.take("volatility", 115, 230, 1238, 450)
     camera.open(PARTITION.format(yesterday), "quiet")
     camera.take("partitions", 68, 0, 1332, 800)
+
+    world.exchange.set_faults([Fault("503_html", market=FAILING)])
+    open_day = backfill.Target(symbols, world.today, world.today)
+    launched = backfill.launch(world.url, open_day)
+    backfill.follow(world.connection, world.url, launched, open_day, lambda _: None)
+    world.connection.execute(REJECT, [FAILING, REASONS[0], datetime.now(UTC)])
     camera.open(PARTITION.format(world.today), "did not materialize this asset")
     camera.take("failed_partition", 68, 0, 1332, 560)
     camera.take_tick()

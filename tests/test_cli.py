@@ -1,7 +1,8 @@
 """The command line as a person meets it, where nothing has to run for it."""
 
 import json
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
 
 import psycopg
 import pytest
@@ -13,6 +14,8 @@ from typer.testing import CliRunner, Result
 from tests.alerts.conftest import Bot
 from trading_pipelines import cli
 from trading_pipelines.alerts import ledger
+from trading_pipelines.backfill import Target
+from trading_pipelines.settings import Environment
 
 
 @pytest.mark.parametrize(
@@ -23,7 +26,11 @@ from trading_pipelines.alerts import ledger
         (["--symbols", "KRW-BTC", "--start", "2025-09-02", "--end", "2099-09-01"], "future"),
         (["--symbols", "KRW-BTC", "--start", "2016-09-02", "--end", "2025-09-01"], "start_date"),
         (["--symbols", "KRW-BTC", "--start", "yesterday", "--end", "2025-09-01"], "yesterday"),
-        (["--symbols", "KRW-BTC"], "--start"),
+        *[
+            (["--symbols", tampered, "--start", "2025-09-01", "--end", "2025-09-01"], "symbols")
+            for tampered in ("KRW-BTC'; DROP TABLE x", "KRW-BTC|2025-09-01", "../KRW-BTC", "", "--")
+        ],
+        (["--symbols", "KRW-BTC", "--start", "2025-09-01'--", "--end", "2025-09-01"], "--start"),
     ],
 )
 def test_wrong_usage_is_exit_status_2_and_says_what_is_wrong(
@@ -34,9 +41,38 @@ def test_wrong_usage_is_exit_status_2_and_says_what_is_wrong(
     assert said in done.stderr
 
 
+def test_a_backfill_is_of_the_settings_symbols_and_days_where_none_are_given(
+    tmp_path: Path,
+) -> None:
+    config = tmp_path / "strategy.yaml"
+    config.write_text("symbols: [KRW-XRP]\ndata: {start_date: 2025-09-01}")
+    environment = Environment(trading_pipelines_config=config)
+    yesterday = datetime.now(UTC).date() - timedelta(days=1)
+    target = cli._target(environment, None, None, None)
+    assert target == Target(("KRW-XRP",), date(2025, 9, 1), yesterday)
+    config.unlink()
+    given = cli._target(environment, "KRW-BTC", datetime(2025, 9, 2), datetime(2025, 9, 3))  # noqa: DTZ001
+    assert given == Target(("KRW-BTC",), date(2025, 9, 2), date(2025, 9, 3))
+
+
+def test_health_judges_what_it_is_asked_for_alone(
+    market_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DATABASE_URL", market_url)
+    done = CliRunner().invoke(cli.app, ["health", "--json", "--only", "disk", "--only", "daemons"])
+    checks = {check["name"]: check["good"] for check in json.loads(done.stdout)["checks"]}
+    assert checks == {"daemons": None, "disk": True}
+    assert done.exit_code == 1, "what is not known is not good"
+    disk = CliRunner().invoke(cli.app, ["health", "--only", "disk"])
+    assert disk.exit_code == 0, disk.stdout
+    wrong = CliRunner().invoke(cli.app, ["health", "--only", "disks"])
+    assert (wrong.exit_code, "one of database, daemons" in wrong.stderr) == (2, True)
+
+
 COMMANDS = [
     *("trades", "decisions", "risk", "rejections"),
     *("up", "backfill", "demo", "status", "health", "signals", "replay", "inbox", "env"),
+    *("init", "serve"),
     *("alerts list", "alerts show", "alerts replay", "alerts test", "n8n import", "n8n check"),
     *("db backup", "db restore", "db adopt"),
 ]

@@ -14,6 +14,7 @@ import dagster as dg
 import psycopg
 import pytest
 import sqlalchemy as sa
+from dagster._core.errors import DagsterUserCodeUnreachableError
 from dagster._core.instance.ref import InstanceRef
 from dagster._core.remote_origin import (
     RegisteredCodeLocationOrigin,
@@ -29,8 +30,10 @@ from dagster._core.scheduler.instigation import (
     TickData,
     TickStatus,
 )
-from dagster._core.storage.tags import GRPC_INFO_TAG
+from dagster._core.storage.tags import DOCKER_IMAGE_TAG, GRPC_INFO_TAG
 from dagster._daemon.types import DaemonHeartbeat
+from dagster._grpc.types import CanCancelExecutionResult
+from dagster._serdes import serialize_value
 from dagster_shared.error import SerializableErrorInfo
 from rich.console import Console
 from typer.testing import CliRunner
@@ -248,6 +251,29 @@ def test_a_run_that_no_code_server_vouches_for_holds_its_pool(
     assert held.quiet_since is not None
     assert abs(held.quiet_since - datetime.now(UTC)) < MINUTE
     well.report_run_failed(run)
+    assert read(well).held == []
+
+
+def test_a_code_server_that_is_slow_may_vouch_for_its_runs_where_that_is_waited_for(
+    well: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def answer(_: object, __: object, timeout: int) -> str:
+        if timeout < 10:
+            raise DagsterUserCodeUnreachableError
+        return serialize_value(CanCancelExecutionResult(can_cancel=True))
+
+    monkeypatch.setattr("trading_pipelines.instance.DagsterGrpcClient.can_cancel_execution", answer)
+    server = {"host": "localhost", "port": 4000}
+    run = run_of(well, dg.DagsterRunStatus.STARTED, **{GRPC_INFO_TAG: json.dumps(server)})
+    (dead,) = instance.runs_without_process(well)
+    assert dead.dagster_run.run_id == run.run_id
+    assert instance.runs_without_process(well, 60) == []
+
+
+def test_a_run_that_a_cluster_launched_is_left_to_dagsters_own_monitoring(
+    well: dg.DagsterInstance,
+) -> None:
+    run_of(well, dg.DagsterRunStatus.STARTED, **{DOCKER_IMAGE_TAG: "trading-pipelines:1"})
     assert read(well).held == []
 
 

@@ -76,7 +76,7 @@ def test_overrides_that_cannot_be_read_are_refused_with_their_file(
     ("process", "listens", "finds"),
     [
         (Process.WEBSERVER, ["-h", "0.0.0.0", "-p", "3000", "--read-only"], "code:4001"),
-        (Process.DAEMON, [], "code:4001"),
+        (Process.DAEMON, ["code", "4001", "the id of the code server"], "code:4001"),
         (Process.CODE_SERVER, ["-h", "0.0.0.0", "-p", "3000"], "code:4001"),
     ],
 )
@@ -96,7 +96,8 @@ def test_a_served_process_replaces_ours_and_finds_code_server_and_databases(
 
     monkeypatch.setattr(os, "execve", become)
     monkeypatch.setattr(processes, "report_dead_runs", lambda _: None)
-    monkeypatch.setattr("trading_pipelines.processes.DagsterGrpcClient.ping", lambda *_: None)
+    client = "trading_pipelines.processes.DagsterGrpcClient"
+    monkeypatch.setattr(f"{client}.get_server_id", lambda _: "the id of the code server")
     environment = environment_of(
         tmp_path, code_server=finds, discord_webhook_url=SecretStr("https://discord/secret")
     )

@@ -31,7 +31,6 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
-from sqlalchemy.engine import make_url
 
 from trading_pipelines import backfill as backfills
 from trading_pipelines import bot_tables, database, instance, n8n, processes, services
@@ -214,10 +213,19 @@ def serve(
 
     Example: trading-pipelines serve webserver --host 0.0.0.0
     """
+    listens = process is not processes.Process.DAEMON
+    if (read_only and process is not processes.Process.WEBSERVER) or (port and not listens):
+        raise typer.BadParameter(f"{process}: --read-only is of the webserver, and the daemon "
+                                 "listens on no --port")  # fmt: skip
     environment = load_environment()
     load_strategy(environment.trading_pipelines_config)
     if not environment.database_url:
         _fail("DATABASE_URL is not set: processes that are served apart share a database of yours")
+    if services.running(environment.trading_pipelines_home):
+        # Its daemon would look for its code server where the file says that ours is.
+        _fail(
+            "`up` runs on this home: give what is served apart a TRADING_PIPELINES_HOME of its own"
+        )
     processes.serve(
         process,
         environment,
@@ -774,8 +782,13 @@ def n8n_import(
         str, typer.Option(help="How n8n's own command line is run on its machine.")
     ] = "n8n",
     folder: Annotated[
-        Path, typer.Option(exists=True, file_okay=False, help="Where the workflows are.")
-    ] = n8n.WORKFLOWS,
+        Path | None,
+        typer.Option(
+            exists=True,
+            file_okay=False,
+            help="Where the workflows are (default: n8n_workflows beside the settings).",
+        ),
+    ] = None,
 ) -> None:
     """Import the four workflows and their credential, and publish them. Twice is as good as once.
 
@@ -784,7 +797,9 @@ def n8n_import(
 
     Example: trading-pipelines n8n import --command "npx n8n"
     """
-    for line in n8n.import_workflows(shlex.split(command), folder, os.environ):
+    own = load_environment().trading_pipelines_config.with_name(n8n.WORKFLOWS.name).absolute()
+    found = folder or (own if own.exists() else n8n.WORKFLOWS)
+    for line in n8n.import_workflows(shlex.split(command), found, os.environ):
         out.print(escape(line))
 
 
@@ -918,38 +933,45 @@ def db_upgrade() -> None:
 @db_app.command("adopt")
 def db_adopt(
     *,
-    repair: Annotated[
+    with_exchange: Annotated[
         bool,
-        typer.Option("--repair", help="Ask the exchange what a repair of these days would change."),
+        typer.Option("--compare", help="Ask the exchange what a repair of days would change."),
     ] = False,
+    symbols: Annotated[
+        str | None, typer.Option(help="Markets, separated by commas (default: the settings').")
+    ] = None,
     start: Annotated[
-        datetime | None, typer.Option(formats=["%Y-%m-%d"], help="With --repair: first UTC day.")
+        datetime | None,
+        typer.Option(formats=["%Y-%m-%d"], help="First UTC day (default: data.start_date)."),
     ] = None,
     end: Annotated[
         datetime | None,
-        typer.Option(formats=["%Y-%m-%d"], help="With --repair: last UTC day, inclusive."),
+        typer.Option(formats=["%Y-%m-%d"], help="Last UTC day, inclusive (default: yesterday)."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object, UTC.")] = False,
 ) -> None:
     """Say what `db upgrade` would add to a database that the bot uses, and what is wrong in it.
 
     Changes nothing; a role that may only read will do. Exit status 1: something has to be mended
-    first. With --repair, after `db upgrade`: how the stored candles differ from the exchange's,
+    first. With --compare, after `db upgrade`: how the stored candles differ from the exchange's,
     before a backfill makes them equal.
 
-    Example: trading-pipelines db adopt --repair --start 2025-09-01 --end 2025-09-21
+    Example: trading-pipelines db adopt --compare --start 2025-09-01 --end 2025-09-21
     """
-    if repair != bool(start and end) or bool(start) != bool(end):
-        raise typer.BadParameter("--repair, --start and --end go together")
     environment = load_environment()
     settings = load_strategy(environment.trading_pipelines_config)
-    if repair:
-        _show_differences(environment, settings, start, end, as_json=as_json)
+    if with_exchange:
+        target = _target(environment, symbols, start, end)
+        _show_differences(environment, settings, target, as_json=as_json)
         return
+    if symbols or start or end:
+        raise typer.BadParameter("--symbols, --start and --end are of --compare")
     urls = database.urls(environment)
-    storage = None if environment.dagster_postgres_url else make_url(urls.dagster).database
+    is_named = environment.dagster_postgres_url is not None
     with database.connect(urls.market) as connection:
-        found = adopt.inspect(connection, settings.symbols, datetime.now(UTC), storage)
+        found = adopt.inspect(
+            connection, settings.symbols, datetime.now(UTC), urls.dagster, is_named=is_named
+        )
     if as_json:
         commands = [one.command for one in found.repairs]
         said = {"can_be_adopted": found.can_be_adopted, "commands": commands, **asdict(found)}
@@ -961,9 +983,7 @@ def db_adopt(
 
 
 def _print_inspection(found: adopt.Inspection) -> None:
-    missing = ", ".join(table for table, is_there in found.tables.items() if not is_there)
-    out.print(f"as {escape(found.role)}; our schema: {found.revision or 'none'}; of the bot's "
-              f"tables not there: {missing or 'none'}", soft_wrap=True)  # fmt: skip
+    out.print(f"as {escape(found.role)}; our schema: {found.revision or 'none'}", soft_wrap=True)
     stored = Table(title="candles", title_justify="left")
     for heading in ("symbol", "interval", "rows", "first", "last", "longest hole from"):
         stored.add_column(heading, justify="right" if heading == "rows" else "left")
@@ -985,18 +1005,17 @@ def _print_inspection(found: adopt.Inspection) -> None:
     out.print(f"`db upgrade` adds: {', '.join(found.adds) or 'nothing'}", soft_wrap=True)
     for repair in found.repairs:
         out.print(f"afterwards: {escape(repair.command)}", soft_wrap=True)
-    out.print("[green]can be adopted[/]" if found.can_be_adopted else "[red]to be mended first[/]")
+    last = "[red]to be mended first, then asked again[/]"
+    out.print("[green]can be adopted[/]" if found.can_be_adopted else last)
 
 
 def _show_differences(
     environment: Environment,
     settings: StrategySettings,
-    start: datetime | None,
-    end: datetime | None,
+    target: backfills.Target,
     *,
     as_json: bool,
 ) -> None:
-    target = _target(environment, ",".join(settings.symbols), start, end)
     stretch = Interval(day_interval(target.first).start, day_interval(target.last).end)
     found: list[Comparison] = []
     failed: dict[str, str] = {}
@@ -1034,10 +1053,10 @@ def _print_differences(found: Sequence[Comparison], target: backfills.Target) ->
     for heading in ("compared", "added", "changed", "not there", *VALUES):
         table.add_column(heading, justify="right")
     for one in found:
-        changes = (getattr(one, name) for name in VALUES)
         table.add_row(
             one.symbol, *(f"{n:,}" for n in (one.compared, one.added, one.changed, one.kept)),
-            *(f"{c.values:,}  {c.median:.2%}  {c.largest:.2%}" if c else "-" for c in changes),
+            *(f"{c.values:,}  {c.median:.2%}  {c.largest:.2%}" if c else "-"
+              for c in one.changes.values()),
         )  # fmt: skip
     out.print(table)
     if differing := tuple(one.symbol for one in found if one.added or one.changed):

@@ -210,16 +210,20 @@ def launched_as(run: dg.DagsterRun) -> str:
     return "backfill" if "dagster/backfill" in run.tags else "materialization"
 
 
-def runs_without_process(instance: dg.DagsterInstance) -> list[dg.RunRecord]:
+def runs_without_process(
+    instance: dg.DagsterInstance, patience: int = CODE_SERVER_SECONDS
+) -> list[dg.RunRecord]:
     """Return the runs at work that no code server vouches for: they hold their pool for ever.
 
-    Those that a cluster launched as Jobs are not among them: Dagster's run monitoring asks for
-    these itself.
+    A code server that takes longer than `patience` (seconds) vouches for none; one that is gone is
+    not waited for. Those that a cluster launched as Jobs are not among them: Dagster's run
+    monitoring asks for these itself.
     """
     return [
         record
         for record in instance.get_run_records(dg.RunsFilter(statuses=AT_WORK))
-        if DOCKER_IMAGE_TAG not in record.dagster_run.tags and not _has_process(record.dagster_run)
+        if DOCKER_IMAGE_TAG not in record.dagster_run.tags
+        and not _has_process(record.dagster_run, patience)
     ]
 
 
@@ -234,7 +238,7 @@ def _held_by_no_process(instance: dg.DagsterInstance) -> list[Held]:
     return held
 
 
-def _has_process(run: dg.DagsterRun) -> bool:
+def _has_process(run: dg.DagsterRun, patience: int) -> bool:
     """Ask the code server that started the run; the launcher itself has no such question."""
     if GRPC_INFO_TAG not in run.tags:
         return False
@@ -247,7 +251,7 @@ def _has_process(run: dg.DagsterRun) -> bool:
     )
     try:
         answer = client.can_cancel_execution(
-            CanCancelExecutionRequest(run_id=run.run_id), timeout=CODE_SERVER_SECONDS
+            CanCancelExecutionRequest(run_id=run.run_id), timeout=patience
         )
     except DagsterUserCodeUnreachableError:
         return False

@@ -21,7 +21,8 @@ import requests
 from trading_pipelines.alerts.kinds import CHANNELS
 
 VERSION = "2.41.1"
-WORKFLOWS = Path(__file__).parent / "config" / "n8n_workflows"
+# Resolved, as `config` is a link: in a container it may be mounted at its own path alone.
+WORKFLOWS = (Path(__file__).parent / "config" / "n8n_workflows").resolve()
 CREDENTIALS = "n8n_credentials.json"
 """Beside the folder of the workflows."""
 

@@ -135,7 +135,8 @@ def report_dead_runs(environment: Mapping[str, str]) -> None:
     # dagster.yaml names the storage by this variable, in our own process too.
     os.environ["DAGSTER_POSTGRES_URL"] = environment["DAGSTER_POSTGRES_URL"]
     with dg.DagsterInstance.from_config(environment["DAGSTER_HOME"]) as instance:
-        for record in runs_without_process(instance):
+        # One that is busy may take long to say that its run lives.
+        for record in runs_without_process(instance, START_SECONDS):
             instance.report_run_failed(
                 record.dagster_run, "the run's process ended with the services it ran under"
             )
@@ -167,20 +168,21 @@ def serve(
         case Process.WEBSERVER:
             command = webserver(workspace, host, port, read_only=read_only)
         case Process.DAEMON:
-            _await_code_server(name, int(number))
+            begun_on = _await_code_server(name, int(number))
             report_dead_runs(known)
-            command = _python("trading_pipelines.daemon", name, number, str(workspace))
+            command = _python("trading_pipelines.daemon", name, number, begun_on, str(workspace))
     os.execve(command[0], command, known)  # noqa: S606
 
 
-def _await_code_server(host: str, port: int) -> None:
+def _await_code_server(host: str, port: int) -> str:
+    """Return the id of the code server: each that is started has another."""
     try:
-        tenacity.Retrying(
+        return tenacity.Retrying(
             retry=tenacity.retry_if_exception_type(DagsterUserCodeUnreachableError),
             stop=tenacity.stop_after_delay(START_SECONDS),
             wait=tenacity.wait_fixed(1),
             reraise=True,
-        )(DagsterGrpcClient(host=host, port=port).ping, "")
+        )(DagsterGrpcClient(host=host, port=port).get_server_id)
     except DagsterUserCodeUnreachableError:
         raise ProcessError(
             f"the code server at {host}:{port} did not answer within {START_SECONDS} s: see its "

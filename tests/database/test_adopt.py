@@ -12,6 +12,7 @@ import psycopg
 import pytest
 from alembic import command
 from alembic.config import Config
+from alembic.script import ScriptDirectory
 from rich.console import Console
 from typer.testing import CliRunner
 
@@ -33,9 +34,15 @@ NOW = datetime(2025, 9, 22, 3, tzinfo=UTC)
 _numbers = itertools.count()
 
 
-def inspect(url: str, symbols: list[str] = SYMBOLS, storage: str | None = None) -> Inspection:
+def inspect(
+    url: str,
+    symbols: list[str] = SYMBOLS,
+    storage: str = "postgresql+psycopg2:///postgres",
+    *,
+    is_named: bool = False,
+) -> Inspection:
     with database.connect(url) as connection:
-        return adopt.inspect(connection, symbols, NOW, storage)
+        return adopt.inspect(connection, symbols, NOW, storage, is_named=is_named)
 
 
 def found(inspection: Inspection) -> set[tuple[Level, str, str]]:
@@ -209,6 +216,50 @@ FAULTS: dict[str, tuple[LiteralString, list[tuple[Level, str, str]]]] = {
         "ALTER TABLE agent_decisions ALTER COLUMN symbol TYPE text",
         [(NOTE, "agent_decisions", "symbol is text, not character varying(20), which will do")],
     ),
+    "candles out of time": (
+        ("UPDATE market_data SET timestamp = 'infinity' "
+        "WHERE symbol = 'KRW-BTC' AND timestamp = '2025-09-03 04:00Z'; "
+        "UPDATE market_data SET timestamp = '57600-01-01Z' "
+        "WHERE symbol = 'KRW-ETH' AND timestamp = '2025-09-03 04:00Z'; "
+        "UPDATE market_data SET timestamp = '-infinity' "
+        "WHERE symbol = 'KRW-ETH' AND timestamp = '2025-09-03 04:01Z'"),
+        [(MEND, "KRW-BTC", "1 candles outside the years 2000 to 2100"),
+         (MEND, "KRW-ETH", "2 candles outside the years 2000 to 2100")],
+    ),
+    "candles without a zone": (
+        "ALTER TABLE market_data ALTER COLUMN timestamp TYPE timestamp",
+        [(MEND, "market_data", ("timestamp is timestamp without time zone, not timestamp with time "
+          "zone"))],
+    ),
+    "prices that are words": (
+        "ALTER TABLE market_data ALTER COLUMN open_price TYPE text",
+        [(MEND, "market_data", "open_price is text, not numeric(20,8)")],
+    ),
+    "prices that lose won": (
+        ("ALTER TABLE market_data ALTER COLUMN close_price TYPE real; "
+        "ALTER TABLE regime_history ALTER COLUMN ma50 TYPE double precision"),
+        [(MEND, "market_data", "close_price is real, not numeric(20,8)"),
+         (MEND, "regime_history", "ma50 is double precision, not numeric(20,8)")],
+    ),
+    "fractions that are only read": (
+        "ALTER TABLE trading_history ALTER COLUMN fee TYPE double precision",
+        [(NOTE, "trading_history", "fee is double precision, not numeric(20,8), which will do")],
+    ),
+    "a symbol that may be missing": (
+        "ALTER TABLE market_data ALTER COLUMN symbol DROP NOT NULL",
+        [(MEND, "market_data", "symbol may be NULL")],
+    ),
+    "a number where an order's uuid should be": (
+        ("ALTER TABLE risk_audit DROP COLUMN related_order_id, ADD related_order_id uuid; "
+        "ALTER TABLE trading_history DROP COLUMN id, ADD id bigserial PRIMARY KEY"),
+        [(MEND, "trading_history", "id is bigint, not uuid")],
+    ),
+    "an order that can't be referred to": (
+        ("DROP TABLE risk_audit; ALTER TABLE trading_history DROP CONSTRAINT trading_history_pkey, "
+        "ADD UNIQUE (id) DEFERRABLE"),
+        [(MEND, "trading_history", ("id has no unique key, and risk_audit is made with a reference "
+          "to it"))],
+    ),
     "a type too narrow": (
         "ALTER TABLE market_data ALTER COLUMN volume TYPE numeric(20, 4)",
         [(MEND, "market_data", "volume is numeric(20,4), not numeric(20,8)")],
@@ -240,6 +291,12 @@ FAULTS: dict[str, tuple[LiteralString, list[tuple[Level, str, str]]]] = {
         ("CREATE SCHEMA trading_pipelines; CREATE TABLE trading_pipelines.alembic_version "
         "(version_num text); INSERT INTO trading_pipelines.alembic_version VALUES ('9999')"),
         [(MEND, "trading_pipelines", "a newer version of this project (9999) is at work here")],
+    ),
+    "an empty record of our migrations": (
+        ("CREATE SCHEMA trading_pipelines; CREATE TABLE trading_pipelines.alembic_version "
+        "(version_num text); CREATE TABLE trading_pipelines.candle_coverage (id int)"),
+        [(MEND, "trading_pipelines", ("the schema holds candle_coverage, and no record of our "
+          "migrations"))],
     ),
 }  # fmt: skip
 
@@ -332,7 +389,8 @@ def test_a_role_that_may_only_read_sees_as_much_and_is_told_what_it_lacks(
 ) -> None:
     bot.execute("GRANT SELECT ON ALL TABLES IN SCHEMA public TO onlooker; "
                 "ALTER ROLE onlooker SET default_transaction_read_only = on")  # fmt: skip
-    inspection = inspect(bot_url.replace("postgres@", "onlooker@"), storage="not_there")
+    url = bot_url.replace("postgres@", "onlooker@")
+    inspection = inspect(url, storage="postgresql:///not_there")
     assert inspection.holes == clean.holes
     name = bot.info.dbname
     assert {(one.about, one.advice) for one in inspection.findings if one.level is MEND} == {
@@ -360,7 +418,6 @@ def test_a_role_that_has_done_as_it_is_told_can_upgrade_and_write(
     }  # fmt: skip
     for one in unread:
         bot.execute(one.advice)
-    bot.execute("GRANT REFERENCES ON trading_history TO newcomer")
     assert inspect(url).can_be_adopted
     database.upgrade(url)
     again = inspect(url)
@@ -382,29 +439,32 @@ def test_a_role_that_may_not_add_the_missing_key_is_told_so(
     assert (MEND, "role newcomer", "does not own market_data, which has no unique key") in told
 
 
+# With the table that each comes with; its columns by their types.
 OBJECTS = """
 SELECT CASE relkind WHEN 'v' THEN 'view ' WHEN 'i' THEN 'index ' ELSE 'table ' END
-    || relnamespace::regnamespace || '.' || relname
-FROM pg_class WHERE relnamespace::regnamespace::text IN ('public', 'trading_pipelines')
-    AND (relkind IN ('r', 'v') OR relkind = 'i' AND relnamespace = 'public'::regnamespace
-        AND relname ~ '^idx_(agent|trading|risk)')
-UNION SELECT 'function ' || pronamespace::regnamespace || '.' || proname FROM pg_proc
-    WHERE pronamespace = to_regnamespace('trading_pipelines')
-UNION SELECT 'schema ' || nspname FROM pg_namespace WHERE nspname = 'trading_pipelines'
-UNION SELECT 'constraint public.' || conname FROM pg_constraint
-    WHERE conrelid = to_regclass('public.market_data') AND contype = 'u'
-UNION SELECT 'column ' || attrelid::regclass || '.' || attname FROM pg_attribute
-    JOIN pg_class ON pg_class.oid = attrelid AND relkind = 'r'
-    WHERE relnamespace = to_regnamespace('trading_pipelines') AND attnum > 0
+    || 'public.' || relname, coalesce(indrelid, pg_class.oid)
+FROM pg_class LEFT JOIN pg_index ON indexrelid = pg_class.oid
+WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'v', 'm', 'i')
+    AND NOT EXISTS (SELECT FROM pg_constraint WHERE conindid = pg_class.oid AND contype <> 'f')
+UNION SELECT 'constraint public.' || conname, conrelid FROM pg_constraint
+    WHERE connamespace = 'public'::regnamespace
+UNION SELECT concat_ws(' ', 'column', relname, attname, atttypid, atttypmod, attnotnull), attrelid
+    FROM pg_attribute JOIN pg_class ON pg_class.oid = attrelid AND relkind = 'r'
+    WHERE relnamespace = 'public'::regnamespace AND attnum > 0
+UNION SELECT 'function public.' || proname, 0 FROM pg_proc
+    WHERE pronamespace = 'public'::regnamespace
 """
+CONFIG = Config()
+CONFIG.set_main_option("script_location", "trading_pipelines:database/migrations")
+REVISIONS = sorted(one.revision for one in ScriptDirectory.from_config(CONFIG).walk_revisions())
 
 
-def objects(url: str) -> set[str]:
+def objects(url: str) -> set[tuple[str, int]]:
     with database.connect(url) as connection:
-        return {name for (name,) in connection.execute(OBJECTS)}
+        return {(name, table) for name, table in connection.execute(OBJECTS)}
 
 
-@pytest.mark.parametrize("age", ["nothing", "oldest", "newest", "0002", "0003", "head"])
+@pytest.mark.parametrize("age", ["nothing", "oldest", "newest", *REVISIONS])
 def test_what_is_said_to_be_added_is_what_an_upgrade_adds(bare_url: str, age: str) -> None:
     with database.connect(bare_url) as connection:
         if age in {"oldest", "newest"}:
@@ -412,26 +472,55 @@ def test_what_is_said_to_be_added_is_what_an_upgrade_adds(bare_url: str, age: st
         if age == "newest":
             for statement in (KEY, REGIME_HISTORY, *BOT_TABLES.values()):
                 connection.execute(statement)
-    if age.isdigit() or age == "head":
-        config = Config()
-        config.set_main_option("script_location", "trading_pipelines:database/migrations")
-        config.attributes["url"] = bare_url
-        command.upgrade(config, age)
-    if age == "head":
-        database.upgrade(bare_url)
+    schema = ["schema trading_pipelines"]
+    if age in REVISIONS:
+        CONFIG.attributes["url"] = bare_url
+        command.upgrade(CONFIG, age)
+        schema = [f"schema trading_pipelines from {age} to {REVISIONS[-1]}"]
+    if age == REVISIONS[-1]:
+        schema = []
     before, inspection = objects(bare_url), inspect(bare_url)
     database.upgrade(bare_url)
+    assert before <= objects(bare_url), "nothing is taken away or changed"
     added = objects(bare_url) - before
-    tables = {one.removeprefix("table ") for one in added if one.startswith("table ")}
-    # A column of a table that is new, and the key of one, come with it.
-    added = {one for one in added
-             if one.removeprefix("column ").rpartition(".")[0] not in tables
-             and not (one.startswith("constraint") and "public.market_data" in tables)}  # fmt: skip
-    assert set(inspection.adds) == added
-    assert len(inspection.adds) == len(added)
+    tables = {table for name, table in added if name.startswith("table ")}
+    # The columns, keys and indexes of a table that is new come with it.
+    assert sorted(inspection.adds) == sorted(
+        [name for name, table in added if table not in tables or name.startswith("table ")] + schema
+    )
     assert inspection.can_be_adopted
     assert inspect(bare_url).adds == []
-    assert bool(added) == (age != "head")
+
+
+def test_a_database_for_dagster_is_named_where_it_is_missing_and_wanted_where_it_is_named(
+    bare_url: str, server: EmbeddedServer
+) -> None:
+    adds = [*inspect(bare_url).adds, "database not_there"]
+    url = server.url("not_there").replace("postgresql://", "postgresql+psycopg2://")
+    inspection = inspect(bare_url, storage=url)
+    assert (inspection.adds, inspection.can_be_adopted) == (adds, True)
+    inspection = inspect(bare_url, storage=url, is_named=True)
+    assert inspection.adds == adds[:-1]
+    (told,) = (one for one in inspection.findings if one.level is MEND)
+    assert (told.about, told.advice) == (
+        "DAGSTER_POSTGRES_URL", 'where it is not there: CREATE DATABASE "not_there";'
+    )  # fmt: skip
+    assert "not_there" in told.what
+    there = url.replace("not_there", "postgres")
+    assert inspect(bare_url, storage=there, is_named=True).can_be_adopted
+
+
+@pytest.mark.parametrize("zone", ["UTC", "Asia/Seoul"])
+def test_what_is_told_of_a_time_without_a_zone_moves_no_candle(
+    bot: psycopg.Connection, bot_url: str, clean: Inspection, zone: str
+) -> None:
+    bot.execute("ALTER TABLE market_data ALTER COLUMN timestamp TYPE timestamp")
+    (told,) = (one for one in inspect(bot_url).findings if one.level is MEND)
+    statement, asks, _ = told.advice.partition(";")
+    assert asks
+    bot.execute("SELECT set_config('timezone', %s, false)", [zone])
+    bot.execute(statement)
+    assert inspect(bot_url).candles == clean.candles
 
 
 def test_what_is_gone_since_is_not_said_to_come_back(
@@ -543,10 +632,8 @@ def test_the_command_says_it_in_words_and_in_json(
     assert f"afterwards: {said['commands'][0]}" in done.stdout
 
 
-@pytest.mark.parametrize(
-    "arguments", [["--repair"], ["--start", "2025-09-01"], ["--repair", "--end", "2025-09-01"]]
-)
-def test_a_repair_wants_its_days(arguments: list[str]) -> None:
+@pytest.mark.parametrize("arguments", [["--start", "2025-09-01"], ["--symbols", "KRW-BTC"]])
+def test_what_is_asked_of_the_exchange_alone_wants_a_comparison(arguments: list[str]) -> None:
     done = CliRunner().invoke(cli.app, ["db", "adopt", *arguments])
     assert done.exit_code == 2
-    assert "go together" in done.stderr
+    assert "are of --compare" in done.stderr

@@ -10,7 +10,7 @@ import yaml
 from tests.deploy.conftest import DEPLOY, ROOT, tool
 
 FILE = DEPLOY / "compose.yaml"
-ONE_SHOTS = {"migrate", "n8n-import"}
+ONE_SHOTS = {"migrate"}
 SECRETS = {"POSTGRES_PASSWORD", "N8N_WEBHOOK_SECRET", "N8N_ENCRYPTION_KEY", "DISCORD_WEBHOOK_URL"}
 MAY_BE_EMPTY = {"HEARTBEAT_URL", "REDIS_URL", "REDIS_PASSWORD"}
 
@@ -55,7 +55,7 @@ def test_no_secret_stands_in_a_command(services: dict[str, Any]) -> None:
 
 def test_ports_are_open_to_this_machine_alone(services: dict[str, Any]) -> None:
     ports = {port for one in services.values() for port in one.get("ports", [])}
-    assert {port.rpartition(":")[2] for port in ports} == {"3000", "5432", "5678", "6379"}
+    assert {port.rpartition(":")[2] for port in ports} == {"3000", "5432", "6379"}
     assert all(port.startswith("127.0.0.1:") for port in ports)
     assert not any("network_mode" in one for one in services.values())
 
@@ -89,7 +89,6 @@ def test_the_start_has_its_order(services: dict[str, Any]) -> None:
         "code-server": {"migrate": "service_completed_successfully"},
         "webserver": {"code-server": "service_healthy"},
         "daemon": {"code-server": "service_healthy"},
-        "n8n": {"n8n-import": "service_completed_successfully"},
     }
 
 
@@ -100,7 +99,7 @@ def test_what_is_kept_is_in_a_volume(services: dict[str, Any]) -> None:
         for name, one in services.items()
     }
     kept = {name: found for name, found in mounted.items() if found}
-    assert kept == {"postgres": {"postgres"}, "n8n": {"n8n"}, "n8n-import": {"n8n"}}
+    assert kept == {"postgres": {"postgres"}, "n8n": {"n8n"}}
     folders = {
         text.split(":")[0]
         for one in services.values()

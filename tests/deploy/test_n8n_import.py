@@ -30,20 +30,30 @@ def imported(environment: dict[str, str]) -> int:
     return subprocess.run(command.split(), env=environment, check=False).returncode
 
 
+CREDENTIAL = f"import:credentials --input={CONFIG}/n8n_credentials.json"
+IMPORT = f"import:workflow --separate --input={CONFIG}/n8n_workflows"
+
+
+def each(command: str) -> list[str]:
+    return [f"{command}:workflow --id=tradingAlerts00{number}" for number in (1, 3, 4, 2)]
+
+
 def test_the_credential_comes_first_then_the_workflows_and_each_is_published(
     tmp_path: Path, stand_in: dict[str, str]
 ) -> None:
     assert imported(stand_in) == 0
-    assert (tmp_path / "calls").read_text().splitlines() == [
-        f"import:credentials --input={CONFIG}/n8n_credentials.json",
-        "unpublish:workflow --all",
-        f"import:workflow --separate --input={CONFIG}/n8n_workflows",
-        *(f"publish:workflow --id=tradingAlerts00{number}" for number in (1, 3, 4, 2)),
-    ]
+    calls = (tmp_path / "calls").read_text().splitlines()
+    assert calls == [CREDENTIAL, IMPORT, *each("publish")]
 
 
-@pytest.mark.parametrize(
-    "step", ["import:credentials", "unpublish:workflow", "import:workflow", "publish:workflow"]
-)
+def test_where_the_import_is_refused_ours_are_taken_back_first(
+    tmp_path: Path, stand_in: dict[str, str]
+) -> None:
+    assert imported({**stand_in, "FAIL": "import:workflow"}) != 0
+    calls = (tmp_path / "calls").read_text().splitlines()
+    assert calls == [CREDENTIAL, IMPORT, *each("unpublish"), IMPORT]
+
+
+@pytest.mark.parametrize("step", ["import:credentials", "import:workflow", "publish:workflow"])
 def test_a_step_that_fails_keeps_n8n_from_starting(stand_in: dict[str, str], step: str) -> None:
     assert imported({**stand_in, "FAIL": step}) != 0

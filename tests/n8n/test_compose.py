@@ -8,6 +8,7 @@ wherever something is written at the end.
 
 import os
 import re
+import shlex
 import shutil
 import signal
 import socket
@@ -116,10 +117,9 @@ class Compose:
     def command(self, service: str) -> list[str]:
         """Return the service's command with loopback in every address's place."""
         definition = self.services[service]
-        if service.startswith("n8n"):
-            return (
-                ["n8n", "start"] if service == "n8n" else [str(IMPORT), str(DEPLOY / "../config")]
-            )
+        if "entrypoint" in definition:
+            imported = shlex.join([str(IMPORT), str(DEPLOY.parent / "config")])
+            return [word.replace("/import.sh", imported) for word in definition["entrypoint"]]
         words = ["trading-pipelines", *definition["command"]]
         if "--host" in words:
             words[words.index("--host") + 1] = "127.0.0.1"
@@ -325,8 +325,8 @@ def test_the_services_come_up_heal_a_killed_code_server_deliver_and_keep_their_s
     compose: Compose, exchange: ReplayExchange, inbox: DiscordInbox, recorded: pd.DataFrame
 ) -> None:
     with compose.watched(), command_lines() as seen:
-        for service in ("migrate", "n8n-import"):
-            done = compose.run(service)
+        for _ in range(2):  # compose runs it again at each `up`
+            done = compose.run("migrate")
             assert done.returncode == 0, done.stdout + done.stderr
         for service in ("n8n", "code-server", "webserver", "daemon"):
             compose.start(service)
@@ -359,6 +359,11 @@ def test_the_services_come_up_heal_a_killed_code_server_deliver_and_keep_their_s
             )
             connection.execute(REJECT, [REASON])
         inbox.wait_for(lambda message: REASON in str(message.payload), 60)
+
+        compose.kill("n8n")  # and it imports again, over what is published
+        compose.await_healthy("n8n")
+        webhooks = n8n.check(compose.here("http://n8n:5678"), PLANTED["N8N_WEBHOOK_SECRET"], 10)
+        assert [one.said for one in webhooks if not one.is_good] == []
 
         # And one that fails, so that an error is told and kept as well.
         exchange.set_faults([Fault.parse("html_200:market=KRW-ETH")])

@@ -5,7 +5,7 @@ belongs in `download`.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from decimal import ROUND_HALF_UP, Decimal
 from statistics import median
 
@@ -19,6 +19,7 @@ STORED = """
 SELECT timestamp, open_price, high_price, low_price, close_price, volume FROM public.market_data
 WHERE symbol = %s AND interval = '1m' AND timestamp >= %s AND timestamp < %s
 """
+VALUES = Candle._fields[1:]
 # As numeric(20, 8) rounds.
 DIGITS = Decimal("1e-8")
 
@@ -37,7 +38,7 @@ class Comparison:
     """One symbol over a stretch; counts of candles.
 
     `added` is missing here, `changed` differs, `kept` is here and not at the exchange: a repair
-    leaves it. A value that did not change anywhere is None.
+    leaves it. `changes` has each value of a candle, None where it did not change anywhere.
     """
 
     symbol: str
@@ -45,14 +46,7 @@ class Comparison:
     added: int
     changed: int
     kept: int
-    open: Change | None
-    high: Change | None
-    low: Change | None
-    close: Change | None
-    volume: Change | None
-
-
-VALUES = [field.name for field in fields(Comparison) if field.name in Candle._fields]
+    changes: dict[str, Change | None]
 
 
 def compare(
@@ -84,7 +78,7 @@ def compare(
         name: Change(len(found), median(found), max(found)) if found else None
         for name, found in shares.items()
     }
-    return Comparison(symbol, compared, added, changed, kept, **changes)
+    return Comparison(symbol, compared, added, changed, kept, changes)
 
 
 def _differences(here: Candle, there: Candle) -> Iterator[tuple[str, float]]:

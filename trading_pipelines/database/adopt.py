@@ -15,8 +15,9 @@ from typing import Any
 import psycopg
 from psycopg import sql
 from psycopg.rows import namedtuple_row
+from sqlalchemy.engine import make_url
 
-from trading_pipelines.database import SCHEMA, DatabaseError, newest_schema
+from trading_pipelines.database import SCHEMA, DatabaseError, newest_schema, probe
 
 VARCHAR, NUMBER, MOMENT = "character varying", "numeric(20,8)", "timestamp with time zone"
 # As the bot makes them, `*` for NOT NULL. Those that older databases lack are in NEWER.
@@ -43,8 +44,8 @@ CONTRACT: Mapping[str, Mapping[str, str]] = {
     },
     "daily_risk_state": {
         "date": "date*", "total_pnl": f"{NUMBER}*", "trade_count": "integer*",
-        "consecutive_losses": "integer*", "cooldown_until": MOMENT,
-        "is_trading_halted": "boolean*", "updated_at": MOMENT,
+        "consecutive_losses": "integer*", "cooldown_until": MOMENT, "is_trading_halted": "boolean*",
+        "updated_at": MOMENT,
     },
     "agent_decisions": {
         "id": "bigint*", "symbol": f"{VARCHAR}(20)*", "strategy_name": f"{VARCHAR}(50)*",
@@ -60,28 +61,10 @@ NEWER = {
 # What we write to, and the columns that an INSERT of ours leaves to the table.
 WRITTEN = {"market_data": {"id"}, "regime_history": {"id"}}
 FAMILIES = {
-    VARCHAR: "text", "text": "text", "character": "text", "json": "json", "jsonb": "json",
-    "numeric": "number", "double precision": "number", "real": "number",
+    VARCHAR: "text", "text": "text", "json": "json", "jsonb": "json",
+    "numeric": "number", "double precision": "float", "real": "float",
     "bigint": "integer", "integer": "integer", "smallint": "integer",
 }  # fmt: skip
-
-# What the migrations make, compared by a test with what they did make.
-OUR_TABLES = (
-    "alembic_version", "candle_coverage", "candles_1h", "request_slots", "signal_coverage",
-    "regime_labels", "realized_volatility", "volatility_model", "volatility_forecast",
-    "garch_baseline", "volatility_score", "alert_kinds", "alert_deliveries", "alert_attempts",
-    "look_backs", "database_sizes", "reject_outcomes", "reject_summary",
-)  # fmt: skip
-FOLLOWING_VIEWS = ("trade_history_kst", "agent_decisions_kst", "risk_audit_kst",
-                   "daily_risk_state_kst", "risk_log_kst")  # fmt: skip
-OUR_VIEWS = ("input_versions", "current_signals", "volatility_score_30d", "reject_outcomes_kst",
-             *FOLLOWING_VIEWS)  # fmt: skip
-OUR_FUNCTIONS = ("refresh_korean_views", "rejections", "rejection_versions",
-                 *(f"{view}_rows" for view in FOLLOWING_VIEWS))  # fmt: skip
-LATER_COLUMNS = {
-    "candle_coverage": ("left_failed", "left_at", "trouble", "tries"),
-    "signal_coverage": ("left_failed", "failed_inputs"),
-}
 INDEXES_ON_THEIRS = {
     "agent_decisions": "idx_agent_decisions_rejects",
     "trading_history": "idx_trading_history_filled",
@@ -105,14 +88,11 @@ LONGEST_LIST = 5
 
 
 class Level(StrEnum):
-    """What a finding asks for."""
+    """Of whom a finding asks something: the operator, before all else; a backfill; nobody."""
 
     MEND = "mend"
-    """Of the operator, before anything else."""
     REPAIR = "repair"
-    """Of a backfill."""
     NOTE = "note"
-    """Of nobody, but good to know."""
 
 
 @dataclass(frozen=True)
@@ -171,7 +151,6 @@ class Inspection:
 
     role: str
     revision: str | None
-    tables: dict[str, bool]
     adds: list[str]
     candles: list[Candles]
     holes: list[Hole]
@@ -192,20 +171,21 @@ FROM unnest(%s::text[]) AS relation
 JOIN pg_class ON pg_class.oid = to_regclass('public.' || relation)
 LEFT JOIN pg_attribute ON attrelid = pg_class.oid AND attnum > 0 AND NOT attisdropped
 """
-# As 0001 looks for it; a deferrable or invalid one is of no use to ON CONFLICT.
+# As 0001 looks for its key; a deferrable or invalid one is of no use to ON CONFLICT, nor to a
+# foreign key.
 KEYS = """
 SELECT indexrelid::regclass::text AS name, indimmediate AND indisvalid AS is_usable
-FROM pg_index WHERE indrelid = 'public.market_data'::regclass AND indisunique AND indpred IS NULL
+FROM pg_index WHERE indrelid = to_regclass('public.' || %s) AND indisunique AND indpred IS NULL
     AND (SELECT array_agg(attname::text ORDER BY attname) FROM pg_attribute
-         WHERE attrelid = indrelid AND attnum = ANY (indkey)) = '{interval,symbol,timestamp}'
+         WHERE attrelid = indrelid AND attnum = ANY (indkey)) = %s
 ORDER BY 2 DESC
 """
 OURS = """
-SELECT relname::text FROM pg_class WHERE relnamespace = to_regnamespace('trading_pipelines')
-UNION SELECT proname::text FROM pg_proc WHERE pronamespace = to_regnamespace('trading_pipelines')
-UNION SELECT relname || '.' || attname FROM pg_class JOIN pg_attribute ON attrelid = pg_class.oid
-    WHERE relnamespace = to_regnamespace('trading_pipelines') AND relkind = 'r' AND attnum > 0
-UNION SELECT 'public.' || relname FROM pg_class WHERE relnamespace = 'public'::regnamespace
+SELECT relname::text FROM pg_class
+WHERE relnamespace = to_regnamespace('trading_pipelines') AND relkind <> 'i' ORDER BY 1
+"""
+MISSING = """
+SELECT name FROM unnest(%s::text[]) AS name WHERE to_regclass('public.' || name) IS NULL ORDER BY 1
 """
 ROLE = """
 SELECT quote_ident(current_user) AS name, quote_ident(current_database()) AS database,
@@ -214,7 +194,8 @@ SELECT quote_ident(current_user) AS name, quote_ident(current_database()) AS dat
     (SELECT has_schema_privilege(oid, 'CREATE') AND pg_has_role(nspowner, 'USAGE')
      FROM pg_namespace WHERE nspname = 'trading_pipelines') AS owns_ours,
     (SELECT rolcreatedb OR rolsuper FROM pg_roles WHERE rolname = current_user)
-        OR EXISTS (SELECT FROM pg_database WHERE datname = %s) AS has_storage
+        AS creates_databases,
+    EXISTS (SELECT FROM pg_database WHERE datname = %s) AS has_storage
 """
 MAY = """
 SELECT privilege, has_table_privilege('public.' || %(table)s, privilege) AS is_granted
@@ -225,6 +206,11 @@ FROM pg_attribute, LATERAL (SELECT CASE WHEN 'INSERT' = ANY (%(privileges)s)
     THEN pg_get_serial_sequence('public.' || %(table)s, 'id') END) AS numbers (sequence)
 WHERE attrelid = to_regclass('public.' || %(table)s) AND attname = 'id' AND attidentity = ''
     AND sequence IS NOT NULL
+"""
+# Upbit opened in 2017. Python has no infinity, and a candle of the year 9999 no end to its hole.
+STRAYS = """
+SELECT symbol, count(*) AS rows FROM public.market_data
+WHERE timestamp NOT BETWEEN '2000-01-01Z' AND '2100-01-01Z' GROUP BY 1 ORDER BY 1
 """
 TOTALS = """
 SELECT symbol, interval, count(*), min(timestamp), max(timestamp) FROM public.market_data
@@ -306,20 +292,22 @@ def inspect(
     connection: psycopg.Connection,
     symbols: Sequence[str],
     now: datetime,
-    dagster_database: str | None = None,
+    storage: str,
+    *,
+    is_named: bool,
 ) -> Inspection:
     """Inspect the market database for an installation of these symbols; `now` is aware UTC.
 
-    `dagster_database` is the storage that `db upgrade` makes where it is missing; None where the
-    operator names one. `connection` is autocommit and not used for anything else. Raises
-    DatabaseError when a table stays locked, or our schema is closed to the role.
+    `storage` is the URL of Dagster's database. `db upgrade` makes it where it is missing, except
+    one that `is_named` by the operator. `connection` is autocommit and not used for anything else.
+    Raises DatabaseError when a table stays locked, or our schema is closed to the role.
     """
     connection.read_only = True
     connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
     try:
         with connection.transaction():
             connection.execute(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'")
-            return _Inspector(connection, symbols, now).inspect(dagster_database)
+            return _Inspector(connection, symbols, now).inspect(storage, is_named=is_named)
     except psycopg.errors.LockNotAvailable as error:
         raise DatabaseError(f"a table is being changed ({error}): try again later") from error
     except psycopg.errors.InsufficientPrivilege as error:
@@ -336,48 +324,39 @@ class _Inspector:
         self._today = now.astimezone(UTC).date()
         self._findings: list[Finding] = []
         self._days: dict[str, set[date]] = {}
-
-    def inspect(self, dagster_database: str | None) -> Inspection:
-        (role,) = self._rows(ROLE, [dagster_database])
-        there = {name for (name,) in self._rows(OURS)}
-        relations: dict[str, list[Any]] = {}
+        self._relations: dict[str, list[Any]] = {}
         for column in self._rows(COLUMNS, [list(CONTRACT)]):
-            relations.setdefault(column.relation, []).append(column)
-        revision = None
-        if "alembic_version" in there:
-            ((revision,),) = self._rows("SELECT version_num FROM trading_pipelines.alembic_version")
-        has_key = "market_data" in relations and self._has_key()
-        adds = self._adds(there, relations, role, revision, has_key=has_key)
-        self._judge_revision(revision, there)
-        self._judge_role(role, relations, adds, dagster_database)
-        readable = {name for name, columns in relations.items()
-                    if self._judge_table(name, columns, role.name)}  # fmt: skip
+            self._relations.setdefault(column.relation, []).append(column)
+        self._adds: list[str] = []
+
+    def inspect(self, storage: str, *, is_named: bool) -> Inspection:
+        (role,) = self._rows(ROLE, [make_url(storage).database])
+        revision, is_ours = self._revision()
+        has_key = "market_data" in self._relations and self._has_key()
+        if is_ours:
+            self._compare(revision, has_key=has_key)
+        self._judge_role(role, is_current=revision == newest_schema())
+        self._judge_storage(storage, role, is_named=is_named)
+        readable = {name for name in self._relations if self._judge_table(name, role.name)}
         candles, holes = [], []
-        if "market_data" in readable:
+        if "market_data" in readable and self._are_in_time():
             settled = set()
-            if "candle_coverage" in there:
+            if is_ours and revision:
                 settled = {(symbol, day) for symbol, day in self._rows(SETTLED)}
             candles = [Candles(*row) for row in self._rows(TOTALS)]
-            self._judge_totals(candles, moves_doubles=f"constraint public.{KEY}" in adds)
+            self._judge_totals(candles, moves_doubles=f"constraint public.{KEY}" in self._adds)
             holes = [one for hole in (Hole(*row) for row in self._rows(HOLES, [self._symbols]))
                      for one in _unsettled(hole, settled)]  # fmt: skip
             self._judge_holes(holes)
-            self._judge_days(relations["market_data"], settled)
+            self._judge_days(settled)
         if "regime_history" in readable:
-            self._judge_regimes("TRUE" if "regime_labels" not in there else NOT_OURS)
+            has_labels = is_ours and (revision or "") >= MADE_BY["regime_history"]
+            self._judge_regimes(NOT_OURS if has_labels else "TRUE")
         repairs = self._repairs()
         if self._one("SELECT to_regclass('timescaledb_information.hypertables') IS NOT NULL"):
             self._judge_hypertable(repairs, has_key=has_key)
-        return Inspection(
-            role.name,
-            revision,
-            {name: name in relations for name in CONTRACT},
-            adds,
-            candles,
-            holes,
-            sorted(self._findings, key=lambda one: list(Level).index(one.level)),
-            repairs,
-        )
+        findings = sorted(self._findings, key=lambda one: list(Level).index(one.level))
+        return Inspection(role.name, revision, self._adds, candles, holes, findings, repairs)
 
     def _rows(self, query: str | sql.Composed, arguments: Any = None) -> list[Any]:  # noqa: ANN401
         with self._connection.cursor(row_factory=namedtuple_row) as cursor:
@@ -390,201 +369,210 @@ class _Inspector:
     def _find(self, level: Level, about: str, what: str, advice: str = "") -> None:
         self._findings.append(Finding(level, about, what, advice))
 
+    def _mend(self, about: str, what: str, advice: str) -> None:
+        self._find(Level.MEND, about, what, advice)
+
+    def _note(self, about: str, what: str, advice: str = "") -> None:
+        self._find(Level.NOTE, about, what, advice)
+
+    def _revision(self) -> tuple[str | None, bool]:
+        """Return the revision of our schema, and whether it is one that this version knows."""
+        there, revision = [name for (name,) in self._rows(OURS)], None
+        if "alembic_version" in there:
+            revision = self._one("SELECT min(version_num) FROM trading_pipelines.alembic_version")
+            there.remove("alembic_version")
+        if revision is None and there:
+            self._mend(SCHEMA, f"the schema holds {_listed(there)}, and no record of our "
+                       "migrations", f"if nobody needs it: ALTER SCHEMA {SCHEMA} RENAME TO "
+                       f"{SCHEMA}_before;")  # fmt: skip
+        is_newer = (revision or "") > (newest_schema() or "")
+        if is_newer:
+            self._mend(SCHEMA, f"a newer version of this project ({revision}) is at work here",
+                       "take that version")  # fmt: skip
+        return revision, not is_newer
+
     def _has_key(self) -> bool:
-        keys = self._rows(KEYS)
-        for key in keys:
-            if not key.is_usable:
-                self._find(
-                    Level.MEND if key is keys[0] else Level.NOTE, "market_data",
-                    f"its unique key {key.name} is deferrable or invalid: candles can't be "
-                    "repaired by it, and `db upgrade` takes it for one that can",
-                    f"drop the constraint or index {key.name}; `db upgrade` then makes {KEY}",
-                )  # fmt: skip
+        keys = self._rows(KEYS, ["market_data", ["interval", "symbol", "timestamp"]])
+        if keys and not keys[0].is_usable:
+            self._mend("market_data", f"its unique key {keys[0].name} is deferrable or invalid: "
+                       "candles can't be repaired by it, and `db upgrade` takes it for one that "
+                       "can", f"drop the constraint or index {keys[0].name}; `db upgrade` then "
+                       f"makes {KEY}")  # fmt: skip
         return bool(keys)
 
-    def _adds(
-        self,
-        there: set[str],
-        relations: Mapping[str, Any],
-        role: Any,  # noqa: ANN401
-        revision: str | None,
-        *,
-        has_key: bool,
-    ) -> list[str]:
-        adds = [f"schema {SCHEMA}"] if role.owns_ours is None else []
+    def _compare(self, revision: str | None, *, has_key: bool) -> None:
+        """Note our schema, and each object in `public`, that the migrations add or change."""
+        relations, adds, head = self._relations, self._adds, newest_schema()
+        if revision != head:
+            adds.append(f"schema {SCHEMA}{f' from {revision} to {head}' if revision else ''}")
         for table in (one for one in CONTRACT if one not in relations):
             if (revision or "") < MADE_BY.get(table, ALERTS):
                 adds.append(f"table public.{table}")
             else:
-                self._find(Level.MEND, table, "it is gone, and `db upgrade` does not make it again",
+                self._mend(table, "it is gone, and `db upgrade` does not make it again",
                            "restore it from a backup")  # fmt: skip
         if "market_data" in relations and not has_key:
-            if (revision or "") < MADE_BY["market_data"]:
-                adds += [f"constraint public.{KEY}", f"table {SCHEMA}.market_data_doubles"]
+            if revision is None:
+                adds.append(f"constraint public.{KEY}")
             else:
-                self._find(Level.MEND, "market_data", "its unique key is gone: no candle can be "
-                           "stored", f"ALTER TABLE public.market_data ADD CONSTRAINT {KEY} "
+                self._mend("market_data", "its unique key is gone: no candle can be stored",
+                           f"ALTER TABLE public.market_data ADD CONSTRAINT {KEY} "
                            "UNIQUE (symbol, interval, timestamp);")  # fmt: skip
         # One statement makes them all, or none.
-        indexes = {f"public.{index}" for index in INDEXES_ON_THEIRS.values()} - there
-        foreign = [one for one in INDEXES_ON_THEIRS if one in relations
-                   and not relations[one][0].is_owner]  # fmt: skip
+        theirs = INDEXES_ON_THEIRS.keys() & relations.keys()
+        names = self._rows(MISSING, [[INDEXES_ON_THEIRS[table] for table in theirs]])
+        indexes = [f"public.{name}" for (name,) in names]
+        foreign = sorted(table for table in theirs if not relations[table][0].is_owner)
         if indexes and (foreign or (revision or "") >= ALERTS):
             why = f"{_listed(foreign)} belong to another role" if foreign else "they are gone"
-            self._find(Level.NOTE, "indexes", f"{why}, so {_listed(sorted(indexes))} are not "
-                       "added: the alerts' questions are slower")  # fmt: skip
+            self._note("indexes", f"{why}, so {_listed(indexes)} are not added: the alerts' "
+                       "questions are slower")  # fmt: skip
         else:
-            adds += [f"index {index}" for index in sorted(indexes)]
-        columns = [f"{table}.{column}" for table, later in LATER_COLUMNS.items()
-                   if table in there for column in later]  # fmt: skip
-        ours = {"table": OUR_TABLES, "view": OUR_VIEWS, "function": OUR_FUNCTIONS,
-                "column": columns}  # fmt: skip
-        for kind, names in ours.items():
-            adds += [f"{kind} {SCHEMA}.{name}" for name in names if name not in there]
-        return adds
+            adds += [f"index {index}" for index in indexes]
 
-    def _judge_revision(self, revision: str | None, there: set[str]) -> None:
-        if revision is not None and revision > (newest_schema() or ""):
-            self._find(
-                Level.MEND, SCHEMA, f"a newer version of this project ({revision}) is at work here",
-                "take that version",
-            )  # fmt: skip
-        if revision is None and (taken := there & {*OUR_TABLES, *OUR_VIEWS, *OUR_FUNCTIONS}):
-            self._find(
-                Level.MEND, SCHEMA,
-                f"the schema holds {_listed(sorted(taken))}, and no record of our migrations",
-                f"if nobody needs it: ALTER SCHEMA {SCHEMA} RENAME TO {SCHEMA}_before;",
-            )  # fmt: skip
+    def _judge_storage(self, url: str, role: Any, *, is_named: bool) -> None:  # noqa: ANN401
+        name = make_url(url).database
+        if is_named:
+            try:
+                with probe(url):
+                    return
+            except DatabaseError as error:
+                self._mend("DAGSTER_POSTGRES_URL", str(error),
+                           f'where it is not there: CREATE DATABASE "{name}";')  # fmt: skip
+        elif not role.has_storage:
+            self._adds.append(f"database {name}")
+            if not role.creates_databases:
+                self._mend(f"role {role.name}", f"may not create the database {name}",
+                           f'CREATE DATABASE "{name}" OWNER {role.name}; or set '
+                           "DAGSTER_POSTGRES_URL")  # fmt: skip
 
-    def _judge_role(
-        self,
-        role: Any,  # noqa: ANN401
-        relations: Mapping[str, Any],
-        adds: Sequence[str],
-        dagster_database: str | None,
-    ) -> None:
-        def lacks(what: str, advice: str) -> None:
-            self._find(Level.MEND, f"role {role.name}", what, advice)
-
+    def _judge_role(self, role: Any, *, is_current: bool) -> None:  # noqa: ANN401
+        about = f"role {role.name}"
         if role.owns_ours is None and not role.creates_schemas:
-            lacks(f"may not create the schema {SCHEMA}",
-                  f"GRANT CREATE ON DATABASE {role.database} TO {role.name};")  # fmt: skip
-        if role.owns_ours is False and adds:
-            lacks(f"does not own the schema {SCHEMA}, which has to be migrated",
-                  "take the role that owns it and its tables")  # fmt: skip
-        if not role.creates_in_public and any(one.startswith("table public.") for one in adds):
-            lacks("may not create the missing tables in public",
-                  f"GRANT CREATE ON SCHEMA public TO {role.name};")  # fmt: skip
-        if f"constraint public.{KEY}" in adds and not relations["market_data"][0].is_owner:
-            lacks("does not own market_data, which has no unique key",
-                  "run `db upgrade` once as the role that owns it; or, where there are no doubles, "
-                  f"as that role: ALTER TABLE public.market_data ADD CONSTRAINT {KEY} "
-                  "UNIQUE (symbol, interval, timestamp);")  # fmt: skip
-        if dagster_database and not role.has_storage:
-            lacks(f"may not create the database {dagster_database}",
-                  f'CREATE DATABASE "{dagster_database}" OWNER {role.name}; or set '
-                  "DAGSTER_POSTGRES_URL")  # fmt: skip
+            self._mend(about, f"may not create the schema {SCHEMA}",
+                       f"GRANT CREATE ON DATABASE {role.database} TO {role.name};")  # fmt: skip
+        if role.owns_ours is False and not is_current:
+            self._mend(about, f"does not own the schema {SCHEMA}, which has to be migrated",
+                       "take the role that owns it and its tables")  # fmt: skip
+        if not role.creates_in_public and any(one.startswith("table ") for one in self._adds):
+            self._mend(about, "may not create the missing tables in public",
+                       f"GRANT CREATE ON SCHEMA public TO {role.name};")  # fmt: skip
+        makes_key = f"constraint public.{KEY}" in self._adds
+        if makes_key and not self._relations["market_data"][0].is_owner:
+            self._mend(about, "does not own market_data, which has no unique key",
+                       "run `db upgrade` once as the role that owns it; or, where there are no "
+                       f"doubles, as that role: ALTER TABLE public.market_data ADD CONSTRAINT "
+                       f"{KEY} UNIQUE (symbol, interval, timestamp);")  # fmt: skip
 
-    def _judge_table(self, table: str, columns: Sequence[Any], role: str) -> bool:
+    def _judge_table(self, table: str, role: str) -> bool:
         """Judge one contract table; return whether its rows can be read."""
+        columns = self._relations[table]
         if columns[0].kind not in {"r", "p"}:
-            self._find(Level.MEND, table, "it is no table",
-                       "rename it, and `db upgrade` makes the table")  # fmt: skip
+            self._mend(table, "it is no table", "rename it, and `db upgrade` makes the table")
             return False
         found = {column.name: column for column in columns}
-        newer, rewrites = NEWER.get(table, set()), table in WRITTEN
-        missing = {name: wanted for name, wanted in CONTRACT[table].items() if name not in found}
-        if lacking := sorted(missing.keys() & newer):
-            self._find(Level.NOTE, table, f"older than the newest bot: no {_listed(lacking)}; "
-                       "what is told goes without")  # fmt: skip
-        for name, wanted in missing.items():
-            if name not in newer:
-                self._find(Level.MEND, table, f"no column {name}",
-                           f"ALTER TABLE public.{table} ADD COLUMN {name} "
-                           f"{wanted.rstrip('*')};")  # fmt: skip
-        for name, wanted in CONTRACT[table].items():
-            if name not in found or found[name].type == wanted.rstrip("*"):
-                continue
-            if name == "id" and FAMILIES.get(found[name].type) == "integer":
-                continue  # serial or bigserial, by the bot's age
-            fits = _fits(found[name].type, wanted.rstrip("*"), exactly=rewrites)
-            self._find(
-                Level.NOTE if fits else Level.MEND, table,
-                f"{name} is {found[name].type}, not {wanted.rstrip('*')}"
-                f"{', which will do' if fits else ''}",
-                "" if fits else f"ALTER TABLE public.{table} ALTER COLUMN {name} "
-                f"TYPE {wanted.rstrip('*')};",
-            )  # fmt: skip
-        if rewrites:
+        newer = NEWER.get(table, set())
+        if lacking := sorted(newer - found.keys()):
+            self._note(table, f"older than the newest bot: no {_listed(lacking)}; what is told "
+                       "goes without")  # fmt: skip
+        wrong = [fault for name in CONTRACT[table] if name in found or name not in newer
+                 if (fault := self._column_fault(table, name, found.get(name)))]  # fmt: skip
+        for what, advice in wrong:
+            self._mend(table, what, f"ALTER TABLE public.{table} {advice}")
+        rights = ["SELECT"]
+        if table in WRITTEN:
             self._judge_writing(table, found)
-        return self._judge_rights(table, role, missing.keys() - newer)
+            rights += ["INSERT", "UPDATE"]
+        if table == "trading_history" and "table public.risk_audit" in self._adds:
+            rights.append("REFERENCES")
+            if not any(key.is_usable for key in self._rows(KEYS, [table, ["id"]])):
+                self._mend(table, "id has no unique key, and risk_audit is made with a reference "
+                           "to it", f"ALTER TABLE public.{table} ADD UNIQUE (id);")  # fmt: skip
+        return self._judge_rights(table, role, rights) and not wrong
+
+    def _column_fault(self, table: str, name: str, column: Any) -> tuple[str, str] | None:  # noqa: ANN401
+        """Return what is wrong with a column, and what ALTER TABLE would have to say."""
+        wanted = CONTRACT[table][name].rstrip("*")
+        if column is None:
+            return f"no column {name}", f"ADD COLUMN {name} {wanted};"
+        if not _fits(column.type, wanted, exactly=table in WRITTEN or name == "id"):
+            using = f"{name}::{wanted};"
+            if wanted == MOMENT and column.type.endswith("without time zone"):
+                using = f"{name} AT TIME ZONE 'UTC'; if the bot wrote UTC; else its zone"
+            return (f"{name} is {column.type}, not {wanted}",
+                    f"ALTER COLUMN {name} TYPE {wanted} USING {using}")  # fmt: skip
+        if table in WRITTEN and CONTRACT[table][name] != wanted and not column.is_needed:
+            return f"{name} may be NULL", f"ALTER COLUMN {name} SET NOT NULL;"
+        if column.type != wanted and name != "id":  # serial or bigserial, by the bot's age
+            self._note(table, f"{name} is {column.type}, not {wanted}, which will do")
+        return None
 
     def _judge_writing(self, table: str, found: Mapping[str, Any]) -> None:
+        alter = f"ALTER TABLE public.{table} ALTER COLUMN"
         left = WRITTEN[table] | (found.keys() - CONTRACT[table].keys())
         for name in sorted(left & found.keys()):
             if found[name].is_needed and not found[name].is_filled:
-                self._find(Level.MEND, table, f"{name} is NOT NULL without a default, and our rows "
-                           "do not name it", f"ALTER TABLE public.{table} ALTER COLUMN {name} DROP "
-                           "NOT NULL; or give it a default")  # fmt: skip
+                self._mend(table, f"{name} is NOT NULL without a default, and our rows do not name "
+                           "it", f"{alter} {name} DROP NOT NULL; or give it a default")  # fmt: skip
+        longest = max(self._symbols, key=len)
         for name in {"symbol", "coin_symbol"} & found.keys():
             length = re.search(r"\((\d+)\)", found[name].type)
-            longest = max(self._symbols, key=len)
             if length and int(length[1]) < len(longest):
-                self._find(Level.MEND, table, f"{name} is too short for {longest}",
-                           f"ALTER TABLE public.{table} ALTER COLUMN {name} "
-                           f"TYPE {VARCHAR}(20);")  # fmt: skip
+                self._mend(table, f"{name} is too short for {longest}",
+                           f"{alter} {name} TYPE {VARCHAR}(20);")  # fmt: skip
 
-    def _judge_rights(self, table: str, role: str, missing: Iterable[str]) -> bool:
-        privileges = ["SELECT", *(["INSERT", "UPDATE"] if table in WRITTEN else [])]
-        lacks = [
-            right.privilege
-            for right in self._rows(MAY, {"table": table, "privileges": privileges})
-            if not right.is_granted
-        ]
+    def _judge_rights(self, table: str, role: str, privileges: Sequence[str]) -> bool:
+        """Tell what the role lacks; return whether it may read."""
+        rights = self._rows(MAY, {"table": table, "privileges": privileges})
+        lacks = [right.privilege for right in rights if not right.is_granted]
         if lacks:
             grants = [f"GRANT {name if ' ON ' in name else f'{name} ON public.{table}'} TO {role};"
                       for name in lacks]  # fmt: skip
-            self._find(Level.MEND, table, f"the role has no {', '.join(lacks)}", " ".join(grants))
-        return "SELECT" not in lacks and not [*missing]
+            self._mend(table, f"the role has no {', '.join(lacks)}", " ".join(grants))
+        return "SELECT" not in lacks
+
+    def _are_in_time(self) -> bool:
+        strays = self._rows(STRAYS)
+        for symbol, rows in strays:
+            self._mend(symbol, f"{rows:,} candles outside the years 2000 to 2100", "look at them, "
+                       "then: DELETE FROM public.market_data "
+                       "WHERE timestamp NOT BETWEEN '2000-01-01Z' AND '2100-01-01Z';")  # fmt: skip
+        return not strays
 
     def _judge_totals(self, candles: Sequence[Candles], *, moves_doubles: bool) -> None:
-        rows = sum(one.rows for one in candles)
         if moves_doubles:
-            doubles = self._one(DOUBLES)
-            self._find(
-                Level.NOTE, "market_data",
-                f"no unique key: `db upgrade` moves {doubles:,} doubles to "
-                f"{SCHEMA}.market_data_doubles, of each the row written last stays, and adds {KEY}",
-                f"stop the bot meanwhile: nobody can write while {rows:,} rows get the key",
+            self._note(
+                "market_data", f"no unique key: `db upgrade` moves {self._one(DOUBLES):,} doubles "
+                f"to {SCHEMA}.market_data_doubles, of each the row written last stays, and adds "
+                f"{KEY}", "stop the bot meanwhile: nobody can write while "
+                f"{sum(one.rows for one in candles):,} rows get the key",
             )  # fmt: skip
         for one in candles:
             if one.interval != "1m":
-                self._find(Level.NOTE, one.symbol, f"{one.rows:,} rows of interval {one.interval}: "
-                           "left alone")  # fmt: skip
+                self._note(one.symbol, f"{one.rows:,} rows of interval {one.interval}: left alone")
             elif one.symbol not in self._symbols:
-                self._find(Level.NOTE, one.symbol, f"{one.rows:,} candles of a symbol that is not "
-                           "in the settings: left alone")  # fmt: skip
+                self._note(one.symbol, f"{one.rows:,} candles of a symbol that is not in the "
+                           "settings: left alone")  # fmt: skip
         stored = {one.symbol for one in candles if one.interval == "1m"}
         for symbol in self._symbols:
             if symbol not in stored:
-                self._find(Level.NOTE, symbol, "no candles yet")
+                self._note(symbol, "no candles yet")
 
     def _judge_holes(self, holes: Sequence[Hole]) -> None:
         for symbol in self._symbols:
             of_symbol = [hole for hole in holes if hole.symbol == symbol]
-            if of_symbol:
+            minutes = [hole.minutes for hole in of_symbol]
+            if minutes:
                 self._find(
-                    Level.REPAIR, symbol,
-                    f"{sum(hole.minutes for hole in of_symbol):,} minutes missing in "
-                    f"{len(of_symbol):,} stretches, the longest of "
-                    f"{max(hole.minutes for hole in of_symbol):,}; the exchange alone can tell a "
+                    Level.REPAIR, symbol, f"{sum(minutes):,} minutes missing in {len(minutes):,} "
+                    f"stretches, the longest of {max(minutes):,}; the exchange alone can tell a "
                     "hole from minutes without a trade",
                 )  # fmt: skip
             for hole in of_symbol:
                 self._days.setdefault(symbol, set()).update(_days(hole))
 
-    def _judge_days(self, columns: Sequence[Any], settled: set[tuple[str, date]]) -> None:
-        names = {column.name for column in columns if column.type == MOMENT}
+    def _judge_days(self, settled: set[tuple[str, date]]) -> None:
+        names = {column.name for column in self._relations["market_data"] if column.type == MOMENT}
         written_at = next((name for name in WRITTEN_AT if name in names), None)
         early: sql.Composable = sql.SQL("false")
         if written_at:
@@ -593,6 +581,7 @@ class _Inspector:
             )
         days = self._rows(sql.SQL(DAYS).format(early=early), [self._symbols])
         unsure = [day for day in days if (day.symbol, day.day) not in settled]
+        torn = [day for day in unsure if day.is_torn and day.pairs >= SUSPECT_PAIRS]
         self._judge_faults(
             Level.MEND, days, "misaligned", "candles do not start on the minute",
             "no backfill replaces them, and their days stay red. Look at them, then: DELETE FROM "
@@ -603,7 +592,6 @@ class _Inspector:
                            "can't be")  # fmt: skip
         self._judge_faults(Level.REPAIR, unsure, "early", f"candles were written ({written_at}) "
                            "before their minute had closed: frozen")  # fmt: skip
-        torn = [day for day in unsure if day.is_torn and day.pairs >= SUSPECT_PAIRS]
         self._judge_faults(
             Level.REPAIR, torn, "pairs", "candles of days in which closes do not meet the next "
             "open: frozen while they formed, or a market with a trade a minute",
@@ -616,23 +604,20 @@ class _Inspector:
             with_it = {day.day: getattr(day, fault) for day in days
                        if day.symbol == symbol and getattr(day, fault)}  # fmt: skip
             if with_it:
-                self._find(
-                    level, symbol, f"{sum(with_it.values()):,} {what}; {_listed(with_it)} (UTC)",
-                    advice.format(symbol=symbol),
-                )  # fmt: skip
+                self._find(level, symbol, f"{sum(with_it.values()):,} {what}; {_listed(with_it)} "
+                           "(UTC)", advice.format(symbol=symbol))  # fmt: skip
                 if level is Level.REPAIR:
                     self._days.setdefault(symbol, set()).update(with_it)
 
     def _judge_regimes(self, theirs: str) -> None:
         for row in self._rows(sql.SQL(REGIMES).format(theirs=sql.SQL(theirs))):
             if row.minutes:
-                self._find(Level.NOTE, row.symbol, f"{row.minutes:,} minutes with more than one "
-                           "row of regime_history: left, the bot reads the newest")  # fmt: skip
+                self._note(row.symbol, f"{row.minutes:,} minutes with more than one row of "
+                           "regime_history: left, the bot reads the newest")  # fmt: skip
             if row.timeless:
-                self._find(Level.NOTE, row.symbol, f"{row.timeless:,} rows of regime_history "
-                           "without a time: ORDER BY detected_at DESC puts them first",
-                           "look at them: SELECT * FROM public.regime_history "
-                           "WHERE detected_at IS NULL;")  # fmt: skip
+                self._note(row.symbol, f"{row.timeless:,} rows of regime_history without a time: "
+                           "ORDER BY detected_at DESC puts them first", "look at them: SELECT * "
+                           "FROM public.regime_history WHERE detected_at IS NULL;")  # fmt: skip
 
     def _repairs(self) -> list[Repair]:
         by_days: dict[tuple[date, date], list[str]] = {}
@@ -647,15 +632,15 @@ class _Inspector:
         for table in self._rows(HYPERTABLE):
             version = tuple(map(int, re.findall(r"\d+", table.version or "")[:2]))
             chunks = self._rows(COMPRESSED)
-            self._find(
-                Level.NOTE, "market_data",
-                f"a hypertable of TimescaleDB {table.version}, {len(chunks)} chunks compressed, "
-                f"policy: {table.compress_after or 'none'}; this project was never run on one",
+            self._note(
+                "market_data", f"a hypertable of TimescaleDB {table.version}, {len(chunks)} chunks "
+                f"compressed, policy: {table.compress_after or 'none'}; this project was never run "
+                "on one",
             )  # fmt: skip
             if not has_key and table.is_compressing and version < UNIQUE_SINCE:
-                self._find(
-                    Level.MEND, "market_data", "no unique key, and this TimescaleDB adds none "
-                    "while compression is on",
+                self._mend(
+                    "market_data", "no unique key, and this TimescaleDB adds none while "
+                    "compression is on",
                     f"{UNPACK}ALTER TABLE public.market_data SET (timescaledb.compress = false); "
                     "then `db upgrade`, then switch compression and its policy on again",
                 )  # fmt: skip
@@ -683,8 +668,8 @@ def _fits(found: str, wanted: str, *, exactly: bool) -> bool:
     """Return whether a column of one type does for another; `exactly`: whatever we write fits."""
     base, *limits = re.split(r"[(,)]+", found)
     wanted_base, *wanted_limits = re.split(r"[(,)]+", wanted)
-    family, wanted_family = (FAMILIES.get(one, one) for one in (base, wanted_base))
-    if family != wanted_family and (exactly or {family, wanted_family} != {"number", "integer"}):
+    families = {FAMILIES.get(one, one) for one in (base, wanted_base)}
+    if len(families) > 1 and (exactly or not families <= {"number", "float", "integer"}):
         return False
     if not exactly or not limits or not wanted_limits:
         return True
@@ -717,17 +702,14 @@ def _unsettled(hole: Hole, settled: set[tuple[str, date]]) -> Iterator[Hole]:
         yield Hole(hole.symbol, start, hole.end)
 
 
-def _joined(days: Iterable[date]) -> Iterator[tuple[date, date]]:
-    """Yield the first and last day of each stretch, with less than JOINED between two of it."""
-    stretch: tuple[date, date] | None = None
+def _joined(days: Iterable[date]) -> list[tuple[date, date]]:
+    """Return the first and last day of each stretch, with less than JOINED between two of it."""
+    stretches: list[list[date]] = []
     for day in sorted(days):
-        if stretch is None or day - stretch[1] >= JOINED:
-            if stretch:
-                yield stretch
-            stretch = (day, day)
-        stretch = (stretch[0], day)
-    if stretch:
-        yield stretch
+        if not stretches or day - stretches[-1][-1] >= JOINED:
+            stretches.append([])
+        stretches[-1].append(day)
+    return [(stretch[0], stretch[-1]) for stretch in stretches]
 
 
 def _listed(names: Iterable[object]) -> str:
