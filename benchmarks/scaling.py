@@ -40,7 +40,7 @@ QUIET_SECONDS = 330.0
 TICKS = """
 SELECT tick ->> 'job_name', percentile_cont(0.5) WITHIN GROUP (
     ORDER BY (tick ->> 'end_timestamp')::float8 - (tick ->> 'timestamp')::float8)
-FROM job_ticks, LATERAL (SELECT tick_body::jsonb -> 'job_tick_data' AS tick) AS body
+FROM job_ticks, LATERAL (SELECT tick_body::jsonb AS tick) AS body
 WHERE type = 'SCHEDULE' AND tick ->> 'end_timestamp' IS NOT NULL AND timestamp > %s
 GROUP BY 1
 """
@@ -192,7 +192,10 @@ def main(
     table.add_row("a refresh every five minutes, s", *(f"{one.refresh:.1f}" for one in found))
     table.add_row("events it leaves", *(f"{one.events:,.0f}" for one in found))
     for name in found[0].ticks:
-        table.add_row(f"a tick of {name}, s", *(f"{one.ticks.get(name, 0):.2f}" for one in found))
+        table.add_row(
+            f"{name} is over, s after its minute",
+            *(f"{one.ticks.get(name, 0):.2f}" for one in found),
+        )
     for name in found[0].memory:
         table.add_row(f"{name}, MB at most", *(f"{one.memory[name]:,.0f}" for one in found))
     table.add_row("the UI's partitions page, s", *(f"{one.page:.2f}" for one in found))

@@ -236,19 +236,24 @@ def serve(
     )
 
 
+_Symbols = Annotated[
+    str | None, typer.Option(help="Markets, separated by commas (default: the settings').")
+]
+_FirstDay = Annotated[
+    datetime | None,
+    typer.Option(formats=["%Y-%m-%d"], help="First UTC day (default: data.start_date)."),
+]
+_LastDay = Annotated[
+    datetime | None,
+    typer.Option(formats=["%Y-%m-%d"], help="Last UTC day, inclusive (default: yesterday)."),
+]
+
+
 @app.command()
 def backfill(
-    symbols: Annotated[
-        str | None, typer.Option(help="Markets, separated by commas (default: the settings').")
-    ] = None,
-    start: Annotated[
-        datetime | None,
-        typer.Option(formats=["%Y-%m-%d"], help="First UTC day (default: data.start_date)."),
-    ] = None,
-    end: Annotated[
-        datetime | None,
-        typer.Option(formats=["%Y-%m-%d"], help="Last UTC day, inclusive (default: yesterday)."),
-    ] = None,
+    symbols: _Symbols = None,
+    start: _FirstDay = None,
+    end: _LastDay = None,
     *,
     with_signals: Annotated[
         bool,
@@ -937,17 +942,9 @@ def db_adopt(
         bool,
         typer.Option("--compare", help="Ask the exchange what a repair of days would change."),
     ] = False,
-    symbols: Annotated[
-        str | None, typer.Option(help="Markets, separated by commas (default: the settings').")
-    ] = None,
-    start: Annotated[
-        datetime | None,
-        typer.Option(formats=["%Y-%m-%d"], help="First UTC day (default: data.start_date)."),
-    ] = None,
-    end: Annotated[
-        datetime | None,
-        typer.Option(formats=["%Y-%m-%d"], help="Last UTC day, inclusive (default: yesterday)."),
-    ] = None,
+    symbols: _Symbols = None,
+    start: _FirstDay = None,
+    end: _LastDay = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object, UTC.")] = False,
 ) -> None:
     """Say what `db upgrade` would add to a database that the bot uses, and what is wrong in it.
