@@ -106,6 +106,15 @@ def copied(server: EmbeddedServer, template: str) -> str:
 
 
 @pytest.fixture
+def empty_url(server: EmbeddedServer) -> str:
+    """The URL of a database in which nothing has been made."""
+    name = f"empty_{next(_numbers)}"
+    with psycopg.connect(server.url("postgres"), autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name}")
+    return server.url(name)
+
+
+@pytest.fixture
 def market_url(server: EmbeddedServer, template: str) -> str:
     """The URL of a fresh, migrated market database."""
     return copied(server, template)

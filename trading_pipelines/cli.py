@@ -802,8 +802,7 @@ def n8n_import(
 
     Example: trading-pipelines n8n import --command "npx n8n"
     """
-    own = load_environment().trading_pipelines_config.with_name(n8n.WORKFLOWS.name).absolute()
-    found = folder or (own if own.exists() else n8n.WORKFLOWS)
+    found = folder or load_environment().own_or(n8n.WORKFLOWS)
     for line in n8n.import_workflows(shlex.split(command), found, os.environ):
         out.print(escape(line))
 

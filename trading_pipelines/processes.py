@@ -89,14 +89,18 @@ def dagster_home(environment: Environment) -> Path:
     return environment.trading_pipelines_home / "dagster"
 
 
+def workspace_file(environment: Environment) -> Path:
+    """Return the file by which the web UI and the daemon find the code server."""
+    return dagster_home(environment) / "workspace.yaml"
+
+
 def write_instance_settings(environment: Environment) -> None:
     """Write dagster.yaml to where Dagster reads it; an edit takes effect at a start.
 
     It is the one beside the strategy file, else the one that comes with this package, with
     DAGSTER_OVERRIDES merged over it. Raises SettingsError.
     """
-    own = environment.trading_pipelines_config.with_name(INSTANCE_SETTINGS.name)
-    settings = _read(own if own.exists() else INSTANCE_SETTINGS)
+    settings = _read(environment.own_or(INSTANCE_SETTINGS))
     if environment.dagster_overrides:
         settings = deep_merge_dicts(settings, _read(environment.dagster_overrides))
     home = dagster_home(environment)
@@ -114,12 +118,11 @@ def _read(path: Path) -> dict[str, Any]:
     return found
 
 
-def write_workspace(environment: Environment, server: Mapping[str, object]) -> Path:
-    """Write where the code server is: its `socket`, or its `host` and `port`. Return the file."""
-    path = dagster_home(environment) / "workspace.yaml"
+def write_workspace(environment: Environment, server: Mapping[str, object]) -> None:
+    """Write where the code server is: its `socket`, or its `host` and `port`."""
     grpc = {**server, "location_name": LOCATION}
-    path.write_text(yaml.safe_dump({"load_from": [{"grpc_server": grpc}]}), encoding="utf-8")
-    return path
+    text = yaml.safe_dump({"load_from": [{"grpc_server": grpc}]})
+    workspace_file(environment).write_text(text, encoding="utf-8")
 
 
 def report_dead_runs(environment: Mapping[str, str]) -> None:
@@ -159,7 +162,8 @@ def serve(
     """
     write_instance_settings(environment)
     name, _, number = environment.code_server.rpartition(":")
-    workspace = write_workspace(environment, {"host": name, "port": int(number)})
+    write_workspace(environment, {"host": name, "port": int(number)})
+    workspace = workspace_file(environment)
     known = variables(environment, urls, environment.trading_pipelines_config)
     match process:
         case Process.CODE_SERVER:

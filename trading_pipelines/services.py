@@ -105,7 +105,7 @@ class Services:
         self._port = port or _free_port()
         self.url = f"http://{HOST}:{self._port}"
         self._socket = processes.dagster_home(environment) / "code.sock"
-        workspace = processes.dagster_home(environment) / "workspace.yaml"
+        workspace = processes.workspace_file(environment)
         self._variables = processes.variables(environment, urls, config)
         self._commands = {
             "code-server": processes.code_server_on(self._socket),

@@ -615,6 +615,11 @@ class Environment(BaseSettings):
     trading_pipelines_home: Annotated[Path, AfterValidator(Path.absolute)] = Path(".data")
     trading_pipelines_config: Path = Path("config/strategy.yaml")
 
+    def own_or(self, shipped: Path) -> Path:
+        """Return what stands beside the strategy file by the name of `shipped`, or else that."""
+        own = self.trading_pipelines_config.with_name(shipped.name).absolute()
+        return own if own.exists() else shipped
+
     @property
     def stop_flag(self) -> Path:
         """A file that is there while the services of the home are being stopped."""

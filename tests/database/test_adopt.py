@@ -31,7 +31,6 @@ from trading_pipelines.database.adopt import CONTRACT, NEWER, Hole, Inspection, 
 from trading_pipelines.database.embedded import EmbeddedServer, binaries
 
 NOW = datetime(2025, 9, 22, 3, tzinfo=UTC)
-_numbers = itertools.count()
 
 
 def inspect(
@@ -83,15 +82,6 @@ def bot(bot_url: str) -> Iterator[psycopg.Connection]:
     """A connection to the copy."""
     with database.connect(bot_url) as connection:
         yield connection
-
-
-@pytest.fixture
-def bare_url(server: EmbeddedServer) -> str:
-    """The URL of an empty database."""
-    name = f"bare_{next(_numbers)}"
-    with psycopg.connect(server.url("postgres"), autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {name}")
-    return server.url(name)
 
 
 def missing(recorded: pd.DataFrame) -> list[Hole]:
@@ -465,8 +455,8 @@ def objects(url: str) -> set[tuple[str, int]]:
 
 
 @pytest.mark.parametrize("age", ["nothing", "oldest", "newest", *REVISIONS])
-def test_what_is_said_to_be_added_is_what_an_upgrade_adds(bare_url: str, age: str) -> None:
-    with database.connect(bare_url) as connection:
+def test_what_is_said_to_be_added_is_what_an_upgrade_adds(empty_url: str, age: str) -> None:
+    with database.connect(empty_url) as connection:
         if age in {"oldest", "newest"}:
             connection.execute(MARKET_DATA)
         if age == "newest":
@@ -474,32 +464,32 @@ def test_what_is_said_to_be_added_is_what_an_upgrade_adds(bare_url: str, age: st
                 connection.execute(statement)
     schema = ["schema trading_pipelines"]
     if age in REVISIONS:
-        CONFIG.attributes["url"] = bare_url
+        CONFIG.attributes["url"] = empty_url
         command.upgrade(CONFIG, age)
         schema = [f"schema trading_pipelines from {age} to {REVISIONS[-1]}"]
     if age == REVISIONS[-1]:
         schema = []
-    before, inspection = objects(bare_url), inspect(bare_url)
-    database.upgrade(bare_url)
-    assert before <= objects(bare_url), "nothing is taken away or changed"
-    added = objects(bare_url) - before
+    before, inspection = objects(empty_url), inspect(empty_url)
+    database.upgrade(empty_url)
+    assert before <= objects(empty_url), "nothing is taken away or changed"
+    added = objects(empty_url) - before
     tables = {table for name, table in added if name.startswith("table ")}
     # The columns, keys and indexes of a table that is new come with it.
     assert sorted(inspection.adds) == sorted(
         [name for name, table in added if table not in tables or name.startswith("table ")] + schema
     )
     assert inspection.can_be_adopted
-    assert inspect(bare_url).adds == []
+    assert inspect(empty_url).adds == []
 
 
 def test_a_database_for_dagster_is_named_where_it_is_missing_and_wanted_where_it_is_named(
-    bare_url: str, server: EmbeddedServer
+    empty_url: str, server: EmbeddedServer
 ) -> None:
-    adds = [*inspect(bare_url).adds, "database not_there"]
+    adds = [*inspect(empty_url).adds, "database not_there"]
     url = server.url("not_there").replace("postgresql://", "postgresql+psycopg2://")
-    inspection = inspect(bare_url, storage=url)
+    inspection = inspect(empty_url, storage=url)
     assert (inspection.adds, inspection.can_be_adopted) == (adds, True)
-    inspection = inspect(bare_url, storage=url, is_named=True)
+    inspection = inspect(empty_url, storage=url, is_named=True)
     assert inspection.adds == adds[:-1]
     (told,) = (one for one in inspection.findings if one.level is MEND)
     assert (told.about, told.advice) == (
@@ -507,7 +497,7 @@ def test_a_database_for_dagster_is_named_where_it_is_missing_and_wanted_where_it
     )  # fmt: skip
     assert "not_there" in told.what
     there = url.replace("not_there", "postgres")
-    assert inspect(bare_url, storage=there, is_named=True).can_be_adopted
+    assert inspect(empty_url, storage=there, is_named=True).can_be_adopted
 
 
 @pytest.mark.parametrize("zone", ["UTC", "Asia/Seoul"])

@@ -1,6 +1,5 @@
 """Migrations on databases of every age, and on the bot's own table."""
 
-import itertools
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,9 +16,6 @@ from alembic.config import Config
 from trading_pipelines import database
 from trading_pipelines.candles.exchange import Candle
 from trading_pipelines.candles.store import Written, write_candles
-from trading_pipelines.database.embedded import EmbeddedServer
-
-_numbers = itertools.count()
 
 # The bot's table as the fact sheet has it; the oldest databases lack the key.
 MARKET_DATA = """
@@ -129,15 +125,6 @@ INSERT INTO market_data
 SELECT symbol, '1m', n, n, n, n, n, '2025-09-01Z'::timestamptz + interval '1 minute' * n
 FROM generate_series(1, 500) AS n, (VALUES ('KRW-BTC'), ('KRW-DOGE')) AS markets (symbol)
 """
-
-
-@pytest.fixture
-def empty_url(server: EmbeddedServer) -> str:
-    """The URL of a database in which nothing has been made."""
-    name = f"aged_{next(_numbers)}"
-    with psycopg.connect(server.url("postgres"), autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {name}")
-    return server.url(name)
 
 
 @pytest.fixture
