@@ -30,21 +30,18 @@ from pydantic import SecretStr
 from rich.console import Console
 from rich.table import Table
 
-from trading_pipelines import database, n8n
 from trading_pipelines.alerts import ledger
 from trading_pipelines.alerts.delivery import Sender
 from trading_pipelines.alerts.kinds import AI_REJECT, KINDS
+from trading_pipelines.alerts.n8n.local import LocalN8n
 from trading_pipelines.alerts.webhooks import Webhooks
+from trading_pipelines.database.connection import connect, prepare_database
 from trading_pipelines.database.embedded import EmbeddedServer
-from trading_pipelines.inbox import DiscordInbox, Message
-from trading_pipelines.services import Services
-from trading_pipelines.settings import (
-    AlertSettings,
-    DataSettings,
-    Environment,
-    StrategySettings,
-    dump_strategy,
-)
+from trading_pipelines.runtime.supervisor import Supervisor
+from trading_pipelines.settings.environment import Environment
+from trading_pipelines.settings.strategy import AlertSettings, DataSettings, StrategySettings
+from trading_pipelines.settings.strategy_file import dump_strategy
+from trading_pipelines.simulators.discord import DiscordInbox, Message
 
 SECRET = "a-secret-of-the-benchmark"  # noqa: S105
 OLD, BURST = 100_000, 1_000
@@ -118,13 +115,13 @@ def looking_every_5_s(url: str, posting: Webhooks, settings: AlertSettings) -> I
     over = Event()
 
     def loop() -> None:
-        with database.connect(url) as connection:
+        with connect(url) as connection:
             sender = Sender(connection, AI_REJECT, settings, posting)
             while not over.wait(LOOP_SECONDS):
                 sender.deliver(over.is_set, watch=False)
 
-    with database.connect(url) as connection:
-        ledger.switch_on(connection, AI_REJECT, None, datetime.now(UTC))
+    with connect(url) as connection:
+        ledger.enable(connection, AI_REJECT, None, datetime.now(UTC))
     thread = Thread(target=loop)
     thread.start()
     try:
@@ -183,21 +180,21 @@ def main(count: Annotated[int, typer.Option(help="Decisions in each measurement.
         stack.callback(shutil.rmtree, home)
         inbox = stack.enter_context(DiscordInbox())
         folder = home / "n8n"
-        local = stack.enter_context(n8n.LocalN8n(folder, secret=SECRET, discord_url=inbox.url))
+        local = stack.enter_context(LocalN8n(folder, secret=SECRET, discord_url=inbox.url))
         environment = Environment(
             trading_pipelines_home=home,
             n8n_url=SecretStr(local.url),
             n8n_webhook_secret=SecretStr(SECRET),
         )
         stack.callback(EmbeddedServer(home).stop)
-        urls = database.prepare(environment)
+        urls = prepare_database(environment)
         config = home / "strategy.yaml"
         dump_strategy(StrategySettings(data=DataSettings(refresh=False), alerts=settings), config)
-        connection = stack.enter_context(database.connect(urls.market))
+        connection = stack.enter_context(connect(urls.market))
         posting = Webhooks(local.url, SECRET, None, settings.timeout_seconds)
         with looking_every_5_s(urls.market, posting, settings):
             found = [latencies("a look every 5 s", connection, inbox, count // 2)]
-        with Services(environment, urls, config):
+        with Supervisor(environment, urls, config):
             await_that(lambda: kinds_on(connection) == len(KINDS))
             found.append(latencies("ours", connection, inbox, count))
             decide(connection, "old", datetime.now(UTC) - timedelta(days=1), OLD)

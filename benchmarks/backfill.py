@@ -38,15 +38,17 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from trading_pipelines import database
 from trading_pipelines.candles import coverage, store
 from trading_pipelines.candles import exchange as client
 from trading_pipelines.candles.download import download
+from trading_pipelines.candles.page import PAGE_SIZE, Page
 from trading_pipelines.candles.rate_limit import RequestSlots
 from trading_pipelines.candles.windows import DAY, MINUTE, day_interval
+from trading_pipelines.database.connection import connect, upgrade_database
 from trading_pipelines.database.embedded import EmbeddedServer
-from trading_pipelines.replay import GeneratedMarket, Market, Recording, ReplayExchange, Stats
-from trading_pipelines.settings import ExchangeSettings, HealingSettings
+from trading_pipelines.settings.strategy import ExchangeSettings, HealingSettings
+from trading_pipelines.simulators.upbit.market import GeneratedMarket, Market, Recording
+from trading_pipelines.simulators.upbit.server import ReplayExchange, Stats
 
 RECORDING = Path(__file__).parents[2] / "shared/data/upbit_krw5_1m_20250901_20250921.parquet"
 FIRST_DAY, RECORDED_DAYS = date(2025, 9, 1), 21
@@ -54,7 +56,7 @@ SYMBOLS = ("KRW-BTC", "KRW-ETH", "KRW-XRP", "KRW-SOL", "KRW-DOGE")
 WORKERS = 2  # the limit of the pool `upbit`
 RATE, LATENCY = 10.0, 0.05  # Upbit's requests a second; seconds until it answers
 LIFTED_RATE = 400.0  # high enough never to wait
-LIMIT = RATE * client.PAGE_SIZE  # rows a second
+LIMIT = RATE * PAGE_SIZE  # rows a second
 TARGET, FLAT = 0.95, 1.1
 OLD_INSERT = """
 INSERT INTO public.market_data (symbol, interval, timestamp, open_price, high_price, low_price,
@@ -125,10 +127,10 @@ def work(
     probe: Probe | None,
 ) -> None:
     """Download the days of each symbol that comes through the pipe, as a run of the asset does."""
-    with database.connect(market_url) as connection, suppress(EOFError, KeyboardInterrupt):
+    with connect(market_url) as connection, suppress(EOFError, KeyboardInterrupt):
         settings = ExchangeSettings(requests_per_second=rate)
         exchange = client.Exchange(url, RequestSlots(connection, url, rate), settings)
-        found = probe(-(len(days) * 1440 // -client.PAGE_SIZE)) if probe else {}
+        found = probe(-(len(days) * 1440 // -PAGE_SIZE)) if probe else {}
         pipe.send(None)
         while True:
             symbol = pipe.recv()
@@ -171,7 +173,7 @@ def peak_memory(pages: int) -> dict[str, float]:
     peaks: dict[str, float] = {}
     count, ask = itertools.count(1), client.Exchange.page
 
-    def page(*args: Any) -> client.Page:  # noqa: ANN401
+    def page(*args: Any) -> Page:  # noqa: ANN401
         answer, number = ask(*args), next(count)
         if number * 10 // pages > len(peaks):
             status = Path("/proc/self/status").read_text()
@@ -196,7 +198,7 @@ def ours(
     """Measure our download; each worker takes the next symbol when it is done with one."""
     at_exchange, rate = ((RATE, LATENCY), RATE) if limited else ((None, 0.0), LIFTED_RATE)
     with ExitStack() as stack:
-        connection = stack.enter_context(database.connect(market_url))
+        connection = stack.enter_context(connect(market_url))
         connection.execute("TRUNCATE public.market_data, trading_pipelines.candle_coverage")
         url = stack.enter_context(process(serve, len(days), *at_exchange)).recv()
         job = (market_url, url, days, rate, probe)
@@ -232,7 +234,7 @@ def old_script(market_url: str, url: str, minutes: int) -> tuple[int, float]:
         connection.commit()
         since = time.monotonic()
         while at < end:
-            page = upbit.fetch_ohlcv("BTC/KRW", "1m", since=at, limit=client.PAGE_SIZE)
+            page = upbit.fetch_ohlcv("BTC/KRW", "1m", since=at, limit=PAGE_SIZE)
             for row in page:
                 connection.execute(OLD_INSERT, row)
                 connection.commit()
@@ -293,7 +295,7 @@ def main(minutes: int = 12_000, *, quick: bool = False, year: bool = False) -> N
         server = EmbeddedServer(home)
         stack.callback(server.stop)
         server.start()
-        database.upgrade(server.url("postgres"))
+        upgrade_database(server.url("postgres"))
         ways = list(measure(server.url("postgres"), home, days, year=year))
     best = ways[0]
     table = Table(

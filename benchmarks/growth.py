@@ -24,15 +24,20 @@ from pydantic import SecretStr
 from rich.console import Console
 from rich.table import Table
 
-from trading_pipelines import database
 from trading_pipelines.candles import coverage, due
 from trading_pipelines.candles.windows import DAY
+from trading_pipelines.database.connection import DatabaseUrls, connect, prepare_database
 from trading_pipelines.database.embedded import EmbeddedServer
-from trading_pipelines.inbox import DiscordInbox
-from trading_pipelines.replay import GeneratedMarket, ReplayExchange
-from trading_pipelines.services import Services
-from trading_pipelines.settings import DataSettings, Environment, StrategySettings, dump_strategy
+from trading_pipelines.runtime.supervisor import Supervisor
+from trading_pipelines.settings.environment import Environment
+from trading_pipelines.settings.strategy import DataSettings, StrategySettings
+from trading_pipelines.settings.strategy_file import dump_strategy
+from trading_pipelines.signals import coverage as signal_coverage
 from trading_pipelines.signals import due as signals_due
+from trading_pipelines.signals.catalogue import SIGNALS
+from trading_pipelines.simulators.discord import DiscordInbox
+from trading_pipelines.simulators.upbit.market import GeneratedMarket
+from trading_pipelines.simulators.upbit.server import ReplayExchange
 
 HISTORY = timedelta(days=20)
 FILLED_WITHIN_SECONDS = 1200.0
@@ -56,11 +61,11 @@ class Size(NamedTuple):
     rows: int
 
 
-def sizes(urls: database.DatabaseUrls) -> dict[tuple[str, str], Size]:
+def sizes(urls: DatabaseUrls) -> dict[tuple[str, str], Size]:
     """Return the size of each table of both databases, by (database, table)."""
     found = {}
     for name, url in (("market", urls.market), ("dagster", urls.dagster)):
-        with database.connect(url) as connection:
+        with connect(url) as connection:
             for table, size in connection.execute(TABLES).fetchall():
                 row = connection.execute(f"SELECT count(*) FROM {table}").fetchone()  # noqa: S608
                 found[name, table] = Size(size, row[0] if row else 0)
@@ -72,10 +77,12 @@ def is_filled(connection: psycopg.Connection, settings: StrategySettings) -> boo
     now = datetime.now(UTC)
     days = due.look_back(settings.data.start_date, settings.data.look_back_days, now)
     candles = coverage.read(connection, settings.symbols, days)
-    return all(due.reason(day, now) in {None, due.Reason.OPEN} for day in candles) and not any(
+    return all(
+        due.reason(day, now) in {None, due.CandleDueReason.OPEN} for day in candles
+    ) and not any(
         signals_due.reason(one, signal, settings, now)
-        for signal in signals_due.SIGNALS
-        for one in signals_due.read(connection, signal, settings.symbols, days, settings)
+        for signal in SIGNALS
+        for one in signal_coverage.read(connection, signal, settings.symbols, days, settings)
     )
 
 
@@ -143,11 +150,11 @@ def main(
             discord_webhook_url=SecretStr(inbox.url),
         )
         stack.callback(EmbeddedServer(home).stop)
-        urls = database.prepare(environment)
+        urls = prepare_database(environment)
         config = home / "strategy.yaml"
         dump_strategy(settings, config)
-        connection = stack.enter_context(database.connect(urls.market))
-        stack.enter_context(Services(environment, urls, config))
+        connection = stack.enter_context(connect(urls.market))
+        stack.enter_context(Supervisor(environment, urls, config))
         await_that(lambda: is_filled(connection, settings))
         before, started = sizes(urls), time.monotonic()
         print(f"filled: measuring from {datetime.now(UTC):%H:%M} UTC", flush=True)

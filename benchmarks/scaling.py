@@ -24,13 +24,19 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from trading_pipelines import database, drill, services
 from trading_pipelines.candles.exchange import Exchange
 from trading_pipelines.candles.rate_limit import RequestSlots
 from trading_pipelines.candles.windows import DAY, HOUR, Interval, floor_minute
+from trading_pipelines.database.connection import connect, database_urls, prepare_database
 from trading_pipelines.database.embedded import EmbeddedServer
-from trading_pipelines.replay import GeneratedMarket, ReplayExchange
-from trading_pipelines.settings import DataSettings, Environment, StrategySettings, dump_strategy
+from trading_pipelines.runtime.home import running_services
+from trading_pipelines.runtime.supervisor import Supervisor
+from trading_pipelines.scenarios.drill import missed_counts, prepare_drill, present_counts
+from trading_pipelines.settings.environment import Environment
+from trading_pipelines.settings.strategy import DataSettings, StrategySettings
+from trading_pipelines.settings.strategy_file import dump_strategy
+from trading_pipelines.simulators.upbit.market import GeneratedMarket
+from trading_pipelines.simulators.upbit.server import ReplayExchange
 
 FIRST_PARTITION = date(2024, 1, 1)
 PREPARED_DAYS = 16
@@ -78,7 +84,7 @@ class Figures:
 
 def memory(home: Path) -> dict[str, float]:
     """Return the proportional memory of each service and of what it has started, in MB."""
-    running = services.running(home)
+    running = running_services(home)
     groups = running.children if running else {}
     found = dict.fromkeys(groups, 0.0)
     names = {pid: name for name, pid in groups.items()}
@@ -114,7 +120,7 @@ def prepared(
         stack.callback(EmbeddedServer(home).stop)
         exchange = stack.enter_context(ReplayExchange(market, latency=0.05))
         environment = Environment(trading_pipelines_home=home, upbit_base_url=exchange.url)
-        urls = database.prepare(environment)
+        urls = prepare_database(environment)
         dump_strategy(settings, home / "strategy.yaml")
         data = settings.data.model_copy(
             update={"start_date": outage.start.date() - DAY * PREPARED_DAYS}
@@ -122,10 +128,10 @@ def prepared(
         started = time.monotonic()
         with (
             ReplayExchange(market, rate=None, clock=outage.start) as past,
-            database.connect(urls.market) as connection,
+            connect(urls.market) as connection,
         ):
             client = Exchange(past.url, RequestSlots(connection, past.url, 1e6), settings.exchange)
-            drill.prepare(connection, client, settings.model_copy(update={"data": data}), outage)
+            prepare_drill(connection, client, settings.model_copy(update={"data": data}), outage)
             connection.execute("ANALYZE")
         figures.prepared = time.monotonic() - started
         figures.partitions = count * ((back.date() - FIRST_PARTITION).days + 1)
@@ -137,16 +143,16 @@ def measure(count: int) -> Figures:
     figures = Figures(count)
     with prepared(count, figures) as (environment, settings, stopped):
         home = environment.trading_pipelines_home
-        urls = database.urls(environment)
+        urls = database_urls(environment)
         outage = Interval(stopped, floor_minute(datetime.now(UTC)))
-        wanted = asdict(drill.missed(GeneratedMarket(settings.symbols), settings, outage))
+        wanted = asdict(missed_counts(GeneratedMarket(settings.symbols), settings, outage))
         started = time.monotonic()
         with (
-            services.Services(environment, urls, home / "strategy.yaml") as running,
-            database.connect(urls.market) as connection,
+            Supervisor(environment, urls, home / "strategy.yaml") as running,
+            connect(urls.market) as connection,
         ):
             for name in ("candles", "labels", "forecasts"):
-                while asdict(drill.there(connection, outage))[name] < wanted[name]:
+                while asdict(present_counts(connection, outage))[name] < wanted[name]:
                     if time.monotonic() - started > HEALED_WITHIN:
                         raise TimeoutError(name)
                     time.sleep(0.5)
@@ -164,7 +170,7 @@ def measure(count: int) -> Figures:
             figures.page = time.monotonic() - asked
             size = connection.execute("SELECT pg_database_size(current_database())").fetchone()
             figures.market_gb = size[0] / 1e9 if size else 0.0
-            with database.connect(urls.dagster) as storage:
+            with connect(urls.dagster) as storage:
                 since = datetime.fromtimestamp(quiet_from, UTC)
                 figures.ticks = dict(
                     storage.execute(TICKS, [since.replace(tzinfo=None)]).fetchall()

@@ -31,23 +31,35 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from trading_pipelines import database
 from trading_pipelines.candles.resample import resample
 from trading_pipelines.candles.windows import DAY, MINUTE, Interval, day_interval
+from trading_pipelines.database.connection import connect, upgrade_database
 from trading_pipelines.database.embedded import EmbeddedServer
-from trading_pipelines.replay import GeneratedMarket
-from trading_pipelines.replay.market import EPOCH
-from trading_pipelines.settings import StrategySettings
-from trading_pipelines.signals import due, garch, realized, regime, tables
-from trading_pipelines.signals.compute import compute
-from trading_pipelines.signals.regime import Close
+from trading_pipelines.settings.strategy import StrategySettings
+from trading_pipelines.signals import coverage as signal_coverage
+from trading_pipelines.signals import tables
+from trading_pipelines.signals.catalogue import (
+    GARCH_BASELINE,
+    GARCH_TRAINING_DAYS,
+    REALIZED_VOLATILITY,
+    REGIME_LABELS,
+    VOLATILITY_FORECAST,
+    VOLATILITY_MODEL,
+    VOLATILITY_SCORE,
+    Signal,
+    window_days,
+)
+from trading_pipelines.signals.regimes.labels import Close, label_hours
+from trading_pipelines.signals.registry import compute
+from trading_pipelines.signals.volatility import realized
+from trading_pipelines.simulators.upbit.market import EPOCH, GeneratedMarket
 
 RECORDING = Path(__file__).parents[2] / "shared/data/upbit_krw5_1h_20220101_20250630.parquet"
 SETTINGS = StrategySettings()
 SYMBOLS = SETTINGS.symbols
 YEAR = [date(2024, 7, 1) + DAY * n for n in range(365)]
 BACKFILL = [date(2025, 12, 1) + DAY * n for n in range(30)]
-TRAINED_ON = due.VOLATILITY_MODEL.inputs(SETTINGS)["realized_volatility"] + 1  # days
+TRAINED_ON = VOLATILITY_MODEL.inputs(SETTINGS)["realized_volatility"] + 1  # days
 MEASURED = [BACKFILL[0] - DAY * n for n in range(TRAINED_ON, 0, -1)] + BACKFILL
 LOOP = "plain loop over minutes"
 LOOP_WRITTEN = f"{LOOP}, a row and a commit at a time"
@@ -112,7 +124,7 @@ def timed(what: str, function: Callable[[], int], plain: str = "") -> Figures:
     return Figures(what, rows, time.perf_counter() - started, plain)
 
 
-def computed(connection: psycopg.Connection, signal: due.Signal, days: Sequence[date]) -> int:
+def computed(connection: psycopg.Connection, signal: Signal, days: Sequence[date]) -> int:
     """Compute the partitions of all symbols as a run would; return their rows."""
     found = compute(connection, signal, SYMBOLS, days, SETTINGS, "benchmark")
     assert not (failed := [one for one in found if one.error]), failed[0]
@@ -193,7 +205,7 @@ def plain_variances(
 
 def regimes(connection: psycopg.Connection) -> list[Figures]:
     """Measure a year of labels, ours and plain."""
-    reach = [YEAR[0] - DAY * n for n in range(regime.window_days(SETTINGS), 0, -1)]
+    reach = [YEAR[0] - DAY * n for n in range(window_days(SETTINGS), 0, -1)]
     hours = hours_of_a_year([*reach, *YEAR])
     store(connection, COPY_HOURS, hours[["symbol", "timestamp_utc", *PRICES]].assign(minutes=60))
     cover(connection, "1h", [*reach, *YEAR])
@@ -203,7 +215,7 @@ def regimes(connection: psycopg.Connection) -> list[Figures]:
     plain: dict[str, list[PlainLabel]] = {}
 
     def arithmetic() -> int:
-        return sum(len(regime.labels(closes[s], wanted, SETTINGS)) for s in SYMBOLS)
+        return sum(len(label_hours(closes[s], wanted, SETTINGS)) for s in SYMBOLS)
 
     def slices() -> int:
         plain.update({symbol: plain_labels(symbol, closes[symbol]) for symbol in SYMBOLS})
@@ -217,7 +229,7 @@ def regimes(connection: psycopg.Connection) -> list[Figures]:
 
     what, committed = "regime labels, a year", "plain labels, a row and a commit at a time"
     found = [
-        timed(f"{what}: compute()", partial(computed, connection, due.REGIME_LABELS, YEAR),
+        timed(f"{what}: compute()", partial(computed, connection, REGIME_LABELS, YEAR),
               committed),
         timed(committed, row_by_row),
         timed(f"{what}: arithmetic alone", arithmetic, "plain slices of 200 closes"),
@@ -233,7 +245,7 @@ def regimes(connection: psycopg.Connection) -> list[Figures]:
 def store_minutes(connection: psycopg.Connection) -> None:
     """Store what GARCH's first fit needs and all after it, and its hours."""
     market = GeneratedMarket(SYMBOLS)
-    days = [BACKFILL[0] - DAY * n for n in range(garch.TRAINING_DAYS + 1, 0, -1)] + BACKFILL
+    days = [BACKFILL[0] - DAY * n for n in range(GARCH_TRAINING_DAYS + 1, 0, -1)] + BACKFILL
     for symbol in SYMBOLS:
         candles = generated(market, symbol, days)
         store(connection, COPY_MINUTES, candles.assign(interval="1m"))
@@ -247,13 +259,13 @@ def backfill(connection: psycopg.Connection) -> list[Figures]:
     return [
         timed(f"{signal.asset}, {len(days)} days: compute()",
               partial(computed, connection, signal, days),
-              LOOP_WRITTEN if signal is due.REALIZED_VOLATILITY else "")
+              LOOP_WRITTEN if signal is REALIZED_VOLATILITY else "")
         for signal, days in (
-            (due.REALIZED_VOLATILITY, MEASURED),
-            (due.VOLATILITY_MODEL, [BACKFILL[0] - DAY, *BACKFILL]),
-            (due.GARCH_BASELINE, BACKFILL),
-            (due.VOLATILITY_FORECAST, BACKFILL),
-            (due.VOLATILITY_SCORE, BACKFILL),
+            (REALIZED_VOLATILITY, MEASURED),
+            (VOLATILITY_MODEL, [BACKFILL[0] - DAY, *BACKFILL]),
+            (GARCH_BASELINE, BACKFILL),
+            (VOLATILITY_FORECAST, BACKFILL),
+            (VOLATILITY_SCORE, BACKFILL),
         )
     ]  # fmt: skip
 
@@ -299,18 +311,18 @@ def questions(connection: psycopg.Connection) -> list[Figures]:
         cover(connection, interval, [BACKFILL[-1] - DAY * n for n in range(4 * 365)])
     connection.execute("ANALYZE")
 
-    def asked(signal: due.Signal) -> int:
-        return len(due.read(connection, signal, SYMBOLS, BACKFILL, SETTINGS))
+    def asked(signal: Signal) -> int:
+        return len(signal_coverage.read(connection, signal, SYMBOLS, BACKFILL, SETTINGS))
 
     return [
         timed(signal.asset, partial(asked, signal))
         for signal in (
-            due.REGIME_LABELS,
-            due.REALIZED_VOLATILITY,
-            due.VOLATILITY_MODEL,
-            due.VOLATILITY_FORECAST,
-            due.GARCH_BASELINE,
-            due.VOLATILITY_SCORE,
+            REGIME_LABELS,
+            REALIZED_VOLATILITY,
+            VOLATILITY_MODEL,
+            VOLATILITY_FORECAST,
+            GARCH_BASELINE,
+            VOLATILITY_SCORE,
         )
     ]
 
@@ -325,8 +337,8 @@ def main() -> None:
         server = EmbeddedServer(home)
         stack.callback(server.stop)
         server.start()
-        database.upgrade(server.url("postgres"))
-        connection = stack.enter_context(database.connect(server.url("postgres")))
+        upgrade_database(server.url("postgres"))
+        connection = stack.enter_context(connect(server.url("postgres")))
         connection.execute(SCRATCH)
         labels = regimes(connection)
         store_minutes(connection)

@@ -30,9 +30,11 @@ from rich.console import Console
 from rich.table import Table
 
 from trading_pipelines.candles.windows import HOUR
-from trading_pipelines.settings import VolatilitySettings
-from trading_pipelines.signals import garch, realized, score, volatility
-from trading_pipelines.signals.volatility import FEWEST_SYMBOLS, WARM_UP_HOURS, Status
+from trading_pipelines.settings.strategy import VolatilitySettings
+from trading_pipelines.signals.catalogue import FEWEST_SYMBOLS, GARCH_TRAINING_DAYS, WARM_UP_HOURS
+from trading_pipelines.signals.volatility import garch, realized, score
+from trading_pipelines.signals.volatility import model as volatility_model
+from trading_pipelines.signals.volatility.model import ModelStatus
 
 DATA = Path(__file__).parents[2] / "shared/data"
 RECORDINGS = [
@@ -45,7 +47,7 @@ SETTINGS = VolatilitySettings()
 PROCESSES, DAYS_A_TASK = 2, 20
 BEFORE = timedelta(days=SETTINGS.threshold_days + 2)  # as far as thresholds and EWMA look back
 AFTER = timedelta(days=2)  # the outcomes of a day's last forecasts
-GARCH = {"garch": garch.TRAINING_DAYS, "garch_30": 30}
+GARCH = {"garch": GARCH_TRAINING_DAYS, "garch_30": 30}
 RIVALS = {
     "variance": "ours",
     "garch": "GARCH(1,1)",
@@ -157,13 +159,13 @@ def evaluate(recording: Recording, days: Sequence[datetime]) -> Evaluated:
             if as_of <= variances.index[-1]
         ]
         started = time.perf_counter()
-        models = [volatility.fit(variances, day, h, SETTINGS) for h in SETTINGS.horizons]
+        models = [volatility_model.fit(variances, day, h, SETTINGS) for h in SETTINGS.horizons]
         ours_seconds += time.perf_counter() - started
         for model in models:
-            forecast = volatility.forecast(model, variances, as_ofs)
+            forecast = volatility_model.forecast(model, variances, as_ofs)
             ours.append(forecast.assign(horizon=model.horizon, floor=model.floor))
         started = time.perf_counter()
-        for symbol in [s for s, status in models[0].statuses.items() if status is Status.OK]:
+        for symbol in [s for s, status in models[0].statuses.items() if status is ModelStatus.OK]:
             known = returns[symbol].loc[: as_ofs[-1]]
             found = {
                 name: garch.fit(known[known.index > day - timedelta(days=length)], day)
@@ -194,12 +196,12 @@ def evaluate(recording: Recording, days: Sequence[datetime]) -> Evaluated:
 def _with_truth(rows: pd.DataFrame, hourly: pd.Series, horizon: int) -> pd.DataFrame:
     as_ofs, floor = list(rows["as_of"]), rows["floor"].to_numpy()
     truth = {
-        "realized": volatility.outcome(hourly, horizon),
-        "walk": volatility.trailing_mean(hourly, horizon),
-        "ewma": volatility.ewma(hourly),
+        "realized": volatility_model.outcome(hourly, horizon),
+        "walk": volatility_model.trailing_mean(hourly, horizon),
+        "ewma": volatility_model.ewma(hourly),
     }
     floored = {n: np.maximum(v.reindex(as_ofs).to_numpy(), floor) for n, v in truth.items()}
-    known = volatility.thresholds(hourly, horizon, as_ofs, SETTINGS)
+    known = volatility_model.thresholds(hourly, horizon, as_ofs, SETTINGS)
     return rows.assign(**floored, threshold=known.to_numpy())
 
 
@@ -245,7 +247,7 @@ def report(out: Console, recording: Recording, days: int, parts: Sequence[Evalua
     counts = rows["status"].value_counts()
     said = ", ".join(f"{status} {count:,}" for status, count in counts.items())
     out.print(f"forecasts by status, of {len(rows):,}: {said}; scored are those that are OK")
-    ok = rows[rows["status"] == Status.OK]
+    ok = rows[rows["status"] == ModelStatus.OK]
     if ok.empty or ok["realized"].isna().all():
         training = SETTINGS.min_training_days * math.ceil(FEWEST_SYMBOLS / len(symbols))
         out.print(

@@ -13,11 +13,11 @@ import dagster as dg
 import psycopg
 from dagster._core.definitions.assets.graph.asset_graph import AssetGraph, AssetNode
 
-from trading_pipelines import database
-from trading_pipelines.assets.shared import RUNBOOK, TABLE_NAME, link
+from trading_pipelines.assets.about import RUNBOOK, TABLE_NAME, link
+from trading_pipelines.database.connection import connect, upgrade_database
 from trading_pipelines.database.embedded import EmbeddedServer
 from trading_pipelines.definitions import build_definitions
-from trading_pipelines.settings import StrategySettings
+from trading_pipelines.settings.strategy import StrategySettings
 
 FOLDER = Path(__file__).parent / "assets"
 FIRST_LINE = (
@@ -148,8 +148,8 @@ def main() -> None:
         server = EmbeddedServer(Path(home))
         server.start()
         try:
-            database.upgrade(server.url("postgres"))
-            with database.connect(server.url("postgres")) as connection:
+            upgrade_database(server.url("postgres"))
+            with connect(server.url("postgres")) as connection:
                 write(FOLDER, connection)
         finally:
             server.stop()

@@ -21,28 +21,36 @@ import requests
 from PIL import Image
 from pydantic import SecretStr
 
-from trading_pipelines import backfill, database
 from trading_pipelines.candles.windows import DAY, day_interval
+from trading_pipelines.database.connection import connect, prepare_database
 from trading_pipelines.database.embedded import EmbeddedServer
-from trading_pipelines.inbox import DiscordInbox
-from trading_pipelines.replay import Fault, GeneratedMarket, ReplayExchange
-from trading_pipelines.services import Services
-from trading_pipelines.settings import (
+from trading_pipelines.runtime.backfill import (
+    LAUNCH,
+    BackfillProgress,
+    BackfillTarget,
+    follow,
+    launch,
+)
+from trading_pipelines.runtime.supervisor import Supervisor
+from trading_pipelines.settings.environment import Environment
+from trading_pipelines.settings.strategy import (
     AlertSettings,
     DataSettings,
-    Environment,
     ExchangeSettings,
     StrategySettings,
-    dump_strategy,
-    load_strategy,
 )
-from trading_pipelines.signals.reject_plots import WEEKS
-from trading_pipelines.signals.reject_summary import (
+from trading_pipelines.settings.strategy_file import dump_strategy, load_strategy
+from trading_pipelines.signals.rejections.plots import WEEKS
+from trading_pipelines.signals.rejections.summary import (
     REJECT_SUMMARY,
     WEEK,
     settled_at,
     week_interval,
 )
+from trading_pipelines.simulators.discord import DiscordInbox
+from trading_pipelines.simulators.upbit.faults import Fault
+from trading_pipelines.simulators.upbit.market import GeneratedMarket
+from trading_pipelines.simulators.upbit.server import ReplayExchange
 
 IMAGES = Path(__file__).parent / "images"
 STRATEGY = Path(__file__).parent.parent / "tests" / "fixtures" / "coinpilot_strategy.yaml"
@@ -108,9 +116,9 @@ def running() -> Iterator[World]:
             discord_webhook_url=SecretStr(stack.enter_context(DiscordInbox()).url),
         )
         dump_strategy(settings, home / "strategy.yaml")
-        urls = database.prepare(environment)
-        services = stack.enter_context(Services(environment, urls, home / "strategy.yaml"))
-        connection = stack.enter_context(database.connect(urls.market))
+        urls = prepare_database(environment)
+        services = stack.enter_context(Supervisor(environment, urls, home / "strategy.yaml"))
+        connection = stack.enter_context(connect(urls.market))
         yield World(services.url, connection, exchange, settings, now.date(), week)
 
 
@@ -130,7 +138,7 @@ def sum_up(world: World) -> None:
     week = {"start": f"{world.week}", "end": f"{world.week}"}
     asset = {"assetKey": {"path": [REJECT_SUMMARY]}, "partitions": {"ranges": [week]}}
     variables = {"parameters": {"partitionsByAssets": [asset]}}
-    body = {"query": backfill.LAUNCH, "variables": variables}
+    body = {"query": LAUNCH, "variables": variables}
     said = requests.post(f"{world.url}/graphql", json=body, timeout=60).json()
     assert said["data"]["launchPartitionBackfill"].get("backfillId"), said
 
@@ -210,17 +218,17 @@ def photograph(camera: Camera, world: World) -> None:
     """Bring an installation to what the pictures show, and take them on the way."""
     refuse_for_weeks(world)
     symbols, yesterday = tuple(world.settings.symbols), world.today - DAY
-    history = backfill.Target(symbols, world.settings.data.start_date, yesterday)
-    launched = backfill.launch(world.url, history, with_signals=True)
-    taken: list[backfill.Progress] = []
+    history = BackfillTarget(symbols, world.settings.data.start_date, yesterday)
+    launched = launch(world.url, history, with_signals=True)
+    taken: list[BackfillProgress] = []
 
-    def show(progress: backfill.Progress) -> None:
+    def show(progress: BackfillProgress) -> None:
         if not taken and progress.done > progress.total / 2:
             taken.append(progress)
             camera.open(f"/runs/b/{launched}", "In progress", "candles_1m")
             camera.take("backfill", 68, 0, 1332, 676)
 
-    backfill.follow(world.connection, world.url, launched, history, show)
+    follow(world.connection, world.url, launched, history, show)
     sum_up(world)
     camera.open("/asset-groups", "published_signals")
     camera.take("lineage", 400, 225, 950, 400)
@@ -230,9 +238,9 @@ def photograph(camera: Camera, world: World) -> None:
     camera.take("partitions", 68, 0, 1332, 800)
 
     world.exchange.set_faults([Fault("503_html", market=FAILING)])
-    open_day = backfill.Target(symbols, world.today, world.today)
-    launched = backfill.launch(world.url, open_day)
-    backfill.follow(world.connection, world.url, launched, open_day, lambda _: None)
+    open_day = BackfillTarget(symbols, world.today, world.today)
+    launched = launch(world.url, open_day)
+    follow(world.connection, world.url, launched, open_day, lambda _: None)
     world.connection.execute(REJECT, [FAILING, REASONS[0], datetime.now(UTC)])
     camera.open(PARTITION.format(world.today), "did not materialize this asset")
     camera.take("failed_partition", 68, 0, 1332, 560)

@@ -13,13 +13,14 @@ import pandas as pd
 import psycopg
 import pytest
 
-from trading_pipelines import database
 from trading_pipelines.candles.resample import resample
+from trading_pipelines.database.connection import VARIABLES, connect, upgrade_database
 from trading_pipelines.database.embedded import EmbeddedServer
-from trading_pipelines.replay import Recording
-from trading_pipelines.settings import DataSettings, Environment, StrategySettings
-from trading_pipelines.signals import due
-from trading_pipelines.signals.compute import compute
+from trading_pipelines.settings.environment import Environment
+from trading_pipelines.settings.strategy import DataSettings, StrategySettings
+from trading_pipelines.signals.catalogue import SIGNALS
+from trading_pipelines.signals.registry import compute
+from trading_pipelines.simulators.upbit.market import Recording
 
 RECORDINGS = Path(__file__).parents[2] / "shared" / "data"
 MINUTES = RECORDINGS / "upbit_krw5_1m_20250901_20250921.parquet"
@@ -64,7 +65,7 @@ _numbers = itertools.count()
 def _clean_environment() -> Iterator[None]:
     """A variable of the developer's shell must not lead a test to a real database."""
     with pytest.MonkeyPatch.context() as patch:
-        for name in (*database.VARIABLES, *FOREIGN):
+        for name in (*VARIABLES, *FOREIGN):
             patch.delenv(name, raising=False)
         patch.setenv("PATH", f"{Path(shutil.which('python') or '').parent}:{os.environ['PATH']}")
         yield
@@ -93,7 +94,7 @@ def template(server: EmbeddedServer) -> str:
     """The name of a migrated, empty database."""
     with psycopg.connect(server.url("postgres"), autocommit=True) as connection:
         connection.execute("CREATE DATABASE template_market")
-    database.upgrade(server.url("template_market"))
+    upgrade_database(server.url("template_market"))
     return "template_market"
 
 
@@ -123,7 +124,7 @@ def market_url(server: EmbeddedServer, template: str) -> str:
 @pytest.fixture
 def connection(market_url: str) -> Iterator[psycopg.Connection]:
     """A connection to a fresh market database."""
-    with database.connect(market_url) as connection:
+    with connect(market_url) as connection:
         yield connection
 
 
@@ -170,7 +171,7 @@ def recorded_template(server: EmbeddedServer, template: str, recorded: pd.DataFr
     """The name of a database that holds the recording, its coverage and its hours."""
     with psycopg.connect(server.url("postgres"), autocommit=True) as connection:
         connection.execute(f"CREATE DATABASE template_recorded TEMPLATE {template}")
-    with database.connect(server.url("template_recorded")) as connection:
+    with connect(server.url("template_recorded")) as connection:
         store_minutes(connection, recorded)
     return "template_recorded"
 
@@ -186,8 +187,8 @@ def computed_template(server: EmbeddedServer, recorded_template: str) -> str:
     """The name of a database that holds the recording and every signal of it."""
     with psycopg.connect(server.url("postgres"), autocommit=True) as connection:
         connection.execute(f"CREATE DATABASE template_computed TEMPLATE {recorded_template}")
-    with database.connect(server.url("template_computed")) as connection:
-        for signal in due.SIGNALS:
+    with connect(server.url("template_computed")) as connection:
+        for signal in SIGNALS:
             compute(connection, signal, SYMBOLS, RECORDED_DAYS, STRATEGY, "run")
     return "template_computed"
 

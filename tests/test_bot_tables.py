@@ -10,9 +10,10 @@ import pytest
 
 from tests.alerts.conftest import Bot
 from tests.conftest import copied
-from trading_pipelines import bot_tables, database
-from trading_pipelines.assets.decisions import BOT_TABLES
+from trading_pipelines import bot_tables
+from trading_pipelines.assets.bot_tables import BOT_TABLES
 from trading_pipelines.bot_tables import DECISIONS, FOLLOWED, RISK, TRADES, Newest, Seen, read
+from trading_pipelines.database.connection import connect, refresh_korean_views
 from trading_pipelines.database.embedded import EmbeddedServer
 
 AT = datetime(2025, 9, 16, 15, 30, tzinfo=UTC)
@@ -27,11 +28,11 @@ def _url(server: EmbeddedServer, template: str) -> str:
 @pytest.fixture
 def bot(_url: str) -> Iterator[Bot]:
     """The bot at work; all it does is undone, and no one else sees it."""
-    with database.connect(_url) as connection, connection.transaction(force_rollback=True):
+    with connect(_url) as connection, connection.transaction(force_rollback=True):
         yield Bot(connection)
 
 
-def reasons(rows: list[bot_tables.Row]) -> list[object]:
+def reasons(rows: list[bot_tables.BotRow]) -> list[object]:
     return [row["reasoning"] for row in rows]
 
 
@@ -113,7 +114,7 @@ def test_json_has_the_bots_own_columns_in_utc_and_exact_numbers_as_text(bot: Bot
 def test_an_older_database_is_read_too(bot: Bot) -> None:
     bot.connection.execute("ALTER TABLE agent_decisions DROP COLUMN price_at_decision")
     bot.connection.execute("ALTER TABLE trading_history DROP COLUMN exit_reason")
-    database.refresh_korean_views(bot.connection)
+    refresh_korean_views(bot.connection)
     bot.reject(AT)
     bot.trade(AT)
     (decision,), (trade,) = (read(bot.connection, view) for view in (DECISIONS, TRADES))

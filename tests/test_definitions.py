@@ -6,9 +6,10 @@ import pytest
 from dagster._core.definitions.assets.graph.asset_graph import AssetNode
 from syrupy.assertion import SnapshotAssertion
 
-from trading_pipelines.assets.shared import RUNBOOK, TABLE_NAME
+from trading_pipelines.assets.about import RUNBOOK, TABLE_NAME
 from trading_pipelines.definitions import build_definitions, defs
-from trading_pipelines.settings import SettingsError, StrategySettings
+from trading_pipelines.settings.errors import SettingsError
+from trading_pipelines.settings.strategy import StrategySettings
 
 
 def described(definitions: dg.Definitions) -> dict[str, Any]:

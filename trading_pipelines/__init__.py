@@ -1,5 +1,6 @@
-"""Market data, signals and alerts of an Upbit trading bot, orchestrated by Dagster.
+"""The data and alert backbone of an Upbit trading bot, on Dagster.
 
-The modules that speak Dagster are `definitions`, `partitions`, `schedules`, `assets/` and
-`resources/`; everything else is plain Python and never imports it (`docs/architecture.md`).
+Dagster is spoken in `definitions`, `partitions`, `assets/`, `schedules/`, `sensors/`, `resources/`,
+`runtime/` and `monitoring/dagster_instance`; everything else is plain Python. docs/architecture.md
+draws how they hang together.
 """

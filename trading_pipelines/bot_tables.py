@@ -19,7 +19,7 @@ from psycopg.rows import dict_row
 from trading_pipelines.alerts.kinds import cut
 from trading_pipelines.korean_time import kst
 
-Row = Mapping[str, Any]
+BotRow = Mapping[str, Any]
 
 SHOWN_ROWS = 50
 LONGEST_TEXT = 200
@@ -36,7 +36,7 @@ class View:
     """The first of these columns that is not empty."""
     then: LiteralString
 
-    def happened(self, row: Row) -> datetime | None:
+    def happened(self, row: BotRow) -> datetime | None:
         """Return when the row happened (UTC); None where the bot left no time."""
         return next((row[name] for name in self.moment if row[name]), None)
 
@@ -54,7 +54,7 @@ FOLLOWED = {
 }
 """The bot's tables, in the order they are observed."""
 
-READ = """
+READ_BOT_ROWS = """
 SELECT * FROM trading_pipelines.{view} WHERE {where}
 ORDER BY {moment} DESC NULLS LAST, {then} LIMIT %(limit)s
 """
@@ -67,7 +67,7 @@ def read(
     since: datetime | None = None,
     symbol: str | None = None,
     limit: int = SHOWN_ROWS,
-) -> list[Row]:
+) -> list[BotRow]:
     """Return the rows since (UTC) and of the symbol, all columns, newest first.
 
     Those whose time the bot left empty come last, whatever `since` is.
@@ -80,7 +80,7 @@ def read(
         where.append(sql.SQL("({0} >= %(since)s OR {0} IS NULL)").format(moment))
     if symbol is not None:
         where.append(sql.SQL("symbol = %(symbol)s"))
-    query = sql.SQL(READ).format(
+    query = sql.SQL(READ_BOT_ROWS).format(
         view=sql.Identifier(view.name),
         where=sql.SQL(" AND ").join(where),
         moment=moment,
@@ -91,12 +91,12 @@ def read(
         return list(cursor.execute(query, wanted).fetchall())
 
 
-def json_line(row: Row) -> str:
+def json_line(row: BotRow) -> str:
     """Return a row as one line of JSON: times in UTC, exact numbers as text."""
     return json.dumps(_original(row), default=_plain, ensure_ascii=False)
 
 
-def _original(row: Row) -> dict[str, Any]:
+def _original(row: BotRow) -> dict[str, Any]:
     """Return the bot's own columns."""
     return {name: row[name] for name in row if name.removesuffix("_kst") not in row.keys() - {name}}
 
@@ -115,7 +115,7 @@ def amount(value: Decimal | None) -> str:
     return text.rstrip("0").rstrip(".") if "." in text else text
 
 
-def shown_trade(row: Row) -> dict[str, str]:
+def shown_trade(row: BotRow) -> dict[str, str]:
     """Return what a person reads of an order, by column heading; prices and fees in KRW."""
     return {
         "happened": kst(TRADES.happened(row)),
@@ -128,7 +128,7 @@ def shown_trade(row: Row) -> dict[str, str]:
     }  # fmt: skip
 
 
-def shown_decision(row: Row) -> dict[str, str]:
+def shown_decision(row: BotRow) -> dict[str, str]:
     """Return what a person reads of a decision, by column heading; the price in KRW."""
     sure = "" if row["confidence"] is None else f" {row['confidence']} %"
     return {
@@ -140,7 +140,7 @@ def shown_decision(row: Row) -> dict[str, str]:
     }
 
 
-def shown_risk(row: Row) -> dict[str, str]:
+def shown_risk(row: BotRow) -> dict[str, str]:
     """Return what a person reads of an entry of the risk log, by column heading."""
     return {
         "happened": kst(RISK.happened(row)),
@@ -151,7 +151,7 @@ def shown_risk(row: Row) -> dict[str, str]:
     }
 
 
-def shown_rejection(row: Row) -> dict[str, str]:
+def shown_rejection(row: BotRow) -> dict[str, str]:
     """Return what a person reads of a rejection's outcome, by column heading; money in KRW."""
     left = row["exit_reason"] and f"{row['exit_reason']} {kst(row['exit_at'])}"
     result = row["result_krw"]
@@ -167,7 +167,7 @@ def shown_rejection(row: Row) -> dict[str, str]:
     }
 
 
-def _joined(first: str, row: Row, *names: str) -> str:
+def _joined(first: str, row: BotRow, *names: str) -> str:
     return ", ".join([first, *filter(None, map(row.get, names))])
 
 
@@ -220,7 +220,7 @@ def unseen(
     return found
 
 
-def _observed(row: Row) -> dict[str, str]:
+def _observed(row: BotRow) -> dict[str, str]:
     """Return a row with its times in Korean time alone, and its texts cut."""
     shown = {}
     for name, value in row.items():

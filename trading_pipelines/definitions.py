@@ -8,37 +8,35 @@ from collections.abc import Mapping
 from typing import Any
 
 import dagster as dg
-from sqlalchemy.engine import make_url
 
 from trading_pipelines.assets import (
-    alerts,
-    decisions,
+    alert_deliveries,
+    bot_tables,
+    daily_report,
     market_data,
-    overview,
+    published_signals,
     regimes,
     rejections,
-    reports,
     volatility,
 )
-from trading_pipelines.assets.shared import in_place
-from trading_pipelines.database import SCHEMA, urls
+from trading_pipelines.assets.about import with_location
+from trading_pipelines.database.connection import SCHEMA, database_urls
+from trading_pipelines.database.url import PostgresUrl
 from trading_pipelines.partitions import days, symbol_days
 from trading_pipelines.resources.database import DatabaseResource
 from trading_pipelines.resources.exchange import ExchangeResource
 from trading_pipelines.resources.redis import RedisResource
 from trading_pipelines.resources.webhooks import WebhooksResource
-from trading_pipelines.schedules import (
-    REFRESH_OVERVIEW,
-    build_daily_report,
-    build_housekeeping,
-    build_refresh_market_data,
-    build_reject_summary,
-    build_signal_schedules,
-)
+from trading_pipelines.schedules.housekeeping import build_housekeeping
+from trading_pipelines.schedules.market_data import build_refresh_market_data
+from trading_pipelines.schedules.reports import build_daily_report, build_reject_summary
+from trading_pipelines.schedules.signals import REFRESH_OVERVIEW, build_signal_schedules
 from trading_pipelines.sensors.alerts import build_alert_sensors
 from trading_pipelines.sensors.bot_tables import build_bot_tables_observer
 from trading_pipelines.sensors.heartbeat import build_heartbeat
-from trading_pipelines.settings import StrategySettings, load_environment, load_strategy
+from trading_pipelines.settings.environment import load_environment
+from trading_pipelines.settings.strategy import StrategySettings
+from trading_pipelines.settings.strategy_file import load_strategy
 
 
 def build_definitions(
@@ -59,19 +57,19 @@ def build_definitions(
         *regimes.build_assets(settings, partitions),
         *volatility.build_assets(settings, partitions, days(settings)),
         *rejections.build_assets(settings, partitions),
-        *overview.build_assets(settings),
-        *reports.build_assets(settings),
-        *decisions.build_assets(),
-        *alerts.build_assets(),
+        *published_signals.build_assets(settings),
+        *daily_report.build_assets(settings),
+        *bot_tables.build_assets(),
+        *alert_deliveries.build_assets(),
     ]
     return dg.Definitions(
-        assets=dg.map_asset_specs(lambda spec: in_place(spec, database, docs_url), assets),
+        assets=dg.map_asset_specs(lambda spec: with_location(spec, database, docs_url), assets),
         asset_checks=[
             *market_data.build_checks(settings),
             *regimes.build_checks(settings),
             *volatility.build_checks(settings),
             *rejections.build_checks(settings),
-            *alerts.build_checks(),
+            *alert_deliveries.build_checks(),
         ],
         jobs=[REFRESH_OVERVIEW],
         schedules=build_schedules(settings),
@@ -115,6 +113,6 @@ def defs() -> dg.Definitions:
     environment = load_environment()
     return build_definitions(
         load_strategy(environment.trading_pipelines_config),
-        database=make_url(urls(environment).market).database or "",
+        database=PostgresUrl.parse(database_urls(environment).market).database,
         docs_url=environment.docs_url,
     )

@@ -11,7 +11,7 @@ from datetime import date
 import dagster as dg
 
 from trading_pipelines.korean_time import KST
-from trading_pipelines.settings import StrategySettings
+from trading_pipelines.settings.strategy import StrategySettings
 
 SYMBOL = "symbol"
 DAY = "date"
@@ -63,16 +63,16 @@ def partition_key(symbol: str, day: date) -> str:
     return dg.MultiPartitionKey({SYMBOL: symbol, DAY: day.isoformat()})
 
 
-def split(keys: Iterable[str]) -> list[tuple[str, date]]:
+def parse_keys(keys: Iterable[str]) -> list[tuple[str, date]]:
     """Return (symbol, UTC day) of each partition key; the symbol is empty where it is pooled."""
     return [
         (symbol, date.fromisoformat(day)) for day, _, symbol in (k.partition("|") for k in keys)
     ]
 
 
-def of_run(keys: Sequence[str]) -> SymbolDays:
+def partitions_of_run(keys: Sequence[str]) -> SymbolDays:
     """Return the rectangle that a run's partition keys span; Dagster's ranges are rectangles."""
-    pairs = split(keys)
+    pairs = parse_keys(keys)
     return SymbolDays(
         symbols=list(dict.fromkeys(symbol for symbol, _ in pairs if symbol)),
         days=sorted({day for _, day in pairs}),
@@ -89,3 +89,7 @@ def range_tags(symbols: Sequence[str], first: date, last: date) -> dict[str, str
         RANGE_START: partition_key(ends[0], first),
         RANGE_END: partition_key(ends[-1], last),
     }
+
+
+CANDLES_1M = "candles_1m"
+CANDLES_1H = "candles_1h"

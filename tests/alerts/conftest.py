@@ -17,7 +17,7 @@ import pytest
 from psycopg.types.json import Jsonb
 
 from tests.conftest import copied
-from trading_pipelines import database
+from trading_pipelines.database.connection import connect
 from trading_pipelines.database.embedded import EmbeddedServer
 
 NOON = datetime(2025, 9, 10, 12, tzinfo=UTC)
@@ -301,21 +301,21 @@ def bot_url(_url: str) -> str:
 @pytest.fixture
 def bot(bot_url: str) -> Iterator[Bot]:
     """The bot at work; whoever changes a table takes `old_bot`, or a database of their own."""
-    with database.connect(bot_url) as connection:
+    with connect(bot_url) as connection:
         yield Bot(connection)
 
 
 @pytest.fixture
 def other(bot_url: str) -> Iterator[psycopg.Connection]:
     """A second process's connection to the same database."""
-    with database.connect(bot_url) as connection:
+    with connect(bot_url) as connection:
         yield connection
 
 
 @pytest.fixture
 def old_bot(server: EmbeddedServer, template: str) -> Iterator[Bot]:
     """The same on a database whose tables lack the newer columns."""
-    with database.connect(copied(server, template)) as connection:
+    with connect(copied(server, template)) as connection:
         connection.execute(
             "ALTER TABLE agent_decisions DROP COLUMN price_at_decision, DROP COLUMN regime"
         )

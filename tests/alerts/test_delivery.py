@@ -40,7 +40,7 @@ from trading_pipelines.alerts.delivery import Sender, Tally, digest_body
 from trading_pipelines.alerts.discord import discord_message
 from trading_pipelines.alerts.kinds import AI_REJECT, KINDS, RISK, TRADE
 from trading_pipelines.alerts.webhooks import Webhooks
-from trading_pipelines.settings import AlertSettings
+from trading_pipelines.settings.strategy import AlertSettings
 
 SECOND, HOUR = timedelta(seconds=1), timedelta(hours=1)
 SVIX = (0, 5, 300, 1800, 7200, 18000, 36000, 36000)
@@ -113,7 +113,7 @@ def bench(bot: Bot, n8n: Receiver, discord: Receiver) -> Bench:
     # The ledger's own defaults are of the database's clock.
     clock = Clock(datetime.now(UTC) + HOUR)
     for kind in KINDS:
-        ledger.switch_on(bot.connection, kind, None, clock.now - HOUR)
+        ledger.enable(bot.connection, kind, None, clock.now - HOUR)
     return Bench(bot, n8n, discord, clock)
 
 
@@ -261,7 +261,7 @@ def test_a_row_that_no_message_can_be_made_of_does_not_hold_up_the_next(
 ) -> None:
     (source,) = kinds.sources_of(AI_REJECT)
 
-    def body(connection: psycopg.Connection, row: kinds.Row, at: datetime) -> dict[str, Any]:
+    def body(connection: psycopg.Connection, row: kinds.BotRow, at: datetime) -> dict[str, Any]:
         if row["reasoning"] == "poison":
             raise LookupError("poison")
         return source.body(connection, row, at)
@@ -777,7 +777,7 @@ class World:
         bench.n8n.start_again()
         bench.bot.connection.execute(EMPTY)
         for kind in KINDS:
-            ledger.switch_on(bench.bot.connection, kind, None, bench.clock.now)
+            ledger.enable(bench.bot.connection, kind, None, bench.clock.now)
 
     def _noted(self, request: Request, reply: Reply) -> Reply:
         if request.method == "GET":

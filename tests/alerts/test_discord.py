@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from trading_pipelines.alerts.discord import discord_message
-from trading_pipelines.inbox import refusal
+from trading_pipelines.simulators.discord import refusal
 
 Body = dict[str, Any]
 

@@ -10,27 +10,27 @@ import psycopg
 import pytest
 
 from tests.conftest import days_of
-from trading_pipelines import database
 from trading_pipelines.alerts import ledger
 from trading_pipelines.alerts.failures import (
     Failure,
     FinishedRun,
-    Told,
     current,
     dead_alerts,
     failed_partitions,
     failed_runs,
-    left_failed,
     left_failed_partitions,
     missed_alerts,
     quiet_symbols,
-    tell,
 )
+from trading_pipelines.alerts.incidents import IncidentTally, reconcile
 from trading_pipelines.candles import coverage
-from trading_pipelines.candles.coverage import Trouble
+from trading_pipelines.candles.coverage import FailureKind
 from trading_pipelines.candles.windows import day_interval
-from trading_pipelines.settings import AlertSettings, HealingSettings, StrategySettings
-from trading_pipelines.signals import due
+from trading_pipelines.database.connection import connect
+from trading_pipelines.settings.strategy import AlertSettings, HealingSettings, StrategySettings
+from trading_pipelines.signals import coverage as signal_coverage
+from trading_pipelines.signals.catalogue import POOLED
+from trading_pipelines.signals.left_failed import left_failed
 
 NOW = datetime(2026, 11, 24, 3, tzinfo=UTC)
 MINUTE, HOUR, DAY = timedelta(minutes=1), timedelta(hours=1), timedelta(days=1)
@@ -127,7 +127,7 @@ def test_a_run_over_all_symbols_of_the_exchange_has_a_fingerprint_that_fits_the_
     symbols = [f"KRW-{sha256(bytes([n, n])).hexdigest()[:10].upper()}" for n in range(256)]
     one, other = failed_runs([run(1, *symbols), run(1, *symbols[:-1])])
     assert one.fingerprint != other.fingerprint, "the names that were cut off count"
-    assert tell(connection, [one, other], REPEAT_AFTER, NOW) == Told(new=2)
+    assert reconcile(connection, [one, other], REPEAT_AFTER, NOW) == IncidentTally(new=2)
 
 
 def test_a_message_is_cut_and_told_whatever_the_error_holds(
@@ -135,7 +135,7 @@ def test_a_message_is_cut_and_told_whatever_the_error_holds(
 ) -> None:
     (failure,) = failed_runs([run(1, BTC, error="\udc80\0" + "e" * 5000)])
     assert len(failure.message) == 1500
-    tell(connection, [failure], REPEAT_AFTER, NOW)
+    reconcile(connection, [failure], REPEAT_AFTER, NOW)
     assert "\n?eee" in bodies(connection)[0]["message"]
 
 
@@ -148,7 +148,7 @@ def fail_candles(
     *days: date,
     times: int = 3,
     error: str = "boom",
-    trouble: Trouble = Trouble.AWAY,
+    trouble: FailureKind = FailureKind.AWAY,
 ) -> None:
     for day in days:
         for _ in range(times):
@@ -159,12 +159,16 @@ def fail_signal(
     connection: psycopg.Connection, asset: str, symbol: str, day: date, *, times: int = 3
 ) -> None:
     for _ in range(times):
-        due.record_failure(connection, computed(asset, symbol, day), "no fit", "run", HEALING)
+        signal_coverage.record_failure(
+            connection, computed(asset, symbol, day), "no fit", "run", HEALING
+        )
 
 
-def computed(asset: str, symbol: str, day: date, inputs: str = "digest") -> due.Computed:
+def computed(
+    asset: str, symbol: str, day: date, inputs: str = "digest"
+) -> signal_coverage.SignalCoverage:
     """What is known of a partition that never succeeded."""
-    return due.Computed(
+    return signal_coverage.SignalCoverage(
         asset, symbol, day, None, None, 0, None, None, False, None, inputs, None, False
     )
 
@@ -213,7 +217,7 @@ def test_hours_and_signals_are_told_as_their_own_assets_and_pooled_ones_say_so(
     fail_candles(connection, BTC, TODAY)
     connection.execute("UPDATE trading_pipelines.candle_coverage SET interval = '1h'")
     fail_signal(connection, "regime_labels", BTC, TODAY)
-    fail_signal(connection, "volatility_model", due.POOLED, TODAY)
+    fail_signal(connection, "volatility_model", POOLED, TODAY)
     found = {one.fingerprint: one.message for one in failed_partitions(connection, 3, ALL)}
     assert list(found) == [
         "partition:candles_1h:KRW-BTC",
@@ -245,7 +249,7 @@ def test_partitions_of_a_symbol_no_longer_collected_are_left_out(
 ) -> None:
     fail_candles(connection, BTC, TODAY)
     fail_candles(connection, ETH, TODAY)
-    fail_signal(connection, "volatility_model", due.POOLED, TODAY)
+    fail_signal(connection, "volatility_model", POOLED, TODAY)
     assert [failure.fingerprint for failure in failed_partitions(connection, 3, [ETH])] == [
         "partition:candles_1m:KRW-ETH",
         "partition:volatility_model:",
@@ -264,8 +268,8 @@ def test_what_is_left_failed_is_told_with_its_days_and_what_retries_them(
 ) -> None:
     first = date(2026, 11, 1)
     gone = [first, first + DAY, first + 4 * DAY]
-    fail_candles(connection, BTC, *gone, times=1, error="404", trouble=Trouble.MARKET)
-    fail_signal(connection, "volatility_model", due.POOLED, first, times=HEALING.attempts)
+    fail_candles(connection, BTC, *gone, times=1, error="404", trouble=FailureKind.MARKET)
+    fail_signal(connection, "volatility_model", POOLED, first, times=HEALING.attempts)
     left_at(connection, NOW)
     candles, model = left_failed_partitions(connection, ALL)
     assert candles == Failure(
@@ -291,8 +295,8 @@ def test_what_is_left_failed_is_told_with_its_days_and_what_retries_them(
 def test_of_a_symbol_no_longer_collected_nothing_is_left_failed(
     connection: psycopg.Connection,
 ) -> None:
-    fail_candles(connection, BTC, TODAY, times=1, trouble=Trouble.MARKET)
-    fail_signal(connection, "volatility_model", due.POOLED, TODAY, times=HEALING.attempts)
+    fail_candles(connection, BTC, TODAY, times=1, trouble=FailureKind.MARKET)
+    fail_signal(connection, "volatility_model", POOLED, TODAY, times=HEALING.attempts)
     assert [one.asset for one in left_failed(connection, [ETH])] == ["volatility_model"]
 
 
@@ -300,7 +304,7 @@ def telling(connection: psycopg.Connection, at: datetime) -> list[str]:
     """Tell of the partitions at the moment, delivered at once; return the types that were told."""
     before = len(types(connection))
     found = failed_partitions(connection, 3, ALL) + left_failed_partitions(connection, ALL)
-    tell(connection, found, REPEAT_AFTER, at)
+    reconcile(connection, found, REPEAT_AFTER, at)
     become(connection, "delivered", at)
     return types(connection)[before:]
 
@@ -309,18 +313,18 @@ def test_a_partition_left_failed_is_told_once_and_hides_no_other(
     connection: psycopg.Connection,
 ) -> None:
     closed = date(2025, 9, 1)
-    fail_candles(connection, BTC, closed, trouble=Trouble.ANSWER)
+    fail_candles(connection, BTC, closed, trouble=FailureKind.ANSWER)
     assert telling(connection, NOW) == ["PARTITION_FAILED"]
-    fail_candles(connection, BTC, closed, times=HEALING.attempts - 3, trouble=Trouble.ANSWER)
+    fail_candles(connection, BTC, closed, times=HEALING.attempts - 3, trouble=FailureKind.ANSWER)
     left_at(connection, NOW)
     assert telling(connection, NOW + HOUR) == ["PARTITION_LEFT_FAILED"], "nor has it recovered"
     for days in range(1, 5):
-        fail_candles(connection, BTC, closed, times=1, trouble=Trouble.ANSWER)
+        fail_candles(connection, BTC, closed, times=1, trouble=FailureKind.ANSWER)
         assert telling(connection, NOW + days * DAY) == [], "its daily try is no news"
     fail_candles(connection, BTC, closed + DAY)
     assert telling(connection, NOW + 5 * DAY) == ["PARTITION_FAILED"]
     assert bodies(connection)[-1]["message"].splitlines()[1].startswith("2025-09-02 (UTC): 3번")
-    fail_candles(connection, BTC, closed + 2 * DAY, times=1, trouble=Trouble.MARKET)
+    fail_candles(connection, BTC, closed + 2 * DAY, times=1, trouble=FailureKind.MARKET)
     assert telling(connection, NOW + 5.5 * DAY) == ["PARTITION_FAILED", "PARTITION_LEFT_FAILED"]
     connection.execute(
         "UPDATE trading_pipelines.candle_coverage SET failures = 0, left_failed = false"
@@ -333,7 +337,7 @@ def test_a_partition_whose_tries_begin_anew_has_not_recovered(
 ) -> None:
     fail_signal(connection, "regime_labels", BTC, TODAY)
     assert telling(connection, NOW) == ["PARTITION_FAILED"]
-    due.record_failure(
+    signal_coverage.record_failure(
         connection, computed("regime_labels", BTC, TODAY, "other inputs"), "no fit", "run", HEALING
     )
     assert telling(connection, NOW + HOUR) == []
@@ -348,10 +352,10 @@ def test_what_was_left_failed_and_fails_with_other_inputs_has_not_recovered_and_
     retry_at(connection, NOW)
     assert telling(connection, NOW) == ["PARTITION_LEFT_FAILED"]
     other = computed("regime_labels", BTC, TODAY, "other inputs")
-    due.record_failure(connection, other, "no fit", "run", HEALING)
+    signal_coverage.record_failure(connection, other, "no fit", "run", HEALING)
     assert telling(connection, NOW + HOUR) == []
     for _ in range(HEALING.attempts - 1):
-        due.record_failure(connection, other, "no fit", "run", HEALING)
+        signal_coverage.record_failure(connection, other, "no fit", "run", HEALING)
     retry_at(connection, NOW + 2 * HOUR)
     assert telling(connection, NOW + 2 * HOUR) == [], "told once a window"
     assert telling(connection, NOW + REPEAT_AFTER) == ["PARTITION_LEFT_FAILED"]
@@ -523,7 +527,7 @@ def test_rows_that_left_the_look_back_undelivered_are_told_with_what_to_do(
     connection: psycopg.Connection,
 ) -> None:
     for kind in ("ai_reject", "risk"):
-        ledger.switch_on(connection, kind, NOW - 60 * DAY, NOW)
+        ledger.enable(connection, kind, NOW - 60 * DAY, NOW)
     for days in (14, 8, 7.01, 7, 6.9, 14.01):
         reject(connection, NOW - days * DAY)
     reject(connection, None)
@@ -551,7 +555,7 @@ def test_rows_that_left_the_look_back_undelivered_are_told_with_what_to_do(
 
 
 def test_what_the_ledger_holds_was_not_missed(connection: psycopg.Connection) -> None:
-    ledger.switch_on(connection, "ai_reject", NOW - 60 * DAY, NOW)
+    ledger.enable(connection, "ai_reject", NOW - 60 * DAY, NOW)
     reject(connection, NOW - 8 * DAY)
     assert len(missed_alerts(connection, AlertSettings(), NOW)) == 1
     assert ledger.collect(connection, "ai_reject", NOW - 9 * DAY, NOW) == 1
@@ -563,10 +567,10 @@ def test_what_is_older_than_its_kind_or_of_a_kind_that_is_off_was_not_missed(
 ) -> None:
     reject(connection, NOW - 8 * DAY)
     violate(connection, NOW - 8 * DAY)
-    ledger.switch_on(connection, "ai_reject", NOW - 7.5 * DAY, NOW)
-    ledger.switch_on(connection, "risk", NOW - 60 * DAY, NOW)
+    ledger.enable(connection, "ai_reject", NOW - 7.5 * DAY, NOW)
+    ledger.enable(connection, "risk", NOW - 60 * DAY, NOW)
     assert len(missed_alerts(connection, AlertSettings(), NOW)) == 1
-    ledger.switch_off(connection, "risk")
+    ledger.disable(connection, "risk")
     assert missed_alerts(connection, AlertSettings(), NOW) == []
 
 
@@ -599,14 +603,14 @@ def become(connection: psycopg.Connection, state: str, at: datetime | None = Non
 
 def told_and_delivered(connection: psycopg.Connection, *failures: Failure) -> None:
     """Tell of the failures at NOW; they are delivered at NOW."""
-    tell(connection, failures, REPEAT_AFTER, NOW)
+    reconcile(connection, failures, REPEAT_AFTER, NOW)
     become(connection, "delivered", NOW)
 
 
 def test_a_failure_is_entered_with_the_contracts_body_and_its_fingerprint(
     connection: psycopg.Connection,
 ) -> None:
-    assert tell(connection, [BROKEN], REPEAT_AFTER, NOW) == Told(new=1)
+    assert reconcile(connection, [BROKEN], REPEAT_AFTER, NOW) == IncidentTally(new=1)
     row = connection.execute(
         "SELECT kind, source, source_id, channel, state, occurred_at, body "
         "FROM trading_pipelines.alert_deliveries"
@@ -629,14 +633,16 @@ def test_a_failure_is_entered_with_the_contracts_body_and_its_fingerprint(
 def test_27900_failures_in_14_days_are_one_message_a_window_and_none_is_lost_count_of(
     connection: psycopg.Connection,
 ) -> None:
-    ticks, told = 14 * 24 * 3, Told()
+    ticks, told = 14 * 24 * 3, IncidentTally()
     for tick in range(1, ticks + 1):
         at = NOW + tick * 20 * MINUTE
-        one = tell(connection, [replace(BROKEN, count=27_900 * tick // ticks)], REPEAT_AFTER, at)
+        one = reconcile(
+            connection, [replace(BROKEN, count=27_900 * tick // ticks)], REPEAT_AFTER, at
+        )
         become(connection, "delivered", at)
-        told = Told(told.new + one.new, told.repeated + one.repeated, 0,
+        told = IncidentTally(told.new + one.new, told.repeated + one.repeated, 0,
                     told.suppressed + one.suppressed)  # fmt: skip
-    assert told == Told(new=1, repeated=14 * 6 - 1, suppressed=ticks - 14 * 6)
+    assert told == IncidentTally(new=1, repeated=14 * 6 - 1, suppressed=ticks - 14 * 6)
     first, *again = bodies(connection)
     assert first["message"] == BROKEN.message
     numbers = [int(body["message"].split("그 사이 ")[1].split("건 더")[0]) for body in again]
@@ -646,15 +652,19 @@ def test_27900_failures_in_14_days_are_one_message_a_window_and_none_is_lost_cou
 def test_the_window_opens_only_when_the_message_was_accepted(
     connection: psycopg.Connection,
 ) -> None:
-    tell(connection, [BROKEN], REPEAT_AFTER, NOW)
+    reconcile(connection, [BROKEN], REPEAT_AFTER, NOW)
     late = NOW + 10 * HOUR
     for state in ("pending", "retrying"):
         connection.execute("UPDATE trading_pipelines.alert_deliveries SET state = %s", [state])
-        assert tell(connection, [BROKEN], REPEAT_AFTER, late) == Told(suppressed=1), state
+        assert reconcile(connection, [BROKEN], REPEAT_AFTER, late) == IncidentTally(suppressed=1), (
+            state
+        )
     become(connection, "delivered", late)
     almost = late + REPEAT_AFTER - MINUTE
-    assert tell(connection, [BROKEN], REPEAT_AFTER, almost) == Told(suppressed=1)
-    assert tell(connection, [BROKEN], REPEAT_AFTER, late + REPEAT_AFTER) == Told(repeated=1)
+    assert reconcile(connection, [BROKEN], REPEAT_AFTER, almost) == IncidentTally(suppressed=1)
+    assert reconcile(connection, [BROKEN], REPEAT_AFTER, late + REPEAT_AFTER) == IncidentTally(
+        repeated=1
+    )
 
 
 @pytest.mark.parametrize(
@@ -671,7 +681,9 @@ def test_a_failure_that_lasts_is_told_again_with_the_number_of_those_suppressed(
 ) -> None:
     told_and_delivered(connection, replace(BROKEN, count=7))
     lasts = replace(BROKEN, count=count, message=f"실행 실패: job\n{'e' * 1480}")
-    assert tell(connection, [lasts], REPEAT_AFTER, NOW + REPEAT_AFTER) == Told(repeated=1)
+    assert reconcile(connection, [lasts], REPEAT_AFTER, NOW + REPEAT_AFTER) == IncidentTally(
+        repeated=1
+    )
     again = bodies(connection)[1]
     assert again["message"].endswith(f"e\n{note}")
     assert len(again["message"]) == 1500
@@ -682,11 +694,13 @@ def test_a_failure_that_lasts_is_told_again_with_the_number_of_those_suppressed(
 def test_a_failure_that_nobody_was_told_of_is_told_as_new_after_the_window(
     connection: psycopg.Connection, state: str
 ) -> None:
-    tell(connection, [replace(BROKEN, count=7)], REPEAT_AFTER, NOW)
+    reconcile(connection, [replace(BROKEN, count=7)], REPEAT_AFTER, NOW)
     become(connection, state)
     almost, over = NOW + REPEAT_AFTER - MINUTE, NOW + REPEAT_AFTER
-    assert tell(connection, [BROKEN], REPEAT_AFTER, almost) == Told(suppressed=1)
-    assert tell(connection, [replace(BROKEN, count=9)], REPEAT_AFTER, over) == Told(new=1)
+    assert reconcile(connection, [BROKEN], REPEAT_AFTER, almost) == IncidentTally(suppressed=1)
+    assert reconcile(connection, [replace(BROKEN, count=9)], REPEAT_AFTER, over) == IncidentTally(
+        new=1
+    )
     assert bodies(connection)[1]["message"] == BROKEN.message, "all 9 are news"
 
 
@@ -694,13 +708,17 @@ def test_what_happened_once_is_told_again_only_when_it_has_happened_again(
     connection: psycopg.Connection,
 ) -> None:
     once = replace(BROKEN, at=NOW - MINUTE)
-    tell(connection, [once], REPEAT_AFTER, NOW)
+    reconcile(connection, [once], REPEAT_AFTER, NOW)
     become(connection, "delivered", NOW + HOUR)
-    assert tell(connection, [once], REPEAT_AFTER, NOW + 9 * HOUR) == Told(suppressed=1)
+    assert reconcile(connection, [once], REPEAT_AFTER, NOW + 9 * HOUR) == IncidentTally(
+        suppressed=1
+    )
     # Before the first was delivered, and not in its words.
     twice = replace(BROKEN, at=NOW + MINUTE, count=2)
-    assert tell(connection, [twice], REPEAT_AFTER, NOW + 2 * HOUR) == Told(suppressed=1)
-    assert tell(connection, [twice], REPEAT_AFTER, NOW + 9 * HOUR) == Told(repeated=1)
+    assert reconcile(connection, [twice], REPEAT_AFTER, NOW + 2 * HOUR) == IncidentTally(
+        suppressed=1
+    )
+    assert reconcile(connection, [twice], REPEAT_AFTER, NOW + 9 * HOUR) == IncidentTally(repeated=1)
     assert "그 사이 1건 더 발생" in bodies(connection)[-1]["message"]
 
 
@@ -709,32 +727,34 @@ def test_what_happened_once_and_nobody_was_told_of_is_told_after_the_window(
     connection: psycopg.Connection, state: str
 ) -> None:
     once = replace(BROKEN, at=NOW - MINUTE)
-    tell(connection, [once], REPEAT_AFTER, NOW)
+    reconcile(connection, [once], REPEAT_AFTER, NOW)
     become(connection, state)
-    assert tell(connection, [once], REPEAT_AFTER, NOW + REPEAT_AFTER) == Told(new=1)
+    assert reconcile(connection, [once], REPEAT_AFTER, NOW + REPEAT_AFTER) == IncidentTally(new=1)
 
 
 def test_of_a_run_that_failed_a_day_ago_nobody_knows_that_it_has_recovered(
     connection: psycopg.Connection,
 ) -> None:
-    tell(connection, [replace(BROKEN, at=NOW)], REPEAT_AFTER, NOW)
+    reconcile(connection, [replace(BROKEN, at=NOW)], REPEAT_AFTER, NOW)
     become(connection, "delivered", NOW + 6 * HOUR)
-    assert tell(connection, [], REPEAT_AFTER, NOW + 23.1 * HOUR) == Told()
-    assert tell(connection, [], REPEAT_AFTER, NOW + 22.9 * HOUR) == Told(recovered=1)
+    assert reconcile(connection, [], REPEAT_AFTER, NOW + 23.1 * HOUR) == IncidentTally()
+    assert reconcile(connection, [], REPEAT_AFTER, NOW + 22.9 * HOUR) == IncidentTally(recovered=1)
 
 
 def test_one_failure_does_not_suppress_another(connection: psycopg.Connection) -> None:
     told_and_delivered(connection, BROKEN)
     later = NOW + HOUR
-    assert tell(connection, [BROKEN, QUIET], REPEAT_AFTER, later) == Told(new=1, suppressed=1)
+    assert reconcile(connection, [BROKEN, QUIET], REPEAT_AFTER, later) == IncidentTally(
+        new=1, suppressed=1
+    )
 
 
 def test_a_recovery_is_told_once_with_how_long_it_lasted(connection: psycopg.Connection) -> None:
     told_and_delivered(connection, replace(BROKEN, count=3))
-    tell(connection, [replace(BROKEN, count=5)], REPEAT_AFTER, NOW + REPEAT_AFTER)
+    reconcile(connection, [replace(BROKEN, count=5)], REPEAT_AFTER, NOW + REPEAT_AFTER)
     become(connection, "delivered", NOW + REPEAT_AFTER)
     over = NOW + 5 * HOUR + 7 * MINUTE
-    assert tell(connection, [], REPEAT_AFTER, over) == Told(recovered=1)
+    assert reconcile(connection, [], REPEAT_AFTER, over) == IncidentTally(recovered=1)
     recovery = bodies(connection)[-1]
     assert recovery | {"idempotency_key": ""} == {
         "type": "RECOVERED",
@@ -752,24 +772,24 @@ def test_a_recovery_is_told_once_with_how_long_it_lasted(connection: psycopg.Con
             "WHERE body ->> 'type' = 'RECOVERED'",
             [state],
         )
-        assert tell(connection, [], REPEAT_AFTER, over + 9 * HOUR) == Told(), state
+        assert reconcile(connection, [], REPEAT_AFTER, over + 9 * HOUR) == IncidentTally(), state
 
 
 def test_a_recovery_waits_until_its_failure_has_been_delivered(
     connection: psycopg.Connection,
 ) -> None:
-    tell(connection, [BROKEN], REPEAT_AFTER, NOW)
-    assert tell(connection, [], REPEAT_AFTER, NOW + HOUR) == Told()
+    reconcile(connection, [BROKEN], REPEAT_AFTER, NOW)
+    assert reconcile(connection, [], REPEAT_AFTER, NOW + HOUR) == IncidentTally()
     assert [row[2] for row in rows(connection)] == ["pending"], "it is told all the same"
     become(connection, "delivered", NOW + 2 * HOUR)
-    assert tell(connection, [], REPEAT_AFTER, NOW + 3 * HOUR) == Told(recovered=1)
+    assert reconcile(connection, [], REPEAT_AFTER, NOW + 3 * HOUR) == IncidentTally(recovered=1)
 
 
 @pytest.mark.parametrize("state", ["dead", "skipped"])
 def test_of_what_was_never_told_no_recovery_is(connection: psycopg.Connection, state: str) -> None:
-    tell(connection, [BROKEN], REPEAT_AFTER, NOW)
+    reconcile(connection, [BROKEN], REPEAT_AFTER, NOW)
     become(connection, state)
-    assert tell(connection, [], REPEAT_AFTER, NOW + HOUR) == Told()
+    assert reconcile(connection, [], REPEAT_AFTER, NOW + HOUR) == IncidentTally()
 
 
 def test_a_failure_that_comes_and_goes_is_told_once_a_window(
@@ -777,7 +797,7 @@ def test_a_failure_that_comes_and_goes_is_told_once_a_window(
 ) -> None:
     for minutes in range(0, 12 * 60, 5):
         at = NOW + minutes * MINUTE
-        tell(connection, [BROKEN] if minutes % 10 == 0 else [], REPEAT_AFTER, at)
+        reconcile(connection, [BROKEN] if minutes % 10 == 0 else [], REPEAT_AFTER, at)
         become(connection, "delivered", at)
     assert types(connection) == ["RUN_FAILED", "RECOVERED"] * 3
     times = [datetime.fromisoformat(body["timestamp"]) for body in bodies(connection)]
@@ -788,11 +808,11 @@ def test_a_failure_after_a_recovery_is_new_when_the_window_is_over(
     connection: psycopg.Connection,
 ) -> None:
     told_and_delivered(connection, BROKEN)
-    tell(connection, [], REPEAT_AFTER, NOW + HOUR)
+    reconcile(connection, [], REPEAT_AFTER, NOW + HOUR)
     become(connection, "delivered", NOW + 3 * HOUR)
     again, at = replace(BROKEN, count=4), NOW + REPEAT_AFTER
-    assert tell(connection, [again], REPEAT_AFTER, at - MINUTE) == Told(suppressed=1)
-    assert tell(connection, [again], REPEAT_AFTER, at) == Told(new=1)
+    assert reconcile(connection, [again], REPEAT_AFTER, at - MINUTE) == IncidentTally(suppressed=1)
+    assert reconcile(connection, [again], REPEAT_AFTER, at) == IncidentTally(new=1)
     assert bodies(connection)[-1]["message"] == BROKEN.message
     assert bodies(connection)[-1]["failing_since"] == at.isoformat()
 
@@ -801,7 +821,7 @@ def test_rows_that_were_missed_do_not_recover_by_growing_old(
     connection: psycopg.Connection,
 ) -> None:
     told_and_delivered(connection, replace(BROKEN, type="ALERT_MISSED"))
-    assert tell(connection, [], REPEAT_AFTER, NOW + DAY) == Told()
+    assert reconcile(connection, [], REPEAT_AFTER, NOW + DAY) == IncidentTally()
 
 
 @pytest.mark.parametrize(
@@ -817,15 +837,15 @@ def test_telling_the_same_again_ends_in_the_same_rows(
     connection: psycopg.Connection, act: Callable[[psycopg.Connection], None]
 ) -> None:
     told_and_delivered(connection, QUIET)
-    assert tell(connection, [BROKEN], REPEAT_AFTER, NOW) == Told(new=1, recovered=1)
+    assert reconcile(connection, [BROKEN], REPEAT_AFTER, NOW) == IncidentTally(new=1, recovered=1)
     act(connection)
     before = rows(connection)
-    assert tell(connection, [BROKEN, BROKEN], REPEAT_AFTER, NOW) == Told(suppressed=2)
+    assert reconcile(connection, [BROKEN, BROKEN], REPEAT_AFTER, NOW) == IncidentTally(suppressed=2)
     assert rows(connection) == before
 
 
 def test_the_same_failure_given_twice_is_told_once(connection: psycopg.Connection) -> None:
-    assert tell(connection, [BROKEN, BROKEN], REPEAT_AFTER, NOW) == Told(new=1)
+    assert reconcile(connection, [BROKEN, BROKEN], REPEAT_AFTER, NOW) == IncidentTally(new=1)
     assert len(rows(connection)) == 1
 
 
@@ -842,21 +862,21 @@ def test_a_call_that_dies_on_the_way_has_entered_nothing(
     with monkeypatch.context() as patch:
         patch.setattr(ledger, "enter", dies)
         with pytest.raises(RuntimeError, match="killed"):
-            tell(connection, [BROKEN, QUIET], REPEAT_AFTER, NOW)
+            reconcile(connection, [BROKEN, QUIET], REPEAT_AFTER, NOW)
     assert rows(connection) == []
-    assert tell(connection, [BROKEN, QUIET], REPEAT_AFTER, NOW) == Told(new=2)
+    assert reconcile(connection, [BROKEN, QUIET], REPEAT_AFTER, NOW) == IncidentTally(new=2)
 
 
 def test_a_killed_daemons_tick_and_the_next_one_do_not_both_tell(
     connection: psycopg.Connection, market_url: str
 ) -> None:
-    with database.connect(market_url) as other:
+    with connect(market_url) as other:
         other.execute("SET lock_timeout = '100ms'")
         with connection.transaction():
-            tell(connection, [BROKEN], REPEAT_AFTER, NOW)
+            reconcile(connection, [BROKEN], REPEAT_AFTER, NOW)
             with pytest.raises(psycopg.errors.LockNotAvailable):
-                tell(other, [BROKEN], REPEAT_AFTER, NOW + MINUTE)
-        assert tell(other, [BROKEN], REPEAT_AFTER, NOW + MINUTE) == Told(suppressed=1)
+                reconcile(other, [BROKEN], REPEAT_AFTER, NOW + MINUTE)
+        assert reconcile(other, [BROKEN], REPEAT_AFTER, NOW + MINUTE) == IncidentTally(suppressed=1)
 
 
 def digest(connection: psycopg.Connection) -> None:
@@ -875,21 +895,23 @@ def digest_becomes(connection: psycopg.Connection, state: str, at: datetime | No
 def test_what_a_digest_tells_is_told_when_the_digest_is_delivered(
     connection: psycopg.Connection,
 ) -> None:
-    tell(connection, [BROKEN, QUIET], REPEAT_AFTER, NOW)
+    reconcile(connection, [BROKEN, QUIET], REPEAT_AFTER, NOW)
     digest(connection)
     later = NOW + 5 * HOUR
-    assert tell(connection, [BROKEN], REPEAT_AFTER, later) == Told(suppressed=1)
+    assert reconcile(connection, [BROKEN], REPEAT_AFTER, later) == IncidentTally(suppressed=1)
     digest_becomes(connection, "delivered", later)
-    assert tell(connection, [BROKEN], REPEAT_AFTER, later) == Told(suppressed=1, recovered=1)
+    assert reconcile(connection, [BROKEN], REPEAT_AFTER, later) == IncidentTally(
+        suppressed=1, recovered=1
+    )
     over = later + REPEAT_AFTER
-    assert tell(connection, [BROKEN], REPEAT_AFTER, over) == Told(repeated=1)
+    assert reconcile(connection, [BROKEN], REPEAT_AFTER, over) == IncidentTally(repeated=1)
 
 
 def test_what_died_with_its_digest_was_not_told(connection: psycopg.Connection) -> None:
-    tell(connection, [BROKEN, QUIET], REPEAT_AFTER, NOW)
+    reconcile(connection, [BROKEN, QUIET], REPEAT_AFTER, NOW)
     digest(connection)
     digest_becomes(connection, "dead", None)
-    assert tell(connection, [BROKEN], REPEAT_AFTER, NOW + REPEAT_AFTER) == Told(new=1)
+    assert reconcile(connection, [BROKEN], REPEAT_AFTER, NOW + REPEAT_AFTER) == IncidentTally(new=1)
 
 
 def test_what_the_ledger_holds_from_more_than_30_days_ago_is_not_looked_at(
@@ -897,8 +919,10 @@ def test_what_the_ledger_holds_from_more_than_30_days_ago_is_not_looked_at(
 ) -> None:
     told_and_delivered(connection, BROKEN, QUIET)
     long, at = 40 * DAY, NOW + 30 * DAY
-    assert tell(connection, [BROKEN, QUIET], long, at) == Told(suppressed=2)
-    assert tell(connection, [BROKEN], long, at + MINUTE) == Told(new=1), "nor recovered"
+    assert reconcile(connection, [BROKEN, QUIET], long, at) == IncidentTally(suppressed=2)
+    assert reconcile(connection, [BROKEN], long, at + MINUTE) == IncidentTally(new=1), (
+        "nor recovered"
+    )
 
 
 # ---- all of it ----
@@ -911,7 +935,7 @@ def test_all_that_is_failing_is_told_with_the_thresholds_of_the_settings(
         symbols=[BTC, ETH],
         alerts=AlertSettings(failures_before_alert=2, quiet_after=600.0, look_back_days=2),
     )
-    ledger.switch_on(connection, "ai_reject", NOW - 60 * DAY, NOW)
+    ledger.enable(connection, "ai_reject", NOW - 60 * DAY, NOW)
     reject(connection, NOW - 3 * DAY)
     enter(connection, "trade", "1", "boom")
     for symbol in (BTC, XRP):
@@ -927,7 +951,7 @@ def test_all_that_is_failing_is_told_with_the_thresholds_of_the_settings(
         "dead:trade",
         "missed:ai_reject",
     ]
-    assert tell(connection, found, REPEAT_AFTER, NOW) == Told(new=5)
+    assert reconcile(connection, found, REPEAT_AFTER, NOW) == IncidentTally(new=5)
     assert types(connection) == [
         "RUN_FAILED",
         "PARTITION_FAILED",
@@ -935,6 +959,6 @@ def test_all_that_is_failing_is_told_with_the_thresholds_of_the_settings(
         "ALERT_DEAD",
         "ALERT_MISSED",
     ]
-    assert tell(connection, current(connection, settings, [], NOW), REPEAT_AFTER, NOW) == Told(
-        suppressed=4
-    ), "the run's alert still waits, so its recovery does as well"
+    assert reconcile(
+        connection, current(connection, settings, [], NOW), REPEAT_AFTER, NOW
+    ) == IncidentTally(suppressed=4), "the run's alert still waits, so its recovery does as well"

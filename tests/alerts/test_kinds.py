@@ -20,7 +20,7 @@ from trading_pipelines.alerts.kinds import (
     TRADE,
     cut,
 )
-from trading_pipelines.signals.tables import label_as_of
+from trading_pipelines.signals.regimes.regime import label_as_of
 
 HOUR, MINUTE, SECOND = timedelta(hours=1), timedelta(minutes=1), timedelta(seconds=1)
 LONG_AGO = NOON - timedelta(days=7)

@@ -9,23 +9,25 @@ import psycopg
 import pytest
 
 from tests.alerts.conftest import BTC, NOON, Bot
-from trading_pipelines.alerts import failures, kinds, ledger
-from trading_pipelines.alerts.due import due_reports, send_report
-from trading_pipelines.alerts.failures import Failure, Told, missed_alerts
+from trading_pipelines.alerts import kinds, ledger, retention
+from trading_pipelines.alerts.failures import Failure, missed_alerts
+from trading_pipelines.alerts.incidents import IncidentTally, reconcile
 from trading_pipelines.alerts.kinds import AI_REJECT, DAILY_REPORT, KINDS, RISK, TRADE
-from trading_pipelines.alerts.ledger import Delivery, State, Verdict
-from trading_pipelines.alerts.webhooks import DISCORD, N8N, Answer, Outcome
-from trading_pipelines.settings import AlertSettings, StrategySettings
+from trading_pipelines.alerts.ledger import Delivery, DeliveryState, NextState
+from trading_pipelines.alerts.periodic import due_reports, send_report
+from trading_pipelines.alerts.retention import purge
+from trading_pipelines.alerts.webhooks import DISCORD, N8N, PostOutcome, WebhookAnswer
+from trading_pipelines.settings.strategy import AlertSettings, StrategySettings
 
 DAY, HOUR = timedelta(days=1), timedelta(hours=1)
 MINUTE, SECOND = timedelta(minutes=1), timedelta(seconds=1)
 LONG_AGO = NOON - timedelta(days=7)
 # The ledger's own defaults are of the database's clock.
 LATER = datetime.now(UTC) + HOUR
-REFUSED = Answer(Outcome.REFUSED, "refused", 502)
-AWAY = Answer(Outcome.AWAY, "no answer within 15 s")
-UNREACHABLE = Answer(Outcome.UNREACHABLE, "can't be reached")
-ACCEPTED = Answer(Outcome.DELIVERED, "delivered", 200, message_id="1130")
+REFUSED = WebhookAnswer(PostOutcome.REFUSED, "refused", 502)
+AWAY = WebhookAnswer(PostOutcome.AWAY, "no answer within 15 s")
+UNREACHABLE = WebhookAnswer(PostOutcome.UNREACHABLE, "can't be reached")
+ACCEPTED = WebhookAnswer(PostOutcome.DELIVERED, "delivered", 200, message_id="1130")
 
 
 def collect(bot: Bot, kind: str = AI_REJECT, since: datetime = LONG_AGO) -> int:
@@ -40,8 +42,8 @@ def only(bot: Bot, kind: str = AI_REJECT) -> Delivery:
 def attempt(
     bot: Bot,
     delivery: Delivery,
-    answer: Answer,
-    state: State = State.RETRYING,
+    answer: WebhookAnswer,
+    state: DeliveryState = DeliveryState.RETRYING,
     *,
     via: str = N8N,
     now: datetime = LATER,
@@ -50,7 +52,7 @@ def attempt(
     """Try once, as a sender would, that far apart that no limit of Discord's is in the way."""
     reserved = ledger.reserve(bot.connection, delivery, via, 30, LATER + HOUR, now)
     assert reserved is not None
-    ledger.record(bot.connection, delivery, reserved, answer, Verdict(state, next_at, via), now)
+    ledger.record(bot.connection, delivery, reserved, answer, NextState(state, next_at, via), now)
 
 
 # What is collected.
@@ -132,7 +134,7 @@ def test_a_row_that_no_message_can_be_made_of_is_dead_and_the_next_goes_on(
 ) -> None:
     (source,) = kinds.sources_of(AI_REJECT)
 
-    def body(connection: psycopg.Connection, row: kinds.Row, at: datetime) -> dict[str, Any]:
+    def body(connection: psycopg.Connection, row: kinds.BotRow, at: datetime) -> dict[str, Any]:
         if row["reasoning"] == "poison":
             connection.execute("SELECT 1 / 0")
         if row["reasoning"] == "odd":
@@ -187,22 +189,22 @@ def test_a_number_that_json_can_not_hold_stops_nothing(bot: Bot) -> None:
 
 
 def test_a_kind_has_one_sender_at_a_time(bot: Bot, other: psycopg.Connection) -> None:
-    with ledger.sender(bot.connection, AI_REJECT) as is_ours:
+    with ledger.sender_lock(bot.connection, AI_REJECT) as is_ours:
         assert is_ours
-        with ledger.sender(other, AI_REJECT) as is_theirs:
+        with ledger.sender_lock(other, AI_REJECT) as is_theirs:
             assert not is_theirs
-        with ledger.sender(other, AI_REJECT) as is_theirs:
+        with ledger.sender_lock(other, AI_REJECT) as is_theirs:
             assert not is_theirs, "the one that came to nothing freed nothing"
-        with ledger.sender(other, TRADE) as is_theirs:
+        with ledger.sender_lock(other, TRADE) as is_theirs:
             assert is_theirs, "another kind has its own"
-    with ledger.sender(other, AI_REJECT) as is_theirs:
+    with ledger.sender_lock(other, AI_REJECT) as is_theirs:
         assert is_theirs
 
 
 def test_a_sender_that_fails_frees_its_kind(bot: Bot, other: psycopg.Connection) -> None:
-    with pytest.raises(KeyError), ledger.sender(bot.connection, AI_REJECT):
+    with pytest.raises(KeyError), ledger.sender_lock(bot.connection, AI_REJECT):
         raise KeyError
-    with ledger.sender(other, AI_REJECT) as is_theirs:
+    with ledger.sender_lock(other, AI_REJECT) as is_theirs:
         assert is_theirs
 
 
@@ -211,10 +213,10 @@ def test_a_sender_whose_connection_is_killed_frees_its_kind(
 ) -> None:
     with psycopg.connect(bot_url, autocommit=True) as doomed:
         pid = doomed.info.backend_pid
-        with ledger.sender(doomed, AI_REJECT) as is_ours:
+        with ledger.sender_lock(doomed, AI_REJECT) as is_ours:
             assert is_ours
             other.execute("SELECT pg_terminate_backend(%s, 10000)", [pid])
-            with ledger.sender(other, AI_REJECT) as is_theirs:
+            with ledger.sender_lock(other, AI_REJECT) as is_theirs:
                 assert is_theirs, "while the first still believes that it is the sender"
             with pytest.raises(psycopg.OperationalError):
                 doomed.execute("SELECT 1")
@@ -226,47 +228,47 @@ def test_a_sender_whose_connection_is_killed_frees_its_kind(
 
 def test_the_first_start_sends_nothing_older(bot: Bot) -> None:
     bot.reject(NOON - SECOND, "old")
-    since = ledger.switch_on(bot.connection, AI_REJECT, None, NOON)
+    since = ledger.enable(bot.connection, AI_REJECT, None, NOON)
     assert since == NOON
     bot.reject(NOON, "new")
     assert collect(bot, since=since) == 1
-    assert ledger.switch_on(bot.connection, AI_REJECT, None, NOON + HOUR) == NOON
+    assert ledger.enable(bot.connection, AI_REJECT, None, NOON + HOUR) == NOON
     assert bot.ledger("body ->> 'reason', state") == [("new", "pending")]
 
 
 def test_an_operator_may_say_since_when_the_first_time(bot: Bot) -> None:
-    since = ledger.switch_on(bot.connection, AI_REJECT, NOON - HOUR, NOON)
+    since = ledger.enable(bot.connection, AI_REJECT, NOON - HOUR, NOON)
     assert since == NOON - HOUR
     bot.reject(NOON - HOUR)
     bot.reject(NOON - HOUR - SECOND)
     assert collect(bot, since=since) == 1
-    again = ledger.switch_on(bot.connection, AI_REJECT, NOON - 5 * HOUR, NOON)
+    again = ledger.enable(bot.connection, AI_REJECT, NOON - 5 * HOUR, NOON)
     assert again == since, "what comes later changes nothing"
 
 
 def test_each_kind_is_switched_by_itself(bot: Bot) -> None:
-    ledger.switch_on(bot.connection, AI_REJECT, None, NOON)
-    assert ledger.switch_on(bot.connection, TRADE, None, NOON + HOUR) == NOON + HOUR
-    ledger.switch_off(bot.connection, TRADE)
-    assert ledger.switch_on(bot.connection, AI_REJECT, None, NOON + 2 * HOUR) == NOON
+    ledger.enable(bot.connection, AI_REJECT, None, NOON)
+    assert ledger.enable(bot.connection, TRADE, None, NOON + HOUR) == NOON + HOUR
+    ledger.disable(bot.connection, TRADE)
+    assert ledger.enable(bot.connection, AI_REJECT, None, NOON + 2 * HOUR) == NOON
 
 
 def test_switching_off_skips_what_waits_and_on_again_sends_nothing_older(bot: Bot) -> None:
-    ledger.switch_on(bot.connection, AI_REJECT, NOON - HOUR, NOON)
+    ledger.enable(bot.connection, AI_REJECT, NOON - HOUR, NOON)
     for _ in range(3):
         bot.reject(NOON)
     bot.violation(NOON)
     collect(bot)
     collect(bot, RISK)
     delivered, retried, _ = ledger.due(bot.connection, AI_REJECT, LATER)
-    attempt(bot, delivered, ACCEPTED, State.DELIVERED)
+    attempt(bot, delivered, ACCEPTED, DeliveryState.DELIVERED)
     attempt(bot, retried, REFUSED)
-    assert ledger.switch_off(bot.connection, AI_REJECT) == 2
+    assert ledger.disable(bot.connection, AI_REJECT) == 2
     assert bot.ledger("state") == ["delivered", "skipped", "skipped", "pending"]
-    assert ledger.switch_off(bot.connection, AI_REJECT) == 0
+    assert ledger.disable(bot.connection, AI_REJECT) == 0
 
     bot.reject(NOON + MINUTE, "told by the bot meanwhile")
-    since = ledger.switch_on(bot.connection, AI_REJECT, NOON - HOUR, NOON + HOUR)
+    since = ledger.enable(bot.connection, AI_REJECT, NOON - HOUR, NOON + HOUR)
     assert since == NOON + HOUR, "not what the settings say for the first start"
     bot.reject(NOON + HOUR, "new")
     assert collect(bot, since=since) == 1
@@ -275,12 +277,12 @@ def test_switching_off_skips_what_waits_and_on_again_sends_nothing_older(bot: Bo
 
 
 def test_a_kind_that_never_was_on_can_be_switched_off(bot: Bot) -> None:
-    assert ledger.switch_off(bot.connection, AI_REJECT) == 0
-    assert ledger.switch_on(bot.connection, AI_REJECT, NOON, LATER) == LATER, "the bot sent those"
+    assert ledger.disable(bot.connection, AI_REJECT) == 0
+    assert ledger.enable(bot.connection, AI_REJECT, NOON, LATER) == LATER, "the bot sent those"
 
 
 def test_a_cooldown_until_further_notice_does_not_block_the_others(bot: Bot) -> None:
-    ledger.switch_on(bot.connection, RISK, NOON, NOON)
+    ledger.enable(bot.connection, RISK, NOON, NOON)
     bot.connection.execute(
         "INSERT INTO daily_risk_state VALUES ('2026-11-24', 0, 3, 3, '9999-12-31 23:59:59Z', "
         "false, %s)",
@@ -299,7 +301,7 @@ def test_an_answer_to_what_was_replayed_meanwhile_does_not_close_it(bot: Bot) ->
     number = ledger.reserve(bot.connection, delivery, N8N, 30, LATER, LATER)
     assert number is not None
     ledger.replay(bot.connection, [delivery.id])
-    verdict = ledger.Verdict(State.DELIVERED, LATER, N8N)
+    verdict = ledger.NextState(DeliveryState.DELIVERED, LATER, N8N)
     ledger.record(bot.connection, delivery, number, ACCEPTED, verdict, LATER)
     assert bot.ledger("state, attempts") == [("pending", 0)]
 
@@ -312,7 +314,7 @@ def test_what_a_sender_still_holds_is_not_sent_once_it_was_switched_off_or_repla
     replayed = replace(replayed, attempts=1)
     assert ledger.replay(bot.connection, [replayed.id]) == [replayed.id]
     assert ledger.reserve(bot.connection, replayed, N8N, 30, LATER, LATER) is None
-    assert ledger.switch_off(bot.connection, AI_REJECT) == 2
+    assert ledger.disable(bot.connection, AI_REJECT) == 2
     assert ledger.reserve(bot.connection, off, N8N, 30, LATER, LATER) is None
     assert bot.ledger("state, attempts") == [("skipped", 0)] * 2
     assert bot.attempts() == [(1, "n8n", "away")]
@@ -326,7 +328,7 @@ def test_of_rows_without_a_time_the_old_are_skipped_and_the_new_sent(bot: Bot, k
         RISK: bot.violation,
     }[kind]
     old = insert(None)
-    since = ledger.switch_on(bot.connection, kind, NOON - HOUR, NOON)
+    since = ledger.enable(bot.connection, kind, NOON - HOUR, NOON)
     new = insert(None)
     assert ledger.collect(bot.connection, kind, since, NOON) == 1
     assert bot.ledger() == [(old, "skipped"), (new, "pending")]
@@ -337,7 +339,7 @@ def test_a_cooldown_in_force_when_the_kind_comes_on_is_not_sent_and_a_later_one_
     bot: Bot, updated_at: datetime | None
 ) -> None:
     bot.cooldown(NOON + HOUR, updated_at)
-    since = ledger.switch_on(bot.connection, RISK, None, NOON)
+    since = ledger.enable(bot.connection, RISK, None, NOON)
     assert ledger.collect(bot.connection, RISK, since, NOON) == 0
     bot.cooldown(NOON + HOUR, NOON + MINUTE)
     assert ledger.collect(bot.connection, RISK, since, NOON) == 0, "a trade moved updated_at"
@@ -348,10 +350,10 @@ def test_a_cooldown_in_force_when_the_kind_comes_on_is_not_sent_and_a_later_one_
 
 
 def test_a_cooldown_that_began_while_the_kind_was_off_is_not_sent(bot: Bot) -> None:
-    ledger.switch_on(bot.connection, RISK, None, NOON - HOUR)
-    ledger.switch_off(bot.connection, RISK)
+    ledger.enable(bot.connection, RISK, None, NOON - HOUR)
+    ledger.disable(bot.connection, RISK)
     bot.cooldown(NOON + HOUR, NOON - MINUTE)
-    since = ledger.switch_on(bot.connection, RISK, None, NOON)
+    since = ledger.enable(bot.connection, RISK, None, NOON)
     bot.cooldown(NOON + HOUR, NOON + MINUTE)
     assert ledger.collect(bot.connection, RISK, since, NOON) == 0
 
@@ -368,7 +370,7 @@ def test_text_that_the_database_can_not_hold_is_stored_without_it(bot: Bot, odd:
     assert "n8n said" in bot.ledger("last_error")[0]
     answer = replace(ACCEPTED, text=odd, message_id=f"1{odd}")
     (again,) = ledger.due(bot.connection, RISK, LATER + HOUR)
-    attempt(bot, again, answer, State.DELIVERED)
+    attempt(bot, again, answer, DeliveryState.DELIVERED)
     assert bot.ledger("state") == ["delivered"]
     assert ledger.replay(bot.connection, [delivery.id], body) == [delivery.id]
     assert only(bot, RISK).body.keys() == {*body, "idempotency_key"}
@@ -389,7 +391,7 @@ def test_an_attempt_is_on_record_before_it_is_made_and_after(bot: Bot) -> None:
     assert ledger.due(bot.connection, AI_REJECT, LATER + 59 * SECOND) == []
     assert len(ledger.due(bot.connection, AI_REJECT, LATER + MINUTE)) == 1
 
-    verdict = Verdict(State.RETRYING, LATER + HOUR, DISCORD)
+    verdict = NextState(DeliveryState.RETRYING, LATER + HOUR, DISCORD)
     ledger.record(bot.connection, delivery, reserved, AWAY, verdict, LATER)
     assert bot.attempts("number, via, outcome, status") == [(1, "n8n", "away", None)]
     assert bot.ledger("state, attempts, next_at, via, is_away, last_error") == [
@@ -397,7 +399,7 @@ def test_an_attempt_is_on_record_before_it_is_made_and_after(bot: Bot) -> None:
     ]
 
     again = ledger.due(bot.connection, AI_REJECT, LATER + HOUR)[0]
-    attempt(bot, again, ACCEPTED, State.DELIVERED, via=DISCORD, now=LATER + HOUR)
+    attempt(bot, again, ACCEPTED, DeliveryState.DELIVERED, via=DISCORD, now=LATER + HOUR)
     assert bot.attempts()[1:] == [(2, "discord", "delivered")]
     assert bot.ledger("state, is_away, delivered_at, message_id, last_error") == [
         ("delivered", False, LATER + HOUR, "1130", None)
@@ -461,7 +463,7 @@ def test_other_kinds_count_and_what_reached_nobody_does_not(bot: Bot) -> None:
     assert reserved is not None
     assert ledger.reserve(bot.connection, risk, N8N, 30, LATER, LATER) is None
     assert bot.ledger("state, attempts", "kind = 'risk'") == [("pending", 0)]
-    verdict = Verdict(State.RETRYING, LATER, N8N)
+    verdict = NextState(DeliveryState.RETRYING, LATER, N8N)
     ledger.record(bot.connection, rows[4], reserved, UNREACHABLE, verdict, LATER)
     assert ledger.reserve(bot.connection, risk, N8N, 30, LATER, LATER) is not None
 
@@ -520,15 +522,17 @@ def test_a_digest_that_can_not_be_entered_closes_nothing(bot: Bot) -> None:
 def test_since_when_n8n_is_away(bot: Bot) -> None:
     rows = iter(waiting_rows(bot, 8))
 
-    def after(seconds: int, answer: Answer, via: str = N8N) -> datetime | None:
+    def after(seconds: int, answer: WebhookAnswer, via: str = N8N) -> datetime | None:
         now = LATER + seconds * SECOND
         attempt(bot, next(rows), answer, via=via, now=now)
-        assert ledger.away(bot.connection, "trade", now) == (None, None), "its own channel's"
-        first, last = ledger.away(bot.connection, "ai-reject", now)
+        assert ledger.without_response(bot.connection, "trade", now) == (None, None), (
+            "its own channel's"
+        )
+        first, last = ledger.without_response(bot.connection, "ai-reject", now)
         assert last is None or last == now or answer in {ACCEPTED, REFUSED} or via == DISCORD
         return first
 
-    assert ledger.away(bot.connection, "ai-reject", LATER) == (None, None)
+    assert ledger.without_response(bot.connection, "ai-reject", LATER) == (None, None)
     assert after(0, ACCEPTED) is None
     assert after(10, AWAY) == LATER + 10 * SECOND
     assert after(20, UNREACHABLE) == LATER + 10 * SECOND
@@ -548,7 +552,7 @@ def test_what_waits_for_n8n_is_brought_forward_and_nothing_else(bot: Bot) -> Non
     }
     for n, (delivery, (answer, via)) in enumerate(zip(rows, answers.values(), strict=False)):
         attempt(bot, delivery, answer, via=via, now=LATER + 10 * n * SECOND)
-    attempt(bot, rows[4], AWAY, State.DEAD, now=LATER + MINUTE)
+    attempt(bot, rows[4], AWAY, DeliveryState.DEAD, now=LATER + MINUTE)
     assert ledger.unreached(bot.connection, AI_REJECT) == [rows[0].id]
     assert ledger.unreached(bot.connection, RISK) == []
 
@@ -586,7 +590,7 @@ def test_a_dead_alert_is_replayed_as_a_new_message(bot: Bot) -> None:
     bot.reject(NOON)
     collect(bot)
     delivery = only(bot)
-    attempt(bot, delivery, UNREACHABLE, State.DEAD, via=DISCORD)
+    attempt(bot, delivery, UNREACHABLE, DeliveryState.DEAD, via=DISCORD)
     assert ledger.due(bot.connection, AI_REJECT, LATER + 9 * HOUR) == []
     assert ledger.replay(bot.connection, [delivery.id]) == [delivery.id]
     again = only(bot)
@@ -605,7 +609,7 @@ def test_a_delivered_alert_is_replayed_as_a_new_message_each_time(bot: Bot) -> N
     for _ in range(3):
         delivery = only(bot)
         keys.add(delivery.body["idempotency_key"])
-        attempt(bot, delivery, ACCEPTED, State.DELIVERED)
+        attempt(bot, delivery, ACCEPTED, DeliveryState.DELIVERED)
         assert ledger.replay(bot.connection, [delivery.id]) == [delivery.id]
         assert bot.ledger("delivered_at, message_id") == [(None, None)]
     assert len(keys) == 3, keys
@@ -623,7 +627,7 @@ def test_an_alert_is_replayed_with_a_new_body(bot: Bot) -> None:
 
 def test_what_was_skipped_or_is_not_there_is_not_replayed(bot: Bot) -> None:
     bot.reject(None)
-    ledger.switch_on(bot.connection, AI_REJECT, None, NOON)
+    ledger.enable(bot.connection, AI_REJECT, None, NOON)
     before = bot.ledger("*")
     assert ledger.replay(bot.connection, bot.ledger("id")) == []
     assert ledger.replay(bot.connection, [999]) == []
@@ -654,7 +658,7 @@ def test_the_newest_are_listed_first_by_state_and_kind(bot: Bot) -> None:
     rows = waiting_rows(bot, 3)
     bot.violation(NOON)
     collect(bot, RISK)
-    attempt(bot, rows[0], REFUSED, State.DEAD)
+    attempt(bot, rows[0], REFUSED, DeliveryState.DEAD)
     since = datetime.now(UTC) - HOUR
 
     def ids(**wanted: Any) -> list[int]:
@@ -664,17 +668,17 @@ def test_the_newest_are_listed_first_by_state_and_kind(bot: Bot) -> None:
     assert ids() == every
     assert ids(limit=2) == every[:2]
     assert ids(kind=RISK) == every[:1]
-    assert ids(states=[State.DEAD]) == [rows[0].id]
-    assert ids(states=[State.DEAD, State.PENDING]) == every
-    assert ids(states=[State.DELIVERED]) == []
+    assert ids(states=[DeliveryState.DEAD]) == [rows[0].id]
+    assert ids(states=[DeliveryState.DEAD, DeliveryState.PENDING]) == every
+    assert ids(states=[DeliveryState.DELIVERED]) == []
     assert ids(since=LATER) == []
 
 
 def test_every_kind_and_state_is_counted(bot: Bot) -> None:
-    zeros = dict.fromkeys(map(str, State), 0)
+    zeros = dict.fromkeys(map(str, DeliveryState), 0)
     assert ledger.counts(bot.connection) == dict.fromkeys(KINDS, zeros)
     rows = waiting_rows(bot, 3)
-    attempt(bot, rows[0], REFUSED, State.DEAD)
+    attempt(bot, rows[0], REFUSED, DeliveryState.DEAD)
     attempt(bot, rows[1], REFUSED)
     assert ledger.counts(bot.connection) == dict.fromkeys(KINDS, zeros) | {
         AI_REJECT: zeros | {"dead": 1, "retrying": 1, "pending": 1}
@@ -712,7 +716,7 @@ def done(bot: Bot) -> None:
 def purge_later(bot: Bot) -> datetime:
     """Purge as early after noon as the settings allow; return when that was."""
     before = NOON + SECOND
-    ledger.purge(bot.connection, before)
+    purge(bot.connection, before)
     schema = StrategySettings.model_json_schema()["$defs"]
     shortest = schema["HousekeepingSettings"]["properties"]["keep_alerts_days"]["minimum"]
     return before + timedelta(days=shortest)
@@ -724,7 +728,7 @@ def purge_later(bot: Bot) -> datetime:
 def test_what_a_purge_took_is_neither_sent_again_nor_told_as_missed(
     bot: Bot, kind: str, insert: Callable[[Bot, datetime | None], str]
 ) -> None:
-    ledger.switch_on(bot.connection, kind, LONG_AGO, NOON)
+    ledger.enable(bot.connection, kind, LONG_AGO, NOON)
     insert(bot, NOON - HOUR)
     insert(bot, NOON)
     kept = [insert(bot, at) for at in (YEARS, None)]
@@ -748,8 +752,8 @@ def test_a_cooldown_that_its_row_may_still_tell_is_never_sent_again(bot: Bot) ->
 def test_what_was_skipped_when_its_kind_came_on_stays_skipped(bot: Bot) -> None:
     bot.reject(None)
     bot.cooldown(YEARS, NOON)
-    ledger.switch_on(bot.connection, AI_REJECT, None, NOON + HOUR)
-    ledger.switch_on(bot.connection, RISK, None, NOON + HOUR)
+    ledger.enable(bot.connection, AI_REJECT, None, NOON + HOUR)
+    ledger.enable(bot.connection, RISK, None, NOON + HOUR)
     assert bot.ledger("state") == ["skipped", "skipped"]
     bot.connection.execute("UPDATE trading_pipelines.alert_deliveries SET created_at = %s", [NOON])
     now = purge_later(bot)
@@ -758,7 +762,7 @@ def test_what_was_skipped_when_its_kind_came_on_stays_skipped(bot: Bot) -> None:
 
 
 def test_a_report_that_was_forgotten_is_not_due_again(bot: Bot) -> None:
-    ledger.switch_on(bot.connection, DAILY_REPORT, LONG_AGO, NOON)
+    ledger.enable(bot.connection, DAILY_REPORT, LONG_AGO, NOON)
     for day in due_reports(bot.connection, MOST, NOON):
         send_report(bot.connection, day, {"timestamp": NOON.isoformat()}, MOST, NOON)
     assert (told := len(bot.ledger())) > 1
@@ -770,9 +774,9 @@ def test_a_report_that_was_forgotten_is_not_due_again(bot: Bot) -> None:
 
 
 def test_a_failure_that_lasts_or_has_recovered_is_not_told_anew_after_a_purge(bot: Bot) -> None:
-    def tell(now: datetime, *failing: str) -> Told:
+    def tell(now: datetime, *failing: str) -> IncidentTally:
         found = [Failure(name, "RUN_FAILED", "WARNING", name, 1) for name in failing]
-        return failures.tell(bot.connection, found, 4 * HOUR, now)
+        return reconcile(bot.connection, found, 4 * HOUR, now)
 
     tell(NOON, "lasting", "over")
     done(bot)
@@ -784,28 +788,30 @@ def test_a_failure_that_lasts_or_has_recovered_is_not_told_anew_after_a_purge(bo
         "SET state = 'delivered', created_at = occurred_at, delivered_at = occurred_at"
     )
     assert len(bot.ledger()) == 4
-    assert ledger.purge(bot.connection, NOON + DAY) == {"alert_deliveries": 3}
-    assert tell(now, "lasting") == Told(suppressed=1)
+    assert purge(bot.connection, NOON + DAY) == {"alert_deliveries": 3}
+    assert tell(now, "lasting") == IncidentTally(suppressed=1)
 
 
 def test_only_what_is_done_is_forgotten_and_its_attempts_with_it(bot: Bot) -> None:
     rows = waiting_rows(bot, 4)
-    for row, state in zip(rows, (State.DELIVERED, State.DEAD, State.RETRYING), strict=False):
+    for row, state in zip(
+        rows, (DeliveryState.DELIVERED, DeliveryState.DEAD, DeliveryState.RETRYING), strict=False
+    ):
         attempt(bot, row, REFUSED, state)
     assert len(bot.attempts()) == 3
-    assert ledger.purge(bot.connection, LATER + DAY) == {"alert_deliveries": 1}
+    assert purge(bot.connection, LATER + DAY) == {"alert_deliveries": 1}
     assert bot.ledger("state") == ["dead", "retrying", "pending"]
     assert len(bot.attempts()) == 2
 
 
 def test_what_was_delivered_lately_is_kept_however_old_it_is(bot: Bot) -> None:
     (row,) = waiting_rows(bot, 1)
-    attempt(bot, row, ACCEPTED, State.DELIVERED)
+    attempt(bot, row, ACCEPTED, DeliveryState.DELIVERED)
     bot.connection.execute(
         "UPDATE trading_pipelines.alert_deliveries SET created_at = %s", [LONG_AGO]
     )
-    assert ledger.purge(bot.connection, LATER).total() == 0
-    assert ledger.purge(bot.connection, LATER + SECOND).total() == 1
+    assert purge(bot.connection, LATER).total() == 0
+    assert purge(bot.connection, LATER + SECOND).total() == 1
 
 
 def test_a_digest_is_kept_as_long_as_what_it_told(bot: Bot) -> None:
@@ -819,7 +825,7 @@ def test_a_digest_is_kept_as_long_as_what_it_told(bot: Bot) -> None:
     bot.connection.execute(
         "UPDATE trading_pipelines.alert_deliveries SET state = 'delivered' WHERE source = 'digest'"
     )
-    ledger.purge(bot.connection, LATER)
+    purge(bot.connection, LATER)
     assert bot.ledger("source, state") == [
         ("daily_risk_state", "digested"),
         ("digest", "delivered"),
@@ -829,12 +835,12 @@ def test_a_digest_is_kept_as_long_as_what_it_told(bot: Bot) -> None:
 def test_more_than_are_purged_at_once_are_purged_in_turn_and_what_is_locked_is_left(
     bot: Bot, other: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ledger, "PURGED_AT_ONCE", 2)
+    monkeypatch.setattr(retention, "PURGED_AT_ONCE", 2)
     rows = waiting_rows(bot, 6)
     done(bot)
     bot.connection.execute("SET lock_timeout = '1s'")
     with other.transaction():
         assert ledger.replay(other, [rows[0].id]) == [rows[0].id]
-        assert ledger.purge(bot.connection, YEARS).total() == 5
-    assert ledger.purge(bot.connection, YEARS).total() == 0
+        assert purge(bot.connection, YEARS).total() == 5
+    assert purge(bot.connection, YEARS).total() == 0
     assert bot.ledger("id, state") == [(rows[0].id, "pending")]

@@ -27,8 +27,9 @@ from tests.alerts.conftest import (
     refusal,
 )
 from trading_pipelines.alerts.discord import discord_message
-from trading_pipelines.alerts.webhooks import DISCORD, N8N, Answer, Outcome, Webhooks
-from trading_pipelines.settings import AlertSettings, Environment
+from trading_pipelines.alerts.webhooks import DISCORD, N8N, PostOutcome, WebhookAnswer, Webhooks
+from trading_pipelines.settings.environment import Environment
+from trading_pipelines.settings.strategy import AlertSettings
 
 BODY = {
     "type": "MAX_EXPOSURE",
@@ -58,7 +59,7 @@ def nowhere() -> Iterator[str]:
         yield f"http://127.0.0.1:{bound.getsockname()[1]}"
 
 
-def told(answer: Answer) -> tuple[Outcome, int | None, bool]:
+def told(answer: WebhookAnswer) -> tuple[PostOutcome, int | None, bool]:
     return answer.outcome, answer.status, answer.is_final
 
 
@@ -66,7 +67,7 @@ def test_n8n_is_posted_the_body_with_the_secret_and_the_key(
     n8n: Receiver, discord: Receiver, webhooks: Webhooks
 ) -> None:
     answer = webhooks.post(N8N, "risk", BODY)
-    assert told(answer) == (Outcome.DELIVERED, 200, False)
+    assert told(answer) == (PostOutcome.DELIVERED, 200, False)
     assert answer.message_id == "1130"
     assert 0 < answer.seconds < 5
     (request,) = n8n.requests
@@ -90,7 +91,7 @@ def test_discord_is_posted_the_message_and_never_the_secret(
 ) -> None:
     discord.script.append(POSTED)
     answer = webhooks.post(DISCORD, "risk", BODY)
-    assert told(answer) == (Outcome.DELIVERED, 200, False)
+    assert told(answer) == (PostOutcome.DELIVERED, 200, False)
     assert answer.message_id == "1131"
     (request,) = discord.requests
     assert request.path == f"/api/webhooks/1/{TOKEN}"
@@ -109,14 +110,14 @@ def test_a_thread_of_discords_is_kept(discord: Receiver) -> None:
 
 
 NO = {"delivered": False}
-OURS, THEIRS = Outcome.REFUSED, Outcome.AWAY
+OURS, THEIRS = PostOutcome.REFUSED, PostOutcome.AWAY
 
 
 @pytest.mark.parametrize(
     ("reply", "expected"),
     [
-        (DELIVERED, (Outcome.DELIVERED, 200, False)),
-        (Reply(201, {"delivered": True}), (Outcome.DELIVERED, 201, False)),
+        (DELIVERED, (PostOutcome.DELIVERED, 200, False)),
+        (Reply(201, {"delivered": True}), (PostOutcome.DELIVERED, 201, False)),
         # Success is a 2xx in which our workflow says so, and nothing else.
         (Reply(302, {"delivered": True}), (OURS, 302, True)),
         (Reply(500, {"delivered": True}), (OURS, 500, False)),
@@ -158,7 +159,7 @@ OURS, THEIRS = Outcome.REFUSED, Outcome.AWAY
     ],
 )
 def test_an_answer_of_n8n(
-    n8n: Receiver, webhooks: Webhooks, reply: Reply, expected: tuple[Outcome, int, bool]
+    n8n: Receiver, webhooks: Webhooks, reply: Reply, expected: tuple[PostOutcome, int, bool]
 ) -> None:
     n8n.script.append(reply)
     answer = webhooks.post(N8N, "risk", BODY)
@@ -170,9 +171,9 @@ def test_an_answer_of_n8n(
 @pytest.mark.parametrize(
     ("reply", "expected"),
     [
-        (POSTED, (Outcome.DELIVERED, 200, False)),
-        (Reply(204), (Outcome.DELIVERED, 204, False)),
-        (Reply(200, "odd"), (Outcome.DELIVERED, 200, False)),
+        (POSTED, (PostOutcome.DELIVERED, 200, False)),
+        (Reply(204), (PostOutcome.DELIVERED, 204, False)),
+        (Reply(200, "odd"), (PostOutcome.DELIVERED, 200, False)),
         (Reply(302, headers={"Location": "/else"}), (OURS, 302, True)),
         *[
             (Reply(status, {"message": "no", "code": 10015}), (OURS, status, True))
@@ -184,7 +185,7 @@ def test_an_answer_of_n8n(
     ],
 )
 def test_an_answer_of_discord(
-    discord: Receiver, webhooks: Webhooks, reply: Reply, expected: tuple[Outcome, int, bool]
+    discord: Receiver, webhooks: Webhooks, reply: Reply, expected: tuple[PostOutcome, int, bool]
 ) -> None:
     discord.script.append(reply)
     assert told(webhooks.post(DISCORD, "risk", BODY)) == expected
@@ -195,10 +196,10 @@ def test_an_answer_of_discord(
 @pytest.mark.parametrize(
     ("fault", "expected"),
     [
-        (HANG, Outcome.AWAY),
+        (HANG, PostOutcome.AWAY),
         # It had the request, and may have passed it on.
-        (HALF, Outcome.AWAY),
-        (RESET, Outcome.AWAY),
+        (HALF, PostOutcome.AWAY),
+        (RESET, PostOutcome.AWAY),
     ],
 )
 def test_an_answer_that_does_not_come(
@@ -207,7 +208,7 @@ def test_an_answer_that_does_not_come(
     hasty: Webhooks,
     via: str,
     fault: Reply,
-    expected: Outcome,
+    expected: PostOutcome,
 ) -> None:
     for receiver in (n8n, discord):
         receiver.script.append(fault)
@@ -222,7 +223,7 @@ def test_an_answer_that_does_not_come(
 def test_nobody_there(nowhere: str, via: str, url: str) -> None:
     webhooks = Webhooks(url or nowhere, SECRET, f"{url or nowhere}/{TOKEN}", 2.0)
     answer = webhooks.post(via, "risk", BODY)
-    assert told(answer) == (Outcome.UNREACHABLE, None, False)
+    assert told(answer) == (PostOutcome.UNREACHABLE, None, False)
     assert TOKEN not in answer.text
 
 
@@ -238,7 +239,7 @@ def test_no_connection_in_time_reached_nobody() -> None:
             answer = Webhooks(f"http://127.0.0.1:{address[1]}", SECRET, None, 0.2).post(
                 N8N, "risk", BODY
             )
-    assert told(answer) == (Outcome.UNREACHABLE, None, False)
+    assert told(answer) == (PostOutcome.UNREACHABLE, None, False)
 
 
 @pytest.mark.parametrize("via", [N8N, DISCORD])
@@ -322,7 +323,7 @@ def test_a_key_that_no_header_can_hold_is_sent_all_the_same(
     n8n: Receiver, webhooks: Webhooks, key: str
 ) -> None:
     answer = webhooks.post(N8N, "risk", BODY | {"idempotency_key": key})
-    assert answer.outcome is Outcome.DELIVERED
+    assert answer.outcome is PostOutcome.DELIVERED
     assert len(n8n.posts) == 1
     assert n8n.posts[0].headers["Idempotency-Key"]
 
@@ -332,12 +333,12 @@ def test_a_body_that_is_no_json_is_no_sign_that_n8n_is_away(
     n8n: Receiver, webhooks: Webhooks, odd: object
 ) -> None:
     answer = webhooks.post(N8N, "risk", BODY | {"message": odd})
-    assert told(answer) == (Outcome.REFUSED, None, True)
+    assert told(answer) == (PostOutcome.REFUSED, None, True)
     assert n8n.requests == []
 
 
 def test_a_channel_that_discord_has_no_message_for_is_refused(webhooks: Webhooks) -> None:
-    assert told(webhooks.post(DISCORD, "nowhere", BODY)) == (Outcome.REFUSED, None, True)
+    assert told(webhooks.post(DISCORD, "nowhere", BODY)) == (PostOutcome.REFUSED, None, True)
 
 
 @pytest.mark.parametrize("via", [N8N, DISCORD])
@@ -394,15 +395,15 @@ def test_whatever_is_answered_is_an_answer(
         receiver.script.clear()
         receiver.script.append(Reply(status, body))
     answer = webhooks.post(via, "risk", BODY)
-    assert (answer.outcome is Outcome.DELIVERED) == (
+    assert (answer.outcome is PostOutcome.DELIVERED) == (
         status < 300
         and (via == DISCORD or (isinstance(body, dict) and body.get("delivered") is True))
     )
-    assert answer.outcome is not Outcome.UNREACHABLE
+    assert answer.outcome is not PostOutcome.UNREACHABLE
     assert answer.status is not None
     assert 100 <= answer.status <= 599
     assert answer.retry_after is None or 0 <= answer.retry_after <= 7 * 86400
-    assert not (answer.is_final and answer.outcome is Outcome.DELIVERED)
+    assert not (answer.is_final and answer.outcome is PostOutcome.DELIVERED)
 
 
 def test_n8n_is_ready_when_it_says_so(n8n: Receiver, webhooks: Webhooks, nowhere: str) -> None:

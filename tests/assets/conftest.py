@@ -7,7 +7,7 @@ import dagster as dg
 
 from trading_pipelines.definitions import build_definitions
 from trading_pipelines.partitions import range_tags
-from trading_pipelines.settings import StrategySettings
+from trading_pipelines.settings.strategy import StrategySettings
 
 
 class Dagster:

@@ -9,18 +9,19 @@ import pytest
 
 from tests.assets.conftest import Dagster, metadata
 from tests.conftest import FIRST_DAY
-from trading_pipelines.assets.market_data import CANDLES_1H, CANDLES_1M
 from trading_pipelines.candles import coverage
 from trading_pipelines.candles.windows import MINUTE, day_interval
 from trading_pipelines.definitions import build_definitions
-from trading_pipelines.partitions import range_tags
-from trading_pipelines.replay import Fault, Recording, ReplayExchange
-from trading_pipelines.settings import (
+from trading_pipelines.partitions import CANDLES_1H, CANDLES_1M, range_tags
+from trading_pipelines.settings.strategy import (
     DataSettings,
     ExchangeSettings,
     HealingSettings,
     StrategySettings,
 )
+from trading_pipelines.simulators.upbit.faults import Fault
+from trading_pipelines.simulators.upbit.market import Recording
+from trading_pipelines.simulators.upbit.server import ReplayExchange
 
 BTC, DOGE = "KRW-BTC", "KRW-DOGE"
 SECOND_DAY = FIRST_DAY + timedelta(days=1)
@@ -132,7 +133,7 @@ def test_the_check_names_what_is_left_failed_and_what_retries_it(
     dagster: Dagster, connection: psycopg.Connection
 ) -> None:
     coverage.record_failure(
-        connection, DOGE, SECOND_DAY, "404", "run", coverage.Trouble.MARKET, SETTINGS.healing
+        connection, DOGE, SECOND_DAY, "404", "run", coverage.FailureKind.MARKET, SETTINGS.healing
     )
     result = dagster.run(JOB, FIRST_DAY, FIRST_DAY, [BTC])
     (check,) = [e for e in result.get_asset_check_evaluations() if not e.passed]

@@ -10,14 +10,14 @@ import pytest
 
 from tests.assets.conftest import Dagster, metadata
 from tests.conftest import FIRST_DAY, LAST_DAY, SYMBOLS, copied
-from tests.signals.test_reject_outcomes import SETTINGS
-from tests.test_schedules import tick
-from trading_pipelines import database
+from tests.schedules.test_schedules import tick
+from tests.signals.rejections.test_outcomes import SETTINGS
 from trading_pipelines.alerts import ledger
+from trading_pipelines.database.connection import connect
 from trading_pipelines.database.embedded import EmbeddedServer
-from trading_pipelines.signals import due
-from trading_pipelines.signals.compute import compute
-from trading_pipelines.signals.reject_summary import REJECT_SUMMARY
+from trading_pipelines.signals.catalogue import REJECT_OUTCOMES
+from trading_pipelines.signals.registry import compute
+from trading_pipelines.signals.rejections.summary import REJECT_SUMMARY
 
 WEEK = date(2025, 9, 8)
 AT = datetime(2025, 9, 10, 3, 0, 30, tzinfo=UTC)
@@ -38,7 +38,7 @@ def connection(
     """The recording with its signals, and twenty rejections of KRW-BTC, five minutes apart."""
     url = copied(server, computed_template)
     monkeypatch.setenv("DATABASE_URL", url)
-    with database.connect(url) as connection:
+    with connect(url) as connection:
         connection.execute(
             "INSERT INTO agent_decisions (symbol, strategy_name, decision, reasoning, model_used, "
             "created_at, regime) SELECT 'KRW-BTC', 'test', 'REJECT', '거래량 부족', 'sonnet', "
@@ -107,7 +107,7 @@ def test_the_schedule_asks_for_settled_weeks_and_not_for_those_in_flight(
     dagster: Dagster, connection: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     days = [FIRST_DAY + timedelta(days=n) for n in range((LAST_DAY - FIRST_DAY).days + 1)]
-    compute(connection, due.REJECT_OUTCOMES, SYMBOLS, days, ON, "run")
+    compute(connection, REJECT_OUTCOMES, SYMBOLS, days, ON, "run")
 
     class Now(datetime):
         @classmethod
@@ -115,7 +115,7 @@ def test_the_schedule_asks_for_settled_weeks_and_not_for_those_in_flight(
             assert tz is UTC
             return datetime(2025, 9, 23, tzinfo=UTC)
 
-    monkeypatch.setattr("trading_pipelines.schedules.datetime", Now)
+    monkeypatch.setattr("trading_pipelines.schedules.reports.datetime", Now)
 
     def asked() -> list[str] | str:
         found = tick(dagster.instance, "make_reject_summary", ON)

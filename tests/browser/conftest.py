@@ -18,15 +18,16 @@ import pytest
 
 from tests.integration.conftest import Installation, await_that, installed
 from trading_pipelines.candles.windows import DAY
-from trading_pipelines.inbox import DiscordInbox
-from trading_pipelines.replay import GeneratedMarket, ReplayExchange
-from trading_pipelines.settings import (
+from trading_pipelines.settings.strategy import (
     AlertSettings,
     DataSettings,
     HealingSettings,
     StrategySettings,
-    dump_strategy,
 )
+from trading_pipelines.settings.strategy_file import dump_strategy
+from trading_pipelines.simulators.discord import DiscordInbox
+from trading_pipelines.simulators.upbit.market import GeneratedMarket
+from trading_pipelines.simulators.upbit.server import ReplayExchange
 
 collect_ignore_glob = [] if os.environ.get("RUN_BROWSER") == "1" else ["test_*.py"]
 

@@ -5,11 +5,11 @@ import re
 import pytest
 
 from tests.browser.conftest import GONE, REASON, TRADED, Operator
-from trading_pipelines import backfill
 from trading_pipelines.candles.windows import DAY
 from trading_pipelines.definitions import build_schedules, build_sensors
 from trading_pipelines.korean_time import KST
-from trading_pipelines.settings import StrategySettings
+from trading_pipelines.runtime.backfill import BackfillTarget, launch
+from trading_pipelines.settings.strategy import StrategySettings
 
 # The installation's start is part of the first.
 pytestmark = pytest.mark.timeout(900)
@@ -43,8 +43,8 @@ def test_a_failed_partition_leads_to_its_error(operator: Operator) -> None:
 
 def test_a_backfill_is_followed_on_its_page_to_its_end(operator: Operator) -> None:
     day = operator.decided_at.date() - DAY
-    target = backfill.Target(tuple(TRADED), day, day)
-    page = f"/runs/b/{backfill.launch(operator.installation.url, target)}"
+    target = BackfillTarget(tuple(TRADED), day, day)
+    page = f"/runs/b/{launch(operator.installation.url, target)}"
     operator.open(page, re.compile(r"Status\s*In progress"), "candles_1m", "candles_1h")
     operator.open(page, re.compile(r"Status\s*Succeeded"), "100% completed")
 

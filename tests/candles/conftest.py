@@ -10,13 +10,14 @@ import psycopg
 import pytest
 
 from trading_pipelines.candles import coverage
-from trading_pipelines.candles.coverage import Coverage
+from trading_pipelines.candles.coverage import CandleCoverage
 from trading_pipelines.candles.download import FailedDay, PageSource, download
 from trading_pipelines.candles.exchange import Exchange
 from trading_pipelines.candles.rate_limit import RequestSlots
 from trading_pipelines.database.embedded import EmbeddedServer
-from trading_pipelines.replay import Recording, ReplayExchange
-from trading_pipelines.settings import ExchangeSettings, HealingSettings
+from trading_pipelines.settings.strategy import ExchangeSettings, HealingSettings
+from trading_pipelines.simulators.upbit.market import Recording
+from trading_pipelines.simulators.upbit.server import ReplayExchange
 
 FAST = ExchangeSettings(
     requests_per_second=500.0,
@@ -67,7 +68,7 @@ class Bench:
     ) -> list[FailedDay]:
         return download(self.connection, exchange or self.client(), symbols, days, run_id, HEALING)
 
-    def coverage(self, symbols: Sequence[str], days: Sequence[date]) -> list[Coverage]:
+    def coverage(self, symbols: Sequence[str], days: Sequence[date]) -> list[CandleCoverage]:
         return coverage.read(self.connection, symbols, days)
 
     def requests(self) -> int:

@@ -8,7 +8,7 @@ from tests.candles.conftest import Bench
 from tests.candles.test_download import at, days
 from tests.conftest import RECORDED_DAYS, SYMBOLS
 from trading_pipelines.candles import checks
-from trading_pipelines.candles.checks import Finding
+from trading_pipelines.candles.checks import ContractBreach
 
 BTC, ETH, XRP, SOL, DOGE = SYMBOLS
 ASKED = days(5, 6)
@@ -22,7 +22,7 @@ def filled(bench: Bench) -> Bench:
     return bench
 
 
-def findings(bench: Bench, now: datetime | None = None) -> dict[str, list[Finding]]:
+def findings(bench: Bench, now: datetime | None = None) -> dict[str, list[ContractBreach]]:
     """Return what all checks find, without those that find nothing."""
     known = bench.coverage(PAIR, ASKED)
     moment = now or bench.now()
@@ -56,15 +56,15 @@ def test_candles_that_are_gone_are_holes(filled: Bench) -> None:
         "DELETE FROM public.market_data WHERE symbol = 'KRW-BTC' AND timestamp IN "
         "('2025-09-06 03:00Z', '2025-09-06 03:01Z', '2025-09-06 23:59Z')",
     )
-    assert findings(filled) == {"holes": [Finding(BTC, ASKED[1], "3 minutes")]}
+    assert findings(filled) == {"holes": [ContractBreach(BTC, ASKED[1], "3 minutes")]}
 
 
 def test_a_closed_day_that_was_never_asked_for_is_a_hole_and_stale(bench: Bench) -> None:
     bench.download(PAIR, ASKED[:1])
     bench.download([DOGE], ASKED[1:])
     assert findings(bench) == {
-        "holes": [Finding(BTC, ASKED[1], "1440 minutes")],
-        "stale": [Finding(BTC, ASKED[1], "missing, candles until 00:00 UTC")],
+        "holes": [ContractBreach(BTC, ASKED[1], "1440 minutes")],
+        "stale": [ContractBreach(BTC, ASKED[1], "missing, candles until 00:00 UTC")],
     }
 
 
@@ -73,7 +73,7 @@ def test_an_open_day_has_no_holes_until_it_closes(bench: Bench) -> None:
     bench.download(PAIR, ASKED)
     assert findings(bench) == {}
     late = findings(bench, at(7))
-    assert late["holes"] == [Finding(symbol, ASKED[1], "720 minutes") for symbol in PAIR]
+    assert late["holes"] == [ContractBreach(symbol, ASKED[1], "720 minutes") for symbol in PAIR]
 
 
 @pytest.mark.parametrize(
@@ -91,7 +91,7 @@ def test_an_open_day_is_stale_after_a_quarter_of_an_hour(
     bench.replay.set_clock(at(6, 12, 0, 30))
     bench.download([BTC], ASKED[1:])
     found = checks.stale(bench.coverage([BTC], ASKED[1:]), now)
-    what = Finding(BTC, ASKED[1], "partial, candles until 12:00 UTC")
+    what = ContractBreach(BTC, ASKED[1], "partial, candles until 12:00 UTC")
     assert found == ([what] if is_stale else [])
 
 
@@ -104,7 +104,7 @@ def test_a_day_topped_up_to_its_end_is_stale_until_it_is_asked_for_whole(
     bench.replay.set_clock(at(6, 23, 59, 30))
     bench.download([BTC], ASKED[1:])
     found = checks.stale(bench.coverage([BTC], ASKED[1:]), now)
-    what = Finding(BTC, ASKED[1], "partial, candles until 23:59 UTC")
+    what = ContractBreach(BTC, ASKED[1], "partial, candles until 23:59 UTC")
     assert found == ([what] if is_stale else [])
 
 
@@ -128,7 +128,9 @@ def test_a_candle_off_the_minute_overlaps(filled: Bench) -> None:
         "WHERE symbol = 'KRW-BTC' AND timestamp = '2025-09-05 23:59Z'",
     )
     found = findings(filled)
-    assert found == {"overlaps": [Finding(BTC, ASKED[0], "2 candles in the minute of 23:59 UTC")]}
+    assert found == {
+        "overlaps": [ContractBreach(BTC, ASKED[0], "2 candles in the minute of 23:59 UTC")]
+    }
 
 
 def test_a_candle_off_the_minute_is_found_where_it_is_alone(filled: Bench) -> None:
@@ -138,7 +140,7 @@ def test_a_candle_off_the_minute_is_found_where_it_is_alone(filled: Bench) -> No
         "WHERE symbol = 'KRW-BTC' AND timestamp = '2025-09-05 08:00Z'",
     )
     assert findings(filled)["overlaps"] == [
-        Finding(BTC, ASKED[0], "1 candles in the minute of 08:00 UTC")
+        ContractBreach(BTC, ASKED[0], "1 candles in the minute of 08:00 UTC")
     ]
 
 
@@ -162,7 +164,9 @@ def test_prices_that_contradict_each_other_are_found(filled: Bench, broken: str)
         "AND timestamp IN ('2025-09-06 10:00Z', '2025-09-06 10:01Z')",
     )
     found = findings(filled)
-    assert found["broken_ohlc"] == [Finding(BTC, ASKED[1], "2 candles, the first at 10:00 UTC")]
+    assert found["broken_ohlc"] == [
+        ContractBreach(BTC, ASKED[1], "2 candles, the first at 10:00 UTC")
+    ]
 
 
 @pytest.mark.parametrize(("factor", "found"), [(1.06, 2), (0.94, 2), (1.03, 0), (0.97, 0)])

@@ -20,11 +20,13 @@ from tests.candles.conftest import (
     versions,
 )
 from tests.conftest import SYMBOLS
-from trading_pipelines import cli
 from trading_pipelines.candles.compare import VALUES, Change, Comparison, compare
 from trading_pipelines.candles.windows import HOUR, Interval, day_interval
-from trading_pipelines.replay import Recording, ReplayExchange
-from trading_pipelines.settings import StrategySettings
+from trading_pipelines.cli import main
+from trading_pipelines.cli.main import app
+from trading_pipelines.settings.strategy import StrategySettings
+from trading_pipelines.simulators.upbit.market import Recording
+from trading_pipelines.simulators.upbit.server import ReplayExchange
 
 DAYS = [date(2025, 9, 3), date(2025, 9, 4)]
 STRETCH = Interval(day_interval(DAYS[0]).start, day_interval(DAYS[-1]).end)
@@ -86,11 +88,11 @@ def test_the_figures_are_those_of_a_plain_count_and_of_the_repair_that_follows(
     monkeypatch.setenv("DATABASE_URL", market_url)
     monkeypatch.setenv("UPBIT_BASE_URL", bench.replay.url)
     monkeypatch.setattr(
-        cli, "load_strategy", lambda _: StrategySettings(symbols=SYMBOLS, exchange=FAST)
+        main, "load_strategy", lambda _: StrategySettings(symbols=SYMBOLS, exchange=FAST)
     )
     days = ["--start", str(DAYS[0]), "--end", str(DAYS[-1])]
     asked = ["db", "adopt", "--compare", "--symbols", ",".join(TWO), *days]
-    told = CliRunner().invoke(cli.app, [*asked, "--json"])
+    told = CliRunner().invoke(app, [*asked, "--json"])
     assert told.exit_code == 0, told.output
     reports = json.loads(told.stdout)["compared"]
     assert reports == [plainly(symbol, before, whole) for symbol in TWO]
@@ -110,7 +112,7 @@ def test_the_figures_are_those_of_a_plain_count_and_of_the_repair_that_follows(
         again = compare(bench.connection, bench.client(), one["symbol"], STRETCH)
         assert again == Comparison(one["symbol"], one["compared"], 0, 0, one["kept"],
                                    dict.fromkeys(VALUES))  # fmt: skip
-    told = CliRunner().invoke(cli.app, asked)
+    told = CliRunner().invoke(app, asked)
     assert told.exit_code == 0
     assert "to repair" not in told.stdout
 
@@ -141,9 +143,9 @@ def test_what_one_symbol_can_not_be_asked_is_its_own_and_the_command_fails(
     monkeypatch.setenv("DATABASE_URL", market_url)
     monkeypatch.setenv("UPBIT_BASE_URL", bench.replay.url)
     settings = StrategySettings(symbols=["KRW-GONE", "KRW-BTC"], exchange=FAST)
-    monkeypatch.setattr(cli, "load_strategy", lambda _: settings)
+    monkeypatch.setattr(main, "load_strategy", lambda _: settings)
     told = CliRunner().invoke(
-        cli.app,
+        app,
         ["db", "adopt", "--compare", "--start", "2025-09-03", "--end", "2025-09-03", "--json"],
     )
     assert told.exit_code == 1
@@ -161,7 +163,7 @@ def test_before_the_upgrade_the_request_slots_are_missed(
         connection.execute("ALTER TABLE trading_pipelines.request_slots RENAME TO away")
         try:
             told = CliRunner().invoke(
-                cli.app,
+                app,
                 ["db", "adopt", "--compare", "--start", "2025-09-03", "--end", "2025-09-03"],
             )
         finally:

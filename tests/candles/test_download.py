@@ -23,16 +23,18 @@ from tests.candles.conftest import (
     versions,
 )
 from tests.conftest import RECORDED_DAYS, SYMBOLS
-from trading_pipelines import database
 from trading_pipelines.candles import coverage
 from trading_pipelines.candles import exchange as exchange_module
-from trading_pipelines.candles.coverage import Coverage, Trouble, summarise
+from trading_pipelines.candles.coverage import CandleCoverage, FailureKind, summarise
 from trading_pipelines.candles.download import FailedDay, download
-from trading_pipelines.candles.exchange import Effort, Exchange, Page
-from trading_pipelines.candles.rate_limit import Blocked
+from trading_pipelines.candles.exchange import Exchange, RequestStats
+from trading_pipelines.candles.page import Page
+from trading_pipelines.candles.rate_limit import BlockedError
 from trading_pipelines.candles.windows import DAY, MINUTE, Interval, day_interval
-from trading_pipelines.replay import Fault, Recording, ReplayExchange
-from trading_pipelines.replay.faults import KINDS
+from trading_pipelines.database.connection import connect
+from trading_pipelines.simulators.upbit.faults import KINDS, Fault
+from trading_pipelines.simulators.upbit.market import Recording
+from trading_pipelines.simulators.upbit.server import ReplayExchange
 
 BTC, ETH, XRP, SOL, DOGE = SYMBOLS
 BLOCKS = ["418_error_key", "418_plain_key"]
@@ -218,7 +220,7 @@ class Dying:
     def __init__(self, exchange: Exchange, pages: int) -> None:
         self._exchange = exchange
         self._left = pages
-        self.effort: Effort = exchange.effort
+        self.effort: RequestStats = exchange.effort
 
     def closed_until(self) -> datetime:
         return self._exchange.closed_until()
@@ -465,7 +467,7 @@ def test_a_market_that_stays_in_trouble_is_asked_for_every_half_hour(
     waits = []
     for _ in range(100):
         coverage.record_failure(
-            connection, BTC, RECORDED_DAYS[0], "no answer", "run", Trouble.AWAY, HEALING
+            connection, BTC, RECORDED_DAYS[0], "no answer", "run", FailureKind.AWAY, HEALING
         )
         (day,) = coverage.read(connection, [BTC], RECORDED_DAYS[:1])
         assert day.retry_at is not None
@@ -478,21 +480,21 @@ FEW = HEALING.model_copy(update={"attempts": 3})
 CLOSED = RECORDED_DAYS[0]
 
 
-def fail(bench: Bench, trouble: Trouble, day: date = CLOSED) -> Coverage:
+def fail(bench: Bench, trouble: FailureKind, day: date = CLOSED) -> CandleCoverage:
     coverage.record_failure(bench.connection, BTC, day, "boom", "run", trouble, FEW)
     (known,) = coverage.read(bench.connection, [BTC], [day])
     return known
 
 
-def wait(known: Coverage) -> timedelta:
+def wait(known: CandleCoverage) -> timedelta:
     """Return the wait before the next try, to the minute."""
     assert known.retry_at is not None
     return round((known.retry_at - datetime.now(UTC)) / MINUTE) * MINUTE
 
 
-@pytest.mark.parametrize("trouble", [Trouble.ANSWER, Trouble.CONTRACT])
+@pytest.mark.parametrize("trouble", [FailureKind.ANSWER, FailureKind.CONTRACT])
 def test_a_day_whose_tries_are_spent_is_left_failed_and_looked_at_once_a_day(
-    bench: Bench, trouble: Trouble
+    bench: Bench, trouble: FailureKind
 ) -> None:
     tries = [fail(bench, trouble) for _ in range(4)]
     assert [day.left_failed for day in tries] == [False, False, True, True]
@@ -500,15 +502,15 @@ def test_a_day_whose_tries_are_spent_is_left_failed_and_looked_at_once_a_day(
 
 
 def test_an_outage_leaves_nothing_failed_and_spends_no_try(bench: Bench) -> None:
-    assert not any(fail(bench, Trouble.AWAY).left_failed for _ in range(100))
-    tries = [fail(bench, Trouble.ANSWER) for _ in range(3)]
+    assert not any(fail(bench, FailureKind.AWAY).left_failed for _ in range(100))
+    tries = [fail(bench, FailureKind.ANSWER) for _ in range(3)]
     assert [day.left_failed for day in tries] == [False, False, True]
 
 
 def test_trouble_that_changes_its_kind_backs_off_and_counts_and_is_not_left_failed(
     bench: Bench,
 ) -> None:
-    tries = [fail(bench, kind) for _ in range(5) for kind in (Trouble.AWAY, Trouble.ANSWER)]
+    tries = [fail(bench, kind) for _ in range(5) for kind in (FailureKind.AWAY, FailureKind.ANSWER)]
     assert [day.failures for day in tries] == list(range(1, 11))
     assert [wait(day) / MINUTE for day in tries[:4]] == [5, 10, 20, 30]
     assert not any(day.left_failed for day in tries)
@@ -516,12 +518,12 @@ def test_trouble_that_changes_its_kind_backs_off_and_counts_and_is_not_left_fail
 
 def test_a_day_is_left_failed_at_its_last_try_whatever_is_tried_after_that(bench: Bench) -> None:
     for _ in range(3):
-        fail(bench, Trouble.ANSWER)
+        fail(bench, FailureKind.ANSWER)
     left_at = "SELECT left_at FROM trading_pipelines.candle_coverage"
     first = bench.connection.execute(left_at).fetchone()
     assert first != (None,)
-    fail(bench, Trouble.ANSWER)
-    fail(bench, Trouble.AWAY)
+    fail(bench, FailureKind.ANSWER)
+    fail(bench, FailureKind.AWAY)
     assert bench.connection.execute(left_at).fetchone() == first
     bench.download([BTC], [CLOSED])
     anew = "SELECT left_at, tries FROM trading_pipelines.candle_coverage WHERE interval = '1m'"
@@ -531,17 +533,19 @@ def test_a_day_is_left_failed_at_its_last_try_whatever_is_tried_after_that(bench
 def test_an_outage_changes_nothing_of_what_is_left_failed_but_when_it_is_tried(
     bench: Bench,
 ) -> None:
-    fail(bench, Trouble.MARKET)
-    away = fail(bench, Trouble.AWAY)
+    fail(bench, FailureKind.MARKET)
+    away = fail(bench, FailureKind.AWAY)
     assert (away.left_failed, away.failures, wait(away)) == (True, 2, 10 * MINUTE)
-    again = fail(bench, Trouble.ANSWER)
+    again = fail(bench, FailureKind.ANSWER)
     assert (again.left_failed, wait(again)) == (True, DAY)
 
 
 def test_the_open_day_is_never_left_failed_by_answers(bench: Bench) -> None:
     today = datetime.now(UTC).date()
-    assert not fail(bench, Trouble.MARKET, today).left_failed, "it may be listed within the hour"
-    tries = [fail(bench, Trouble.ANSWER, today) for _ in range(9)]
+    assert not fail(bench, FailureKind.MARKET, today).left_failed, (
+        "it may be listed within the hour"
+    )
+    tries = [fail(bench, FailureKind.ANSWER, today) for _ in range(9)]
     assert not any(day.left_failed for day in tries)
     assert wait(tries[-1]) == 30 * MINUTE
 
@@ -576,9 +580,9 @@ def test_the_pages_before_the_one_in_trouble_are_no_success_of_the_day(bench: Be
 
 
 def test_a_broken_contract_outlives_the_next_download_until_it_is_kept(bench: Bench) -> None:
-    fail(bench, Trouble.CONTRACT)
+    fail(bench, FailureKind.CONTRACT)
     bench.download([BTC], [CLOSED])
-    assert fail(bench, Trouble.CONTRACT).failures == 2
+    assert fail(bench, FailureKind.CONTRACT).failures == 2
     coverage.record_contract_kept(bench.connection, BTC, [CLOSED])
     (day,) = bench.coverage([BTC], [CLOSED])
     assert (day.failures, day.error, day.retry_at) == (0, None, None)
@@ -645,7 +649,7 @@ def test_a_block_ends_the_whole_download_and_nothing_is_asked_before_it_is_over(
     assert differences(stored_rows(bench.connection), wanted) == []
 
     bench.download(symbols, asked_days, "another", bench.client())
-    with pytest.raises(Blocked):
+    with pytest.raises(BlockedError):
         bench.client().page(BTC, Interval(at(5), at(5, 1)))
     assert bench.requests() == stats.requests, "nobody asks during the block"
 
@@ -790,7 +794,7 @@ def test_two_downloads_of_the_same_days_at_once_end_in_the_same_rows(
     failed: dict[str, list[FailedDay]] = {}
 
     def run(run_id: str) -> None:
-        with database.connect(market_url) as connection:
+        with connect(market_url) as connection:
             client = bench.client(connection=connection)
             barrier.wait()
             failed[run_id] = download(connection, client, symbols, asked_days, run_id, HEALING)

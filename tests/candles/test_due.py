@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from trading_pipelines.candles.coverage import Coverage, to_ask
-from trading_pipelines.candles.due import DueRun, Reason, look_back, reason, runs
+from trading_pipelines.candles.coverage import CandleCoverage, interval_to_fetch
+from trading_pipelines.candles.due import CandleDueReason, DueRun, look_back, reason, runs
 from trading_pipelines.candles.windows import DAY, MINUTE, Interval, day_interval
 
 SYMBOLS = ["KRW-BTC", "KRW-ETH", "KRW-XRP", "KRW-SOL", "KRW-DOGE"]
@@ -14,9 +14,9 @@ TODAY = date(2025, 9, 20)
 YESTERDAY = date(2025, 9, 19)
 
 
-def known(day: date = YESTERDAY, **changes: Any) -> Coverage:
+def known(day: date = YESTERDAY, **changes: Any) -> CandleCoverage:
     whole = day_interval(day)
-    complete = Coverage(
+    complete = CandleCoverage(
         symbol="KRW-BTC",
         day=day,
         status="complete",
@@ -42,7 +42,7 @@ def known(day: date = YESTERDAY, **changes: Any) -> Coverage:
     return replace(complete, **changes)
 
 
-def open_until(hour: int, minute: int, **changes: Any) -> Coverage:
+def open_until(hour: int, minute: int, **changes: Any) -> CandleCoverage:
     until = day_interval(TODAY).start + timedelta(hours=hour, minutes=minute)
     return known(TODAY, **{"status": "partial", "fetched_until": until} | changes)
 
@@ -60,34 +60,34 @@ MISSING: dict[str, Any] = {
     ("day", "expected"),
     [
         (known(), None),
-        (known(**MISSING), Reason.MISSING),
-        (known(status="partial"), Reason.INCOMPLETE),
-        (known(stored=1439), Reason.DAMAGED),
-        (known(stored=1441), Reason.DAMAGED),
-        (known(hours_current=False), Reason.HOURS),
-        (open_until(10, 1), Reason.OPEN),
-        (open_until(10, 4), Reason.OPEN),
+        (known(**MISSING), CandleDueReason.MISSING),
+        (known(status="partial"), CandleDueReason.INCOMPLETE),
+        (known(stored=1439), CandleDueReason.DAMAGED),
+        (known(stored=1441), CandleDueReason.DAMAGED),
+        (known(hours_current=False), CandleDueReason.HOURS),
+        (open_until(10, 1), CandleDueReason.OPEN),
+        (open_until(10, 4), CandleDueReason.OPEN),
         (open_until(10, 5), None),
         (open_until(10, 6), None),
-        (open_until(10, 6, stored=1), Reason.DAMAGED),
-        (open_until(0, 0, status="missing"), Reason.OPEN),
-        (known(failures=1, retry_at=NOW - MINUTE), Reason.FAILED),
-        (known(failures=1, retry_at=NOW + MINUTE), Reason.WAITING),
-        (known(**MISSING | {"failures": 1, "retry_at": NOW + MINUTE}), Reason.WAITING),
-        (known(failures=8, left_failed=True, retry_at=NOW + MINUTE), Reason.LEFT_FAILED),
-        (known(failures=8, left_failed=True, retry_at=NOW - MINUTE), Reason.FAILED),
+        (open_until(10, 6, stored=1), CandleDueReason.DAMAGED),
+        (open_until(0, 0, status="missing"), CandleDueReason.OPEN),
+        (known(failures=1, retry_at=NOW - MINUTE), CandleDueReason.FAILED),
+        (known(failures=1, retry_at=NOW + MINUTE), CandleDueReason.WAITING),
+        (known(**MISSING | {"failures": 1, "retry_at": NOW + MINUTE}), CandleDueReason.WAITING),
+        (known(failures=8, left_failed=True, retry_at=NOW + MINUTE), CandleDueReason.LEFT_FAILED),
+        (known(failures=8, left_failed=True, retry_at=NOW - MINUTE), CandleDueReason.FAILED),
     ],
 )
-def test_why_a_day_is_due(day: Coverage, expected: Reason | None) -> None:
+def test_why_a_day_is_due(day: CandleCoverage, expected: CandleDueReason | None) -> None:
     assert reason(day, NOW) is expected
 
 
 @pytest.mark.parametrize(
     ("second", "expected"),
-    [(0, None), (49, None), (50, Reason.OPEN), (119, Reason.OPEN)],
+    [(0, None), (49, None), (50, CandleDueReason.OPEN), (119, CandleDueReason.OPEN)],
 )
 def test_the_open_day_is_asked_for_a_minute_past_each_fifth(
-    second: int, expected: Reason | None
+    second: int, expected: CandleDueReason | None
 ) -> None:
     at = NOW.replace(minute=10, second=0) + timedelta(seconds=second)
     assert reason(open_until(10, 6), at) is expected
@@ -100,11 +100,11 @@ def test_at_midnight_the_day_is_completed_once_and_the_new_one_waits_for_its_fir
     yesterday = open_until(23, 56)
     today = known(TODAY + DAY, **MISSING | {"fetched_until": midnight})
     completed = known(TODAY)
-    assert reason(yesterday, midnight + MINUTE) is Reason.OPEN
+    assert reason(yesterday, midnight + MINUTE) is CandleDueReason.OPEN
     assert reason(completed, midnight + MINUTE) is None
-    assert reason(yesterday, midnight + 2 * MINUTE) is Reason.INCOMPLETE
+    assert reason(yesterday, midnight + 2 * MINUTE) is CandleDueReason.INCOMPLETE
     assert reason(today, midnight + 2 * MINUTE) is None
-    assert reason(today, midnight + 6 * MINUTE) is Reason.OPEN
+    assert reason(today, midnight + 6 * MINUTE) is CandleDueReason.OPEN
 
 
 def test_the_look_back_ends_with_the_open_day_once_it_has_a_closed_minute() -> None:
@@ -121,8 +121,8 @@ def test_what_is_left_to_ask() -> None:
     noon = whole.start + timedelta(hours=12)
     ten = today.start + timedelta(hours=10)
 
-    def ask(day: Coverage, run_id: str = "another") -> Interval:
-        return to_ask(day, closed, run_id)
+    def ask(day: CandleCoverage, run_id: str = "another") -> Interval:
+        return interval_to_fetch(day, closed, run_id)
 
     assert ask(known(**MISSING)) == whole
     assert ask(known()) == whole, "a complete day that is asked for again is asked for whole"
@@ -134,13 +134,15 @@ def test_what_is_left_to_ask() -> None:
 
 
 def test_the_same_days_of_neighbouring_symbols_are_one_run() -> None:
-    due = {(symbol, TODAY): Reason.OPEN for symbol in SYMBOLS}
+    due = {(symbol, TODAY): CandleDueReason.OPEN for symbol in SYMBOLS}
     assert runs(due, SYMBOLS) == [DueRun(tuple(SYMBOLS), TODAY, TODAY, hours_only=False)]
 
 
 def test_after_a_week_of_downtime_the_open_day_goes_first_and_history_is_one_run() -> None:
-    due = {(symbol, TODAY): Reason.OPEN for symbol in SYMBOLS} | {
-        (symbol, TODAY - DAY * n): Reason.MISSING for symbol in SYMBOLS for n in range(1, 8)
+    due = {(symbol, TODAY): CandleDueReason.OPEN for symbol in SYMBOLS} | {
+        (symbol, TODAY - DAY * n): CandleDueReason.MISSING
+        for symbol in SYMBOLS
+        for n in range(1, 8)
     }
     assert runs(due, SYMBOLS) == [
         DueRun(tuple(SYMBOLS), TODAY, TODAY, hours_only=False),
@@ -150,10 +152,10 @@ def test_after_a_week_of_downtime_the_open_day_goes_first_and_history_is_one_run
 
 def test_symbols_that_are_no_neighbours_and_days_with_a_gap_are_runs_of_their_own() -> None:
     due = {
-        ("KRW-BTC", YESTERDAY): Reason.MISSING,
-        ("KRW-ETH", YESTERDAY): Reason.INCOMPLETE,
-        ("KRW-SOL", YESTERDAY): Reason.MISSING,
-        ("KRW-SOL", YESTERDAY - DAY * 2): Reason.MISSING,
+        ("KRW-BTC", YESTERDAY): CandleDueReason.MISSING,
+        ("KRW-ETH", YESTERDAY): CandleDueReason.INCOMPLETE,
+        ("KRW-SOL", YESTERDAY): CandleDueReason.MISSING,
+        ("KRW-SOL", YESTERDAY - DAY * 2): CandleDueReason.MISSING,
     }
     assert runs(due, SYMBOLS) == [
         DueRun(("KRW-BTC", "KRW-ETH"), YESTERDAY, YESTERDAY, hours_only=False),
@@ -164,12 +166,12 @@ def test_symbols_that_are_no_neighbours_and_days_with_a_gap_are_runs_of_their_ow
 
 def test_trouble_is_kept_apart_waits_are_left_out_and_hours_alone_are_computed_alone() -> None:
     due = {
-        ("KRW-BTC", TODAY): Reason.OPEN,
-        ("KRW-ETH", TODAY): Reason.FAILED,
-        ("KRW-XRP", TODAY): Reason.WAITING,
-        ("KRW-SOL", TODAY): Reason.LEFT_FAILED,
-        ("KRW-BTC", YESTERDAY): Reason.HOURS,
-        ("KRW-ETH", YESTERDAY): Reason.DAMAGED,
+        ("KRW-BTC", TODAY): CandleDueReason.OPEN,
+        ("KRW-ETH", TODAY): CandleDueReason.FAILED,
+        ("KRW-XRP", TODAY): CandleDueReason.WAITING,
+        ("KRW-SOL", TODAY): CandleDueReason.LEFT_FAILED,
+        ("KRW-BTC", YESTERDAY): CandleDueReason.HOURS,
+        ("KRW-ETH", YESTERDAY): CandleDueReason.DAMAGED,
     }
     assert set(runs(due, SYMBOLS)) == {
         DueRun(("KRW-BTC",), TODAY, TODAY, hours_only=False),

@@ -8,14 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trading_pipelines.candles.download import pages
-from trading_pipelines.candles.exchange import (
-    PAGE_SIZE,
-    Candle,
-    Effort,
-    InvalidAnswerError,
-    Page,
-    validate,
-)
+from trading_pipelines.candles.exchange import RequestStats
+from trading_pipelines.candles.page import PAGE_SIZE, Candle, InvalidAnswerError, Page, validate
 from trading_pipelines.candles.windows import MINUTE, Interval
 
 START = datetime(2025, 9, 1, tzinfo=UTC)
@@ -43,7 +37,7 @@ class Upbit:
         self.traded = sorted(traded)
         self.count = count
         self.open_from = open_from
-        self.effort = Effort()
+        self.effort = RequestStats()
 
     def closed_until(self) -> datetime:
         return START + MINUTE * self.open_from

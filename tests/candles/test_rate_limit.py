@@ -12,10 +12,11 @@ import pytest
 import requests
 
 from tests.candles.conftest import Bench
-from trading_pipelines import database
-from trading_pipelines.candles.rate_limit import Blocked, RequestSlots, Slot, blocked_until
+from trading_pipelines.candles.rate_limit import BlockedError, RequestSlots, Slot, blocked_until
 from trading_pipelines.candles.windows import MINUTE, Interval
-from trading_pipelines.replay import Recording, ReplayExchange
+from trading_pipelines.database.connection import connect
+from trading_pipelines.simulators.upbit.market import Recording
+from trading_pipelines.simulators.upbit.server import ReplayExchange
 
 UPBIT = "https://api.upbit.com"
 SECOND = timedelta(seconds=1)
@@ -87,7 +88,7 @@ def test_processes_together_keep_the_limit_and_leave_little_of_it_unused(market_
 @pytest.fixture
 def other(market_url: str) -> Iterator[psycopg.Connection]:
     """A second process' connection."""
-    with database.connect(market_url) as connection:
+    with connect(market_url) as connection:
         yield connection
 
 
@@ -202,7 +203,7 @@ def test_a_refused_request_holds_everybody_back_for_a_second_and_is_asked_again(
 # ---- blocks ----
 
 
-def waits(connection: psycopg.Connection, blocked: Blocked) -> float:
+def waits(connection: psycopg.Connection, blocked: BlockedError) -> float:
     """Return how long the block lasts, in seconds."""
     assert blocked_until(connection) == blocked.until
     return (blocked.until - datetime.now(UTC)).total_seconds()
@@ -246,7 +247,9 @@ def test_during_a_block_nobody_gets_a_slot_and_after_it_everybody(
     mine, theirs = RequestSlots(connection, UPBIT, 100), RequestSlots(other, UPBIT, 100)
     until = mine.block(timedelta(seconds=0.3)).until
     for slots in (mine, theirs):
-        with pytest.raises(Blocked, match=r"api\.upbit\.com has blocked this address until") as one:
+        with pytest.raises(
+            BlockedError, match=r"api\.upbit\.com has blocked this address until"
+        ) as one:
             slots.reserve()
         assert one.value.until == until
     while datetime.now(UTC) < until:

@@ -18,7 +18,8 @@ from tests.candles.conftest import (
 from tests.candles.test_download import at, days, halted, part
 from tests.conftest import SYMBOLS
 from trading_pipelines.candles.resample import ResampledDay, resample
-from trading_pipelines.replay import Recording, ReplayExchange
+from trading_pipelines.simulators.upbit.market import Recording
+from trading_pipelines.simulators.upbit.server import ReplayExchange
 
 BTC, ETH, XRP, SOL, DOGE = SYMBOLS
 HOURS = "trading_pipelines.candles_1h"

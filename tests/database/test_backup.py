@@ -21,20 +21,29 @@ import dagster as dg
 import pandas as pd
 import psycopg
 import pytest
-from alembic import command
 from psycopg import sql
 from typer.testing import CliRunner, Result
 
 from tests.alerts.conftest import Bot
 from tests.conftest import FIRST_DAY, STRATEGY, days_of, environment, store_minutes
-from trading_pipelines import cli, database, services
 from trading_pipelines.alerts import ledger
 from trading_pipelines.candles.windows import DAY
-from trading_pipelines.database import DatabaseError, backup
+from trading_pipelines.cli.main import app
+from trading_pipelines.database import backup
 from trading_pipelines.database.backup import DATABASES, back_up, restore
+from trading_pipelines.database.connection import (
+    SCHEMA,
+    DatabaseError,
+    connect,
+    database_urls,
+    migrate,
+    newest_schema,
+    prepare_database,
+)
 from trading_pipelines.database.embedded import EmbeddedServer, binaries
-from trading_pipelines.signals import due
-from trading_pipelines.signals.compute import compute
+from trading_pipelines.runtime.home import lock_home
+from trading_pipelines.signals.catalogue import SIGNALS
+from trading_pipelines.signals.registry import compute
 
 SYMBOLS = ["KRW-BTC", "KRW-DOGE"]
 DAYS = days_of(FIRST_DAY, FIRST_DAY + DAY * 11)
@@ -68,8 +77,8 @@ class Home:
         self.path = path
         self.server = EmbeddedServer(path)
 
-    def execute(self, statement: str, name: str = database.SCHEMA) -> list[Any]:
-        with database.connect(self.server.url(name)) as connection:
+    def execute(self, statement: str, name: str = SCHEMA) -> list[Any]:
+        with connect(self.server.url(name)) as connection:
             cursor = connection.execute(statement)
             return cursor.fetchall() if cursor.description else []
 
@@ -97,7 +106,7 @@ class Home:
 
     def instance(self) -> dg.DagsterInstance:
         """Dagster on the home's storage."""
-        url = database.urls(environment(self.path)).dagster
+        url = database_urls(environment(self.path)).dagster
         folder = self.path / "dagster"
         folder.mkdir(exist_ok=True)
         settings = {"storage": {"postgres": {"postgres_url": url}}}
@@ -107,7 +116,7 @@ class Home:
     def cli(self, *arguments: str, **more: str) -> Result:
         """Run the command line to its end."""
         variables = {"TRADING_PIPELINES_HOME": str(self.path), **more}
-        return CliRunner().invoke(cli.app, ["db", *arguments], env=variables)
+        return CliRunner().invoke(app, ["db", *arguments], env=variables)
 
 
 def quiet(step: str) -> None:
@@ -128,12 +137,12 @@ def first(recorded: pd.DataFrame) -> Iterator[Home]:
     """A home with candles, every signal, the bot's rows, alerts, a role, and Dagster's events."""
     with ExitStack() as stack:
         home = made_home(stack)
-        urls = database.prepare(environment(home.path))
+        urls = prepare_database(environment(home.path))
         until = pd.Timestamp(DAYS[-1] + DAY, tz="UTC")
         wanted = recorded.symbol.isin(SYMBOLS) & (recorded.timestamp_utc < until)
-        with database.connect(urls.market) as connection:
+        with connect(urls.market) as connection:
             store_minutes(connection, recorded[wanted])
-            for one in due.SIGNALS:
+            for one in SIGNALS:
                 compute(connection, one, SYMBOLS, DAYS, STRATEGY, "run")
             bot = Bot(connection)
             for minute in range(5):
@@ -176,12 +185,12 @@ def running() -> Iterator[Home]:
 @pytest.fixture
 def second(running: Home) -> Iterator[Home]:
     """Another machine: a server with another, smaller state of both databases."""
-    database.prepare(environment(running.path))
-    with database.connect(running.server.url(database.SCHEMA)) as connection:
+    prepare_database(environment(running.path))
+    with connect(running.server.url(SCHEMA)) as connection:
         Bot(connection).reject(NOW, "its own")
     yield running
     for name in running.names:
-        if name.startswith(database.SCHEMA):
+        if name.startswith(SCHEMA):
             running.execute(f"DROP DATABASE {name} WITH (FORCE)", "postgres")
 
 
@@ -236,7 +245,7 @@ def test_all_that_was_lost_or_changed_is_back_and_the_bot_goes_on(
 
     with first.instance() as instance:
         assert instance.get_materialized_partitions(candles.key) == set(KEYS)
-    with database.connect(first.server.url(database.SCHEMA)) as connection:
+    with connect(first.server.url(SCHEMA)) as connection:
         assert int(Bot(connection).reject(NOW)) == ids + 1
         connection.execute("DELETE FROM agent_decisions WHERE id = %s", [ids + 1])
 
@@ -264,7 +273,7 @@ def test_what_is_written_meanwhile_is_in_it_whole_or_not_at_all(
     enough, done = threading.Event(), threading.Event()
 
     def write() -> None:
-        with psycopg.connect(second.server.url(database.SCHEMA)) as connection:
+        with psycopg.connect(second.server.url(SCHEMA)) as connection:
             while not done.is_set():
                 connection.execute("CREATE TABLE IF NOT EXISTS pairs (n int)")
                 connection.execute("INSERT INTO pairs SELECT generate_series(1, 1000)")
@@ -279,26 +288,24 @@ def test_what_is_written_meanwhile_is_in_it_whole_or_not_at_all(
     finally:
         done.set()
         writer.join()
-    rows = manifest.databases[database.SCHEMA].rows["public.pairs"]
+    rows = manifest.databases[SCHEMA].rows["public.pairs"]
     restore(second.server, tmp_path / "b.tar", NOW, quiet)
     assert second.execute("SELECT count(*) FROM pairs") == [(rows,)]
     assert rows % 1000 == 0
 
 
 def test_a_backup_of_an_older_schema_is_migrated(second: Home, tmp_path: Path) -> None:
-    url = second.server.url(database.SCHEMA)
-    second.execute(f"DROP DATABASE {database.SCHEMA} WITH (FORCE)", "postgres")
-    second.execute(f"CREATE DATABASE {database.SCHEMA}", "postgres")
-    config = database._alembic()
-    config.attributes["url"] = url
-    command.upgrade(config, "0003")
-    with database.connect(url) as connection:
+    url = second.server.url(SCHEMA)
+    second.execute(f"DROP DATABASE {SCHEMA} WITH (FORCE)", "postgres")
+    second.execute(f"CREATE DATABASE {SCHEMA}", "postgres")
+    migrate(url, "0003")
+    with connect(url) as connection:
         Bot(connection).reject(NOW, "of long ago")
     assert back_up(second.server, tmp_path / "b.tar", NOW, quiet).revision == "0003"
 
     restore(second.server, tmp_path / "b.tar", NOW, quiet)
     version = second.execute("SELECT version_num FROM trading_pipelines.alembic_version")
-    assert version == [(database.newest_schema(),)]
+    assert version == [(newest_schema(),)]
     assert second.execute("SELECT reasoning FROM agent_decisions") == [("of long ago",)]
 
 
@@ -438,7 +445,7 @@ def test_a_restore_beside_another_is_refused(
 
 def test_nothing_is_restored_under_running_services(second: Home, file: Path) -> None:
     names = second.names
-    guard = services._lock(second.path)
+    guard = lock_home(second.path)
     assert guard is not None
     with guard:
         done = second.cli("restore", str(file))
@@ -464,7 +471,7 @@ def test_a_database_of_the_operators_is_left_to_the_operators_tools(
 
 def test_the_default_file_is_in_the_home_and_for_its_owner_only(second: Home) -> None:
     # What `env` prints for Dagster's own commands is no other database.
-    dagster = database.urls(environment(second.path)).dagster
+    dagster = database_urls(environment(second.path)).dagster
     done = second.cli("backup", DAGSTER_POSTGRES_URL=dagster)
     assert done.exit_code == 0, done.output
     (made,) = (second.path / "backups").iterdir()

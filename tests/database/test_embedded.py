@@ -21,10 +21,9 @@ from pydantic import SecretStr
 from sqlalchemy.engine import make_url
 
 from tests.conftest import environment
-from trading_pipelines import database
-from trading_pipelines.database import DatabaseError
+from trading_pipelines.database.connection import DatabaseError, connect, prepare_database
 from trading_pipelines.database.embedded import EmbeddedServer, EmbeddedServerError
-from trading_pipelines.settings import Environment
+from trading_pipelines.settings.environment import Environment
 
 _numbers = itertools.count()
 
@@ -61,7 +60,7 @@ def test_a_server_starts_once_stops_once_and_keeps_its_rows(own_home: Path) -> N
     assert not server.stop()
     with (
         pytest.raises(DatabaseError, match="can't be reached"),
-        database.connect(server.url("postgres")),
+        connect(server.url("postgres")),
     ):
         pass
     assert server.start()
@@ -235,8 +234,8 @@ def test_with_an_operators_server_both_databases_are_there_and_the_driver_is_exp
 ) -> None:
     url = operators_url.replace("postgresql", scheme, 1)
     given = Environment(database_url=SecretStr(url), trading_pipelines_home=own_home)
-    urls = database.prepare(given)
-    assert database.prepare(given) == urls
+    urls = prepare_database(given)
+    assert prepare_database(given) == urls
     market, dagster = make_url(urls.market), make_url(urls.dagster)
     assert market.drivername == "postgresql", "libpq knows no driver"
     assert dagster.drivername == "postgresql+psycopg2"
@@ -246,10 +245,10 @@ def test_with_an_operators_server_both_databases_are_there_and_the_driver_is_exp
         "DATABASE_URL": urls.market,
         "DAGSTER_POSTGRES_URL": urls.dagster,
     }
-    with database.connect(urls.market) as connection:
+    with connect(urls.market) as connection:
         assert connection.execute("SELECT to_regclass('trading_pipelines.candle_coverage')")
         assert connection.execute("SHOW timezone").fetchone() == ("UTC",)
-    with database.connect(urls.dagster.replace("+psycopg2", "")) as connection:
+    with connect(urls.dagster.replace("+psycopg2", "")) as connection:
         assert connection.info.dbname == dagster.database
     assert not (own_home / "postgres").exists(), "no embedded server beside the operator's"
     for shown in (repr(urls), str(urls), f"{urls}", repr(given), str([urls])):
@@ -261,7 +260,7 @@ def test_a_database_of_dagsters_own_choice_is_taken_as_it_is(
     operators_url: str, own_home: Path, server: EmbeddedServer
 ) -> None:
     elsewhere = "postgresql+psycopg2://dagster@elsewhere/dagster"
-    urls = database.prepare(
+    urls = prepare_database(
         Environment(
             database_url=SecretStr(operators_url),
             dagster_postgres_url=SecretStr(elsewhere),
@@ -285,7 +284,7 @@ def test_a_server_that_is_not_there_is_said_to_be_so_without_the_password(
         trading_pipelines_home=own_home,
     )
     with pytest.raises(DatabaseError, match=r"(?s)can't be reached.*DATABASE_URL") as error:
-        database.prepare(given)
+        prepare_database(given)
     assert PASSWORD not in str(error.value)
     assert quote(PASSWORD, safe="") not in str(error.value)
 
@@ -299,15 +298,15 @@ def test_a_role_that_may_not_create_a_database_is_told_what_to_do(
     url = server.url("modest").replace("postgres@", "modest@")
     given = Environment(database_url=SecretStr(url), trading_pipelines_home=own_home)
     with pytest.raises(DatabaseError, match=r"CREATE DATABASE modest_dagster.*DAGSTER_POSTGRES"):
-        database.prepare(given)
+        prepare_database(given)
     with psycopg.connect(server.url("postgres"), autocommit=True) as connection:
         connection.execute("CREATE DATABASE modest_dagster OWNER modest")
-    assert make_url(database.prepare(given).dagster).username == "modest"
+    assert make_url(prepare_database(given).dagster).username == "modest"
 
 
 def test_without_a_url_the_embedded_server_of_the_home_is_used(home: Path) -> None:
-    urls = database.prepare(environment(home))
+    urls = prepare_database(environment(home))
     assert make_url(urls.market).query["host"] == str(home / "postgres" / "s")
     assert make_url(urls.dagster).drivername == "postgresql+psycopg2"
-    with database.connect(urls.market) as connection:
+    with connect(urls.market) as connection:
         assert connection.info.dbname == "trading_pipelines"

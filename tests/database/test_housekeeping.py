@@ -7,8 +7,8 @@ import dagster as dg
 import psycopg
 import pytest
 
-from trading_pipelines import database
 from trading_pipelines.database import housekeeping
+from trading_pipelines.database.connection import connect
 from trading_pipelines.database.embedded import EmbeddedServer
 from trading_pipelines.database.housekeeping import purge_runs, record_sizes
 
@@ -64,7 +64,7 @@ def instance(url: str) -> Iterator[dg.DagsterInstance]:
 @pytest.fixture
 def storage(url: str, instance: dg.DagsterInstance) -> Iterator[psycopg.Connection]:
     assert instance.is_persistent
-    with database.connect(url) as connection:
+    with connect(url) as connection:
         yield connection
 
 

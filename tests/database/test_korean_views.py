@@ -12,9 +12,8 @@ from alembic.config import Config
 
 from tests.conftest import copied
 from tests.database.test_upgrade import BOT_TABLES
-from trading_pipelines import database
 from trading_pipelines.alerts.kinds import sources_of
-from trading_pipelines.database import refresh_korean_views
+from trading_pipelines.database.connection import connect, refresh_korean_views, upgrade_database
 from trading_pipelines.database.embedded import EmbeddedServer
 
 VIEWS = {
@@ -36,7 +35,7 @@ INSERT INTO daily_risk_state VALUES ('2025-09-16', %s, 4, 3, %s, %s, '2025-09-16
 
 @contextmanager
 def as_role(market_url: str, role: str) -> Iterator[psycopg.Connection]:
-    with database.connect(market_url.replace("postgres@", f"{role}@")) as connection:
+    with connect(market_url.replace("postgres@", f"{role}@")) as connection:
         yield connection
 
 
@@ -48,7 +47,7 @@ def _url(server: EmbeddedServer, template: str) -> str:
 @pytest.fixture
 def undone(_url: str) -> Iterator[psycopg.Connection]:
     """A connection to a fresh database: all that is done is undone, and no one else sees it."""
-    with database.connect(_url) as connection, connection.transaction(force_rollback=True):
+    with connect(_url) as connection, connection.transaction(force_rollback=True):
         yield connection
 
 
@@ -227,10 +226,10 @@ def test_an_upgrade_follows_a_database_of_any_age(
     connection.execute("ALTER TABLE agent_decisions DROP COLUMN price_at_decision, DROP regime")
     with pytest.raises(psycopg.errors.UndefinedColumn):
         connection.execute(f"SELECT * FROM {view}")
-    database.upgrade(market_url)
+    upgrade_database(market_url)
     assert "regime" not in columns(connection, view)
     connection.execute("ALTER TABLE agent_decisions ADD COLUMN regime varchar(10)")
-    database.upgrade(market_url)
+    upgrade_database(market_url)
     assert columns(connection, view)[-1] == "regime"
 
 
@@ -238,7 +237,7 @@ def test_an_upgrade_that_changes_nothing_waits_for_no_one(
     connection: psycopg.Connection, market_url: str
 ) -> None:
     before = made(connection)
-    with database.connect(market_url) as other, other.transaction():
+    with connect(market_url) as other, other.transaction():
         # As a migration of the bot's, and a reader of a dashboard that went to lunch.
         other.execute("LOCK TABLE agent_decisions, trading_history IN ACCESS EXCLUSIVE MODE")
         other.execute("SELECT * FROM trading_pipelines.risk_log_kst LIMIT 0")
@@ -251,7 +250,7 @@ def test_a_view_follows_while_the_bot_holds_its_table(
     connection: psycopg.Connection, market_url: str
 ) -> None:
     connection.execute("ALTER TABLE agent_decisions ADD COLUMN later text")
-    with database.connect(market_url) as other, other.transaction():
+    with connect(market_url) as other, other.transaction():
         other.execute("LOCK TABLE agent_decisions IN ACCESS EXCLUSIVE MODE")
         assert refresh_korean_views(connection) == []
     assert "later" in columns(connection, "trading_pipelines.agent_decisions_kst")
@@ -262,7 +261,7 @@ def test_whoever_reads_a_view_for_long_keeps_it_and_the_upgrade_goes_on(
 ) -> None:
     connection.execute("ALTER TABLE agent_decisions ADD COLUMN later text")
     connection.execute("ALTER TABLE risk_audit ADD COLUMN later text")
-    with database.connect(market_url) as other, other.transaction():
+    with connect(market_url) as other, other.transaction():
         other.execute("SELECT * FROM trading_pipelines.agent_decisions_kst")
         (said,) = refresh_korean_views(connection)
         assert said.startswith("agent_decisions_kst stays as it was: canceling")
@@ -278,7 +277,7 @@ def test_a_view_of_a_persons_own_on_ours_is_left_alone_and_stops_no_upgrade(
         "CREATE VIEW mine AS SELECT decision FROM trading_pipelines.agent_decisions_kst"
     )
     connection.execute("ALTER TABLE agent_decisions ADD COLUMN later text")
-    database.upgrade(market_url)
+    upgrade_database(market_url)
     (said,) = refresh_korean_views(connection)
     assert said.startswith("agent_decisions_kst stays as it was: cannot drop")
     connection.execute("SELECT * FROM mine")
@@ -307,19 +306,19 @@ def test_a_role_that_does_not_own_the_bots_tables_makes_the_views_and_the_bot_mi
     with psycopg.connect(server.url("postgres"), autocommit=True) as connection:
         connection.execute("CREATE DATABASE shared_with_bot OWNER ours")
     url = server.url("shared_with_bot")
-    with database.connect(url) as connection:
+    with connect(url) as connection:
         connection.execute("GRANT CREATE ON SCHEMA public TO the_bot, ours")
         connection.execute("SET ROLE the_bot")
         for table in BOT_TABLES.values():
             connection.execute(table)
         connection.execute("GRANT SELECT, REFERENCES ON ALL TABLES IN SCHEMA public TO ours")
     own = url.replace("postgres@", "ours@")
-    database.upgrade(own)
+    upgrade_database(own)
     with as_role(url, "the_bot") as bot, as_role(url, "ours") as ours:
         bot.execute(DECISION, ["2025-09-16 15:30Z"])
         bot.execute("ALTER TABLE agent_decisions ALTER COLUMN symbol TYPE text, "
                     "DROP COLUMN strategy_name, ADD COLUMN regime text")  # fmt: skip
-        database.upgrade(own)
+        upgrade_database(own)
         assert columns(ours, "trading_pipelines.agent_decisions_kst") == [
             "id", "symbol", "decision", "reasoning", "confidence", "model_used", "created_at",
             "created_at_kst", "regime",
@@ -332,7 +331,7 @@ def test_of_two_upgrades_at_once_one_makes_the_views(
     connection: psycopg.Connection, market_url: str
 ) -> None:
     connection.execute("ALTER TABLE agent_decisions ADD COLUMN later text")
-    with database.connect(market_url) as other, other.transaction():
+    with connect(market_url) as other, other.transaction():
         assert refresh_korean_views(other) == []
         assert refresh_korean_views(connection) == [], "left to the other"
         other_made = made(other)
@@ -364,5 +363,5 @@ def test_there_is_a_way_back_and_forth(connection: psycopg.Connection, market_ur
     command.downgrade(config, "0004")
     assert made(connection) == []
     assert connection.execute("SELECT to_regproc('refresh_korean_views')").fetchone() == (None,)
-    database.upgrade(market_url)
+    upgrade_database(market_url)
     assert {name for name, _ in made(connection)} == VIEWS | {f"{view}_rows" for view in VIEWS}

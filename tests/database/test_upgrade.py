@@ -13,9 +13,9 @@ import pytest
 from alembic import command
 from alembic.config import Config
 
-from trading_pipelines import database
-from trading_pipelines.candles.exchange import Candle
+from trading_pipelines.candles.page import Candle
 from trading_pipelines.candles.store import Written, write_candles
+from trading_pipelines.database.connection import DatabaseError, connect, upgrade_database
 
 # The bot's table as the fact sheet has it; the oldest databases lack the key.
 MARKET_DATA = """
@@ -130,7 +130,7 @@ FROM generate_series(1, 500) AS n, (VALUES ('KRW-BTC'), ('KRW-DOGE')) AS markets
 @pytest.fixture
 def aged(empty_url: str) -> Iterator[psycopg.Connection]:
     """A connection to that database."""
-    with database.connect(empty_url) as connection:
+    with connect(empty_url) as connection:
         yield connection
 
 
@@ -177,7 +177,7 @@ def everything(connection: psycopg.Connection) -> dict[str, tuple[Rows, Rows]]:
 
 
 def test_a_second_upgrade_changes_nothing(empty_url: str, aged: psycopg.Connection) -> None:
-    database.upgrade(empty_url)
+    upgrade_database(empty_url)
     before = everything(aged)
     assert set(before) >= {
         "public.market_data",
@@ -190,7 +190,7 @@ def test_a_second_upgrade_changes_nothing(empty_url: str, aged: psycopg.Connecti
         "trading_pipelines.alert_attempts",
         *(f"public.{table}" for table in BOT_TABLES),
     }
-    database.upgrade(empty_url)
+    upgrade_database(empty_url)
     assert everything(aged) == before
 
 
@@ -213,7 +213,7 @@ def test_a_table_that_the_bot_has_made_stays_as_it_is(
     for statement in (MARKET_DATA, KEY, INDEX, ROWS, REGIME_HISTORY, history):
         aged.execute(statement)
     before = everything(aged)
-    database.upgrade(empty_url)
+    upgrade_database(empty_url)
     after = everything(aged)
     assert {table: after[table] for table in before} == before
     doubles = aged.execute("SELECT to_regclass('trading_pipelines.market_data_doubles')")
@@ -227,7 +227,7 @@ def test_a_key_that_is_an_index_or_has_another_order_will_do(
     aged.execute("CREATE UNIQUE INDEX theirs ON market_data (timestamp, symbol, interval)")
     aged.execute(ROWS)
     before = everything(aged)["public.market_data"]
-    database.upgrade(empty_url)
+    upgrade_database(empty_url)
     assert everything(aged)["public.market_data"] == before
     assert written(aged) == Written(inserted=1, repaired=1)
 
@@ -261,7 +261,7 @@ def test_the_doubles_of_the_oldest_databases_are_moved_and_the_last_written_stay
     aged.execute(ROWS.replace("'1m'", "'5m'"))
     all_rows = set(aged.execute("SELECT * FROM market_data"))
     columns = described(aged, "public.market_data")
-    database.upgrade(empty_url)
+    upgrade_database(empty_url)
 
     kept = set(aged.execute("SELECT * FROM market_data"))
     moved = set(aged.execute("SELECT * FROM trading_pipelines.market_data_doubles"))
@@ -282,7 +282,7 @@ def test_the_doubles_of_the_oldest_databases_are_moved_and_the_last_written_stay
     assert written(aged) == Written(inserted=1, repaired=1)
 
     before = everything(aged)
-    database.upgrade(empty_url)
+    upgrade_database(empty_url)
     assert everything(aged) == before
 
 
@@ -292,7 +292,7 @@ def test_an_old_database_without_doubles_only_gets_the_key(
     for statement in (MARKET_DATA, ROWS):
         aged.execute(statement)
     before = set(aged.execute("SELECT xmin::text, ctid::text, id FROM market_data"))
-    database.upgrade(empty_url)
+    upgrade_database(empty_url)
     assert set(aged.execute("SELECT xmin::text, ctid::text, id FROM market_data")) == before
     assert written(aged) == Written(inserted=1, repaired=1)
 
@@ -300,7 +300,7 @@ def test_an_old_database_without_doubles_only_gets_the_key(
 def test_a_bot_that_goes_on_inserting_its_way_meets_no_error(
     empty_url: str, aged: psycopg.Connection
 ) -> None:
-    database.upgrade(empty_url)
+    upgrade_database(empty_url)
     insert = ROWS + " ON CONFLICT (symbol, interval, timestamp) DO NOTHING"
     assert aged.execute(insert).rowcount == 1000
     assert aged.execute(insert).rowcount == 0
@@ -342,7 +342,7 @@ def test_eight_upgrades_at_once_make_one(empty_url: str, aged: psycopg.Connectio
         errors = [child.communicate()[1] for child in children]
     assert [child.returncode for child in children] == [0] * 8, "\n".join(errors)
     once = everything(aged)
-    database.upgrade(empty_url)
+    upgrade_database(empty_url)
     assert everything(aged) == once
     count = aged.execute("SELECT count(*) FROM trading_pipelines.market_data_doubles").fetchone()
     assert count == (40,)
@@ -352,13 +352,13 @@ def test_a_schema_of_a_newer_version_is_refused_with_what_to_do(
     market_url: str, connection: psycopg.Connection
 ) -> None:
     connection.execute("UPDATE trading_pipelines.alembic_version SET version_num = '9999'")
-    with pytest.raises(database.DatabaseError, match=r"'9999'. Where a newer version of .* take"):
-        database.upgrade(market_url)
+    with pytest.raises(DatabaseError, match=r"'9999'. Where a newer version of .* take"):
+        upgrade_database(market_url)
 
 
 def test_upgrades_in_the_threads_of_one_process_do_not_disturb_each_other(empty_url: str) -> None:
     with ThreadPoolExecutor(8) as threads:
-        for done in [threads.submit(database.upgrade, empty_url) for _ in range(24)]:
+        for done in [threads.submit(upgrade_database, empty_url) for _ in range(24)]:
             done.result()
 
 
@@ -371,7 +371,7 @@ def test_the_tables_that_alerts_come_from_are_adopted_with_their_rows(
     if is_newer:
         aged.execute(NEWER_COLUMNS)
     before = everything(aged)
-    database.upgrade(empty_url)
+    upgrade_database(empty_url)
     after = everything(aged)
     for table in BOT_TABLES:
         (shape, rows), (new_shape, new_rows) = before[f"public.{table}"], after[f"public.{table}"]
@@ -381,7 +381,7 @@ def test_the_tables_that_alerts_come_from_are_adopted_with_their_rows(
         assert [line for line in new_shape if line in shape] == shape
         assert len(added) == (table in OUR_INDEXES), added
         assert all(OUR_INDEXES[table] in str(line) for line in added)
-    database.upgrade(empty_url)
+    upgrade_database(empty_url)
     assert everything(aged) == after
 
 
@@ -391,7 +391,7 @@ def test_of_the_tables_that_alerts_come_from_the_missing_are_made(
     for table in ("trading_history", "agent_decisions"):
         aged.execute(BOT_TABLES[table])
     before = everything(aged)
-    database.upgrade(empty_url)
+    upgrade_database(empty_url)
     after = everything(aged)
     assert before.keys() <= after.keys()
     for table in BOT_TABLES:
@@ -436,7 +436,7 @@ def test_an_installation_of_the_version_before_gets_what_is_new(
     aged.execute(ROWS)
     before = everything(aged)
     assert "trading_pipelines.alert_deliveries" not in before
-    database.upgrade(empty_url)
+    upgrade_database(empty_url)
     after = everything(aged)
     assert after.keys() == everything(connection).keys()
     changed = {table for table in before if after[table] != before[table]}

@@ -4,7 +4,7 @@ import re
 import subprocess
 
 from tests.deploy.conftest import DEPLOY, ROOT, tool
-from trading_pipelines import n8n
+from trading_pipelines.alerts.n8n.local import _ALONE
 
 
 def locked(path: str) -> dict[str, list[str]]:
@@ -71,4 +71,4 @@ def test_n8n_is_given_the_settings_that_the_workflows_are_tested_with() -> None:
         "N8N_PORT": "5678",
         "N8N_WEBHOOK_URL": "http://n8n:5678/",
     }
-    assert given == {**n8n._ALONE, **here}
+    assert given == {**_ALONE, **here}

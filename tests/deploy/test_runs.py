@@ -28,8 +28,8 @@ from tests.deploy.test_kubernetes import (
     named,
     pods,
 )
-from trading_pipelines.processes import write_instance_settings
-from trading_pipelines.settings import Environment
+from trading_pipelines.runtime.processes import write_instance_settings
+from trading_pipelines.settings.environment import Environment
 
 VERBS = {"GET": "get", "POST": "create", "DELETE": "delete"}
 POD = {

@@ -25,20 +25,21 @@ import pytest
 
 from tests.conftest import FIRST_DAY, STRATEGY, SYMBOLS, days_of, environment, store_minutes
 from tests.integration.conftest import Installation, exact, unanswered_tries
-from trading_pipelines import database
 from trading_pipelines.candles.windows import DAY, MINUTE
+from trading_pipelines.database.connection import SCHEMA, connect, prepare_database
 from trading_pipelines.database.embedded import EmbeddedServer
-from trading_pipelines.inbox import DiscordInbox
-from trading_pipelines.replay import Recording, ReplayExchange
-from trading_pipelines.settings import (
+from trading_pipelines.settings.strategy import (
     AlertSettings,
     DataSettings,
     ExchangeSettings,
     StrategySettings,
-    dump_strategy,
 )
-from trading_pipelines.signals import due
-from trading_pipelines.signals.compute import compute
+from trading_pipelines.settings.strategy_file import dump_strategy
+from trading_pipelines.signals.catalogue import SIGNALS
+from trading_pipelines.signals.registry import compute
+from trading_pipelines.simulators.discord import DiscordInbox
+from trading_pipelines.simulators.upbit.market import Recording
+from trading_pipelines.simulators.upbit.server import ReplayExchange
 
 collect_ignore_glob = [] if os.environ.get("RUN_FAULTS") == "1" else ["test_*.py"]
 
@@ -170,7 +171,7 @@ class World(Installation):
     @property
     def dagster_url(self) -> str:
         """Dagster's storage."""
-        return EmbeddedServer(self.home).url(f"{database.SCHEMA}_dagster")
+        return EmbeddedServer(self.home).url(f"{SCHEMA}_dagster")
 
     def pause(self, seconds: float) -> None:
         """Let it run: what is killed a while later is killed at another point."""
@@ -324,10 +325,10 @@ def history(recorded: pd.DataFrame) -> Iterator[Path]:
     """A stopped home whose database holds all up to START's day."""
     home = Path(tempfile.mkdtemp(prefix="tph"))
     home.chmod(0o755)
-    with database.connect(database.prepare(environment(home)).market) as connection:
+    with connect(prepare_database(environment(home)).market) as connection:
         before = recorded.timestamp_utc < pd.Timestamp(START.date(), tz="UTC")
         store_minutes(connection, recorded[before])
-        for one in due.SIGNALS:
+        for one in SIGNALS:
             compute(connection, one, SYMBOLS, HISTORY, STRATEGY, "history")
     EmbeddedServer(home).stop()
     yield home

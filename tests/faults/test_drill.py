@@ -5,7 +5,8 @@ import re
 import pytest
 
 from tests.integration.conftest import installed
-from trading_pipelines.settings import StrategySettings, dump_strategy
+from trading_pipelines.settings.strategy import StrategySettings
+from trading_pipelines.settings.strategy_file import dump_strategy
 
 
 @pytest.mark.timeout(900)

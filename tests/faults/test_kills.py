@@ -15,9 +15,9 @@ import pytest
 
 from tests.conftest import SYMBOLS
 from tests.faults.conftest import HISTORY, START, Reference, Reliability, World, world_of
-from trading_pipelines import backfill
 from trading_pipelines.candles.windows import HOUR, MINUTE, day_interval, floor_hour
-from trading_pipelines.replay import Recording
+from trading_pipelines.runtime.backfill import BackfillError, BackfillTarget, launch
+from trading_pipelines.simulators.upbit.market import Recording
 
 SEED, KILLS = 20261125, int(os.environ.get("FAULTS_KILLS", "50"))
 BACKFILL, TICKS = "a backfill", "nothing but ticks and deliveries"
@@ -130,9 +130,9 @@ def test_whatever_is_killed_at_whatever_point_nothing_is_lost(
             world.until(world.reject, "the bot has written")
             if wanted == BACKFILL:
                 first = world.chance.choice(HISTORY[:-3])
-                target = backfill.Target(tuple(SYMBOLS[:2]), first, first + timedelta(days=2))
-                with suppress(backfill.BackfillError):
-                    backfill.launch(world.url, target, with_signals=True)
+                target = BackfillTarget(tuple(SYMBOLS[:2]), first, first + timedelta(days=2))
+                with suppress(BackfillError):
+                    launch(world.url, target, with_signals=True)
             if wanted != TICKS:
                 world.comes(partial(is_at_work, world, wanted), 60, every=0.1)
             world.pause(world.chance.uniform(0, 1))

@@ -8,7 +8,7 @@ import pytest
 
 from tests.faults.conftest import START, Reference, Reliability, World, world_of
 from trading_pipelines.candles.windows import HOUR
-from trading_pipelines.replay import Recording
+from trading_pipelines.simulators.upbit.market import Recording
 
 MINUTES = int(os.environ.get("FAULTS_MINUTES", "3"))
 

@@ -16,8 +16,8 @@ import pytest
 from tests.faults.conftest import START, Reference, Reliability, Row, World, world_of
 from trading_pipelines.candles.windows import HOUR, MINUTE
 from trading_pipelines.database.embedded import EmbeddedServer
-from trading_pipelines.replay import Fault, Recording
-from trading_pipelines.replay.faults import KINDS
+from trading_pipelines.simulators.upbit.faults import KINDS, Fault
+from trading_pipelines.simulators.upbit.market import Recording
 
 pytestmark = pytest.mark.timeout(900)
 

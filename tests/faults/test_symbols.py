@@ -13,7 +13,7 @@ import pytest
 from tests.conftest import SYMBOLS
 from tests.faults.conftest import START, Reference, Reliability, World, world_of
 from trading_pipelines.candles.windows import HOUR, MINUTE, day_interval
-from trading_pipelines.replay import Recording
+from trading_pipelines.simulators.upbit.market import Recording
 
 pytestmark = pytest.mark.timeout(900)
 

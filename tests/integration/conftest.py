@@ -17,16 +17,14 @@ import psycopg
 import pytest
 
 from tests.conftest import FIRST_DAY, SYMBOLS
-from trading_pipelines import database, services
 from trading_pipelines.candles.windows import MINUTE
+from trading_pipelines.database.connection import SCHEMA
 from trading_pipelines.database.embedded import EmbeddedServer
-from trading_pipelines.replay import Recording, ReplayExchange
-from trading_pipelines.settings import (
-    DataSettings,
-    ExchangeSettings,
-    StrategySettings,
-    dump_strategy,
-)
+from trading_pipelines.runtime.home import running_services
+from trading_pipelines.settings.strategy import DataSettings, ExchangeSettings, StrategySettings
+from trading_pipelines.settings.strategy_file import dump_strategy
+from trading_pipelines.simulators.upbit.market import Recording
+from trading_pipelines.simulators.upbit.server import ReplayExchange
 
 AWAIT_SECONDS = 240
 UNANSWERED = """
@@ -71,19 +69,19 @@ class Installation:
     @property
     def url(self) -> str:
         """Where the services run, or "" when they do not or not yet."""
-        running = services.running(self.home)
+        running = running_services(self.home)
         return running.url if running else ""
 
     @property
     def children(self) -> dict[str, int]:
         """The process of each service."""
-        running = services.running(self.home)
+        running = running_services(self.home)
         return running.children if running else {}
 
     @property
     def market_url(self) -> str:
         """The embedded market database."""
-        return EmbeddedServer(self.home).url(database.SCHEMA)
+        return EmbeddedServer(self.home).url(SCHEMA)
 
     def stored(self) -> pd.DataFrame:
         """Return every one-minute candle of the database."""
@@ -102,14 +100,14 @@ class Installation:
     def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run the command line to its end."""
         return subprocess.run(
-            [sys.executable, "-m", "trading_pipelines.cli", *arguments],
+            [sys.executable, "-m", "trading_pipelines.cli.main", *arguments],
             env=self.variables, capture_output=True, text=True, timeout=280, check=False,
         )  # fmt: skip
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
         """Start a command that stays."""
         return subprocess.Popen(
-            [sys.executable, "-m", "trading_pipelines.cli", *arguments],
+            [sys.executable, "-m", "trading_pipelines.cli.main", *arguments],
             env=self.variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )  # fmt: skip
 

@@ -11,9 +11,12 @@ import psycopg
 
 from tests.conftest import FIRST_DAY, LAST_DAY, SYMBOLS
 from tests.integration.conftest import Installation, await_that, exact
-from trading_pipelines import backfill, database, services
+from trading_pipelines.database.connection import SCHEMA, connect
 from trading_pipelines.database.embedded import EmbeddedServer
-from trading_pipelines.replay import Fault, ReplayExchange
+from trading_pipelines.runtime.backfill import BackfillTarget, follow, launch
+from trading_pipelines.runtime.home import running_services
+from trading_pipelines.simulators.upbit.faults import Fault
+from trading_pipelines.simulators.upbit.server import ReplayExchange
 
 
 def test_a_backfill_killed_half_way_goes_on_by_itself_and_ends_in_the_same_rows(
@@ -23,9 +26,9 @@ def test_a_backfill_killed_half_way_goes_on_by_itself_and_ends_in_the_same_rows(
     installation.configure(exchange.url)
     up = installation.start("up", "--port", "0")
     await_that(lambda: bool(installation.url), "up says where it runs")
-    target = backfill.Target(tuple(SYMBOLS), FIRST_DAY, LAST_DAY)
+    target = BackfillTarget(tuple(SYMBOLS), FIRST_DAY, LAST_DAY)
     before = exchange.stats().requests
-    backfill_id = backfill.launch(installation.url, target)
+    backfill_id = launch(installation.url, target)
     await_that(lambda: exchange.stats().requests - before > 150, "the backfill is under way")
     for pid in installation.children.values():
         with suppress(ProcessLookupError):
@@ -40,8 +43,8 @@ def test_a_backfill_killed_half_way_goes_on_by_itself_and_ends_in_the_same_rows(
     exchange.latency = 0.0
     again = installation.start("up", "--port", "0")
     await_that(lambda: bool(installation.url), "up starts again on the same home")
-    with database.connect(installation.market_url) as connection:
-        outcome = backfill.follow(connection, installation.url, backfill_id, target, lambda _: None)
+    with connect(installation.market_url) as connection:
+        outcome = follow(connection, installation.url, backfill_id, target, lambda _: None)
     assert outcome.succeeded
     assert outcome.failed == []
     assert exact(installation.stored()) == exact(recorded)
@@ -62,7 +65,7 @@ def test_a_one_off_backfill_starts_what_it_needs_names_what_failed_and_needs_no_
     assert done.returncode == 1, done.stdout + done.stderr
     assert "KRW-DOGE 2025-09-03: " in done.stdout
     assert "HTTP 200: <" in done.stdout
-    assert services.running(installation.home) is None
+    assert running_services(installation.home) is None
     server = EmbeddedServer(installation.home)
     assert not server.is_running(), "what it started is stopped"
     server.start()
@@ -89,11 +92,11 @@ def test_the_demo_replays_a_recording_says_so_and_leaves_nothing_running(
     signal = next(line for line in done.stdout.splitlines() if "│ KRW-BTC  │ UNKNOWN" in line)
     assert "│ FALLBACK │ 2025-09-03 09:00 KST │ 2025-09-04 09:00 KST │" in signal, signal
     home = installation.home / "demo"
-    assert services.running(home) is None
+    assert running_services(home) is None
     server = EmbeddedServer(home)
     assert not server.is_running()
     server.start()
-    with psycopg.connect(server.url(f"{database.SCHEMA}_dagster")) as connection:
+    with psycopg.connect(server.url(f"{SCHEMA}_dagster")) as connection:
         shown = "SELECT event FROM event_logs WHERE asset_key = '[\"current_signals\"]'"
         said = str(connection.execute(shown).fetchall())
     assert "FALLBACK" in said

@@ -13,9 +13,9 @@ import requests
 
 from tests.conftest import FIRST_DAY, LAST_DAY, SYMBOLS
 from tests.integration.conftest import Installation, await_that, exact, installed
-from trading_pipelines import services
-from trading_pipelines.replay import Fault, ReplayExchange
-from trading_pipelines.replay.faults import KINDS
+from trading_pipelines.runtime.supervisor import STATE
+from trading_pipelines.simulators.upbit.faults import KINDS, Fault
+from trading_pipelines.simulators.upbit.server import ReplayExchange
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +102,7 @@ def test_a_killed_database_and_daemon_are_back_by_themselves(up: Installation) -
     def healed() -> bool:
         with suppress(psycopg.OperationalError, requests.RequestException, KeyError, TypeError):
             psycopg.connect(up.market_url).close()
-            state = requests.post(f"{up.url}/graphql", json={"query": services.STATE}, timeout=10)
+            state = requests.post(f"{up.url}/graphql", json={"query": STATE}, timeout=10)
             daemons = state.json()["data"]["instance"]["daemonHealth"]["allDaemonStatuses"]
             return up.children["daemon"] != daemon and all(d["healthy"] for d in daemons)
         return False

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from trading_pipelines.inbox import DiscordInbox
-from trading_pipelines.n8n import LocalN8n, installed
+from trading_pipelines.alerts.n8n.local import LocalN8n, installed_n8n
+from trading_pipelines.simulators.discord import DiscordInbox
 
 collect_ignore_glob = [] if os.environ.get("RUN_N8N") == "1" else ["test_*.py"]
 
@@ -31,7 +31,7 @@ def inbox(_discord: DiscordInbox) -> DiscordInbox:
 
 @pytest.fixture(scope="session")
 def _n8n(_discord: DiscordInbox, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalN8n]:
-    if installed() is None:
+    if installed_n8n() is None:
         pytest.skip("n8n is not installed: run deploy/install_n8n.sh, or set N8N_COMMAND")
     # Some webhooks belong to a thread: their URL has a query already.
     url = f"{_discord.url}?thread_id=7"

@@ -22,18 +22,15 @@ from tests.integration.conftest import (
     installed,
     unanswered_tries,
 )
-from trading_pipelines import database
-from trading_pipelines.alerts import report
-from trading_pipelines.alerts.due import send_report
+from trading_pipelines.alerts.daily_report import text as report_text
+from trading_pipelines.alerts.daily_report.figures import compute_report
+from trading_pipelines.alerts.n8n.local import LocalN8n
+from trading_pipelines.alerts.periodic import send_report
+from trading_pipelines.database.connection import connect
 from trading_pipelines.database.embedded import EmbeddedServer
-from trading_pipelines.inbox import DiscordInbox
-from trading_pipelines.n8n import LocalN8n
-from trading_pipelines.settings import (
-    AlertSettings,
-    DataSettings,
-    StrategySettings,
-    dump_strategy,
-)
+from trading_pipelines.settings.strategy import AlertSettings, DataSettings, StrategySettings
+from trading_pipelines.settings.strategy_file import dump_strategy
+from trading_pipelines.simulators.discord import DiscordInbox
 
 SECRET = "a-secret-of-the-tests"
 DECISIONS, WRITERS = 300, 4
@@ -105,12 +102,12 @@ def shown(inbox: DiscordInbox) -> dict[str, dict[str, str]]:
 
 def test_each_kind_arrives_with_its_fields(up: Installation, inbox: DiscordInbox) -> None:
     day = date(2026, 1, 2)
-    with database.connect(up.market_url) as connection:
+    with connect(up.market_url) as connection:
         for statement in ROWS.split(";"):
             connection.execute(statement.encode())
-        made = report.compute(connection, day, ["KRW-BTC"])
+        made = compute_report(connection, day, ["KRW-BTC"])
         now = datetime.now(UTC)
-        send_report(connection, day, report.body(made, now), AlertSettings(), now, resend=True)
+        send_report(connection, day, report_text.body(made, now), AlertSettings(), now, resend=True)
     await_that(lambda: len(inbox.messages) >= 5, "five messages")
     found = shown(inbox)
     rejected, sold = found["AI 거절: KRW-ETH"], found["매도 체결: KRW-SOL"]

@@ -32,18 +32,21 @@ import yaml
 
 from tests.conftest import FIRST_DAY, SYMBOLS
 from tests.integration.conftest import await_that, exact
-from trading_pipelines import n8n
+from trading_pipelines.alerts.n8n.check import check_workflows
+from trading_pipelines.alerts.n8n.local import installed_n8n
 from trading_pipelines.candles.windows import MINUTE
 from trading_pipelines.database.embedded import EmbeddedServer, binaries
-from trading_pipelines.inbox import DiscordInbox
-from trading_pipelines.replay import Fault, Recording, ReplayExchange
-from trading_pipelines.settings import (
+from trading_pipelines.settings.strategy import (
     AlertSettings,
     DataSettings,
     ExchangeSettings,
     StrategySettings,
-    dump_strategy,
 )
+from trading_pipelines.settings.strategy_file import dump_strategy
+from trading_pipelines.simulators.discord import DiscordInbox
+from trading_pipelines.simulators.upbit.faults import Fault
+from trading_pipelines.simulators.upbit.market import Recording
+from trading_pipelines.simulators.upbit.server import ReplayExchange
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 COMPOSE = DEPLOY / "compose.yaml"
@@ -252,7 +255,7 @@ def inbox() -> Iterator[DiscordInbox]:
 @pytest.fixture(scope="module")
 def compose(exchange: ReplayExchange, inbox: DiscordInbox) -> Iterator[Compose]:
     """The services' definitions, a Postgres that is up, and secrets planted in the environment."""
-    command = n8n.installed()
+    command = installed_n8n()
     if command is None:
         pytest.skip("n8n is not installed: run deploy/install_n8n.sh, or set N8N_COMMAND")
     names = ["postgres:5432", "code-server:4000", "webserver:3000", "n8n:5678", "broker"]
@@ -362,7 +365,9 @@ def test_the_services_come_up_heal_a_killed_code_server_deliver_and_keep_their_s
 
         compose.kill("n8n")  # and it imports again, over what is published
         compose.await_healthy("n8n")
-        webhooks = n8n.check(compose.here("http://n8n:5678"), PLANTED["N8N_WEBHOOK_SECRET"], 10)
+        webhooks = check_workflows(
+            compose.here("http://n8n:5678"), PLANTED["N8N_WEBHOOK_SECRET"], 10
+        )
         assert [one.said for one in webhooks if not one.is_good] == []
 
         # And one that fails, so that an error is told and kept as well.

@@ -15,11 +15,15 @@ import requests
 
 from tests.alerts.test_discord import BODIES, NASTY, NEEDED, SHOWN, texts_of
 from tests.n8n.conftest import SECRET
-from trading_pipelines import n8n as module
 from trading_pipelines.alerts.discord import discord_message
-from trading_pipelines.inbox import DiscordInbox, Kind
-from trading_pipelines.n8n import RESTART, WORKFLOWS, LocalN8n, N8nError, check, import_workflows
+from trading_pipelines.alerts.n8n import workflows
+from trading_pipelines.alerts.n8n.check import check_workflows
+from trading_pipelines.alerts.n8n.local import LocalN8n
+from trading_pipelines.alerts.n8n.workflows import RESTART, N8nError, import_workflows
+from trading_pipelines.settings.shipped import shipped
+from trading_pipelines.simulators.discord import DiscordInbox, FaultKind
 
+WORKFLOWS = shipped("config/n8n_workflows")
 FILES = {
     "ai-reject": "ai_reject",
     "trade": "trade_notification",
@@ -114,7 +118,7 @@ def test_n8n_posts_what_python_posts(n8n: LocalN8n, inbox: DiscordInbox, what: s
 def test_what_discord_did_not_take_is_not_delivered_and_n8n_says_why_after_one_try(
     n8n: LocalN8n,
     inbox: DiscordInbox,
-    fault: Kind,
+    fault: FaultKind,
     status: int | None,
     retry_after: float | None,
     error: str,
@@ -201,7 +205,7 @@ def answering(*answers: tuple[int, str]) -> Iterator[str]:
 
 def verdict(url: str, secret: str = SECRET) -> str:
     """Return what the check says of all four alike."""
-    checked = check(url, secret, 5)
+    checked = check_workflows(url, secret, 5)
     assert [one.channel for one in checked] == ["ai-reject", "trade", "risk", "daily-report"]
     (words,) = {one.said for one in checked}
     assert {one.is_good for one in checked} == {words == "there, guarded and ours"}
@@ -302,7 +306,7 @@ def test_a_workflow_that_is_not_published_is_the_one_that_is_not_there(n8n: Loca
     key = f"--id={workflow('trade')['id']}"
     run(n8n, "unpublish:workflow", key)
     with restarted(n8n):
-        wrong = [one for one in check(n8n.url, SECRET, 5) if not one.is_good]
+        wrong = [one for one in check_workflows(n8n.url, SECRET, 5) if not one.is_good]
     run(n8n, "publish:workflow", key)
     assert [one.channel for one in wrong] == ["trade"]
     assert "import and publish" in wrong[0].said
@@ -355,7 +359,7 @@ def test_an_n8n_that_does_not_get_ready_is_ended_and_its_log_is_named(
     with pytest.raises(N8nError, match=r"it ended by itself; see .*a/n8n\.log"), ended:
         pass
     script.write_text('#!/bin/sh\ntest "$1" != start || exec sleep 60\n')
-    monkeypatch.setattr(module, "START_SECONDS", 0.5)
+    monkeypatch.setattr(workflows, "START_SECONDS", 0.5)
     deaf = LocalN8n(tmp_path / "b", secret="x", discord_url="http://x", command=script)
     with pytest.raises(N8nError, match=r"it is not ready; see .*b/n8n\.log"), deaf:
         pass

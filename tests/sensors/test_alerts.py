@@ -11,15 +11,15 @@ from dagster._core.definitions.sensor_definition import SensorExecutionData
 
 from trading_pipelines.alerts import delivery, ledger
 from trading_pipelines.alerts.kinds import KINDS
-from trading_pipelines.assets.shared import CHECKED
+from trading_pipelines.assets.computed import CHECKED
 from trading_pipelines.candles import coverage
 from trading_pipelines.definitions import build_definitions
-from trading_pipelines.inbox import DiscordInbox
 from trading_pipelines.partitions import range_tags
 from trading_pipelines.resources.database import DatabaseResource
 from trading_pipelines.resources.webhooks import WebhooksResource
 from trading_pipelines.sensors.finished_runs import finished_runs
-from trading_pipelines.settings import AlertSettings, StrategySettings
+from trading_pipelines.settings.strategy import AlertSettings, StrategySettings
+from trading_pipelines.simulators.discord import DiscordInbox
 
 SETTINGS = StrategySettings()
 REJECT = """
@@ -155,7 +155,7 @@ def test_a_partition_left_failed_is_evaluated_without_a_run_when_that_changes(
     def fail() -> None:
         coverage.record_failure(
             connection, "KRW-BTC", date(2025, 9, 1), "404", "run",
-            coverage.Trouble.MARKET, SETTINGS.healing,
+            coverage.FailureKind.MARKET, SETTINGS.healing,
         )  # fmt: skip
 
     fail()

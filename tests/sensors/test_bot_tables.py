@@ -10,12 +10,13 @@ import pytest
 from dagster._core.definitions.sensor_definition import SensorExecutionData
 
 from tests.alerts.conftest import Bot
-from trading_pipelines import bot_tables, database
+from trading_pipelines import bot_tables
+from trading_pipelines.database.connection import connect
 from trading_pipelines.database.embedded import EmbeddedServer
 from trading_pipelines.database.housekeeping import purge_runs
 from trading_pipelines.definitions import build_sensors
 from trading_pipelines.resources.database import DatabaseResource
-from trading_pipelines.settings import StrategySettings
+from trading_pipelines.settings.strategy import StrategySettings
 
 AT = datetime(2025, 9, 16, 15, 30, tzinfo=UTC)
 KEY = dg.AssetKey("agent_decisions")
@@ -138,7 +139,7 @@ def test_old_observations_are_purged_and_the_newest_stays(
         cursor = tick(instance, cursor).cursor
     before = observations(instance)
     assert [one.metadata["rows"].value for one in before] == [4, 3, 2, 1]
-    with database.connect(storage_url) as storage:
+    with connect(storage_url) as storage:
         now = datetime.now(UTC)
         assert purge_runs(storage, now - timedelta(hours=1)).total() == 0, "nothing is that old"
         assert purge_runs(storage, now + timedelta(hours=1))["event_logs"] == 3

@@ -7,11 +7,12 @@ import psycopg
 import pytest
 
 from tests.conftest import STRATEGY, copied, days_of
-from trading_pipelines import database
+from trading_pipelines.database.connection import connect
 from trading_pipelines.database.embedded import EmbeddedServer
-from trading_pipelines.settings import StrategySettings
-from trading_pipelines.signals import due
-from trading_pipelines.signals.compute import Partition, compute
+from trading_pipelines.settings.strategy import StrategySettings
+from trading_pipelines.signals.catalogue import Signal
+from trading_pipelines.signals.engine import Partition
+from trading_pipelines.signals.registry import compute
 
 SETTINGS = STRATEGY
 
@@ -24,7 +25,7 @@ class Bench:
         self.settings = settings
 
     def compute(
-        self, signal: due.Signal, symbols: Sequence[str], first: date, last: date | None = None
+        self, signal: Signal, symbols: Sequence[str], first: date, last: date | None = None
     ) -> list[Partition]:
         days = days_of(first, last or first)
         return compute(self.connection, signal, symbols, days, self.settings, "run")
@@ -44,12 +45,12 @@ class Bench:
 @pytest.fixture
 def computed(server: EmbeddedServer, computed_template: str) -> Iterator[Bench]:
     """The recording, and every signal of it."""
-    with database.connect(copied(server, computed_template)) as connection:
+    with connect(copied(server, computed_template)) as connection:
         yield Bench(connection, SETTINGS)
 
 
 @pytest.fixture
 def bench(recorded_url: str) -> Iterator[Bench]:
     """The recording, and nothing computed from it yet."""
-    with database.connect(recorded_url) as connection:
+    with connect(recorded_url) as connection:
         yield Bench(connection, SETTINGS)

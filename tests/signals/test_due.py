@@ -9,8 +9,20 @@ from tests.conftest import FIRST_DAY, LAST_DAY, SYMBOLS, days_of
 from tests.signals.conftest import SETTINGS, Bench
 from trading_pipelines.candles.resample import resample
 from trading_pipelines.candles.windows import DAY, day_interval
+from trading_pipelines.signals import coverage as signal_coverage
 from trading_pipelines.signals import due
-from trading_pipelines.signals.due import Computed, Reason, Signal
+from trading_pipelines.signals.catalogue import (
+    POOLED,
+    REALIZED_VOLATILITY,
+    REGIME_LABELS,
+    SIGNALS,
+    VOLATILITY_FORECAST,
+    VOLATILITY_MODEL,
+    VOLATILITY_SCORE,
+    Signal,
+)
+from trading_pipelines.signals.coverage import SignalCoverage
+from trading_pipelines.signals.due import SignalDueReason
 
 LATER = datetime(2025, 10, 1, tzinfo=UTC)
 BTC, ETH, DOGE = "KRW-BTC", "KRW-ETH", "KRW-DOGE"
@@ -18,7 +30,7 @@ HEALED = date(2025, 9, 5)
 
 
 def due_days(bench: Bench, signal: Signal) -> dict[str, list[date]]:
-    known = due.read(
+    known = signal_coverage.read(
         bench.connection, signal, SYMBOLS, days_of(FIRST_DAY, LAST_DAY), bench.settings
     )
     found: dict[str, list[date]] = {}
@@ -48,9 +60,9 @@ def changed_days(bench: Bench, signal: Signal) -> set[date]:
 
 def test_everything_is_due_once_in_the_order_of_the_lineage(bench: Bench) -> None:
     every = days_of(FIRST_DAY, LAST_DAY)
-    assert due_days(bench, due.VOLATILITY_MODEL) == {}, "there is nothing to fit it on yet"
-    for signal in due.SIGNALS:
-        wanted = dict.fromkeys([due.POOLED] if signal.pooled else SYMBOLS, every)
+    assert due_days(bench, VOLATILITY_MODEL) == {}, "there is nothing to fit it on yet"
+    for signal in SIGNALS:
+        wanted = dict.fromkeys([POOLED] if signal.pooled else SYMBOLS, every)
         assert due_days(bench, signal) == wanted, signal.asset
         bench.compute(signal, SYMBOLS, FIRST_DAY, LAST_DAY)
         assert due_days(bench, signal) == {}, signal.asset
@@ -59,24 +71,24 @@ def test_everything_is_due_once_in_the_order_of_the_lineage(bench: Bench) -> Non
 def test_a_healed_hole_makes_due_just_the_days_whose_window_it_is_in(computed: Bench) -> None:
     heal(computed, "close_price = close_price * 1.2, high_price = high_price * 1.2")
     # 200 hours are 8 days and 8 hours: the last window that begins in this day ends 9 days later.
-    assert due_days(computed, due.REGIME_LABELS) == {ETH: days_of(HEALED, HEALED + 9 * DAY)}
-    assert due_days(computed, due.REALIZED_VOLATILITY) == {ETH: days_of(HEALED, HEALED + 7 * DAY)}
-    assert due_days(computed, due.VOLATILITY_MODEL) == {}, "variances first"
+    assert due_days(computed, REGIME_LABELS) == {ETH: days_of(HEALED, HEALED + 9 * DAY)}
+    assert due_days(computed, REALIZED_VOLATILITY) == {ETH: days_of(HEALED, HEALED + 7 * DAY)}
+    assert due_days(computed, VOLATILITY_MODEL) == {}, "variances first"
     known = computed.rows("regime_labels")
-    assert changed_days(computed, due.REGIME_LABELS) <= set(days_of(HEALED, HEALED + 9 * DAY))
+    assert changed_days(computed, REGIME_LABELS) <= set(days_of(HEALED, HEALED + 9 * DAY))
     assert computed.rows("regime_labels") != known
-    assert due_days(computed, due.REGIME_LABELS) == {}
+    assert due_days(computed, REGIME_LABELS) == {}
 
-    assert HEALED in changed_days(computed, due.REALIZED_VOLATILITY)
-    assert due_days(computed, due.VOLATILITY_MODEL) == {"": days_of(HEALED, LAST_DAY)}
-    assert due_days(computed, due.VOLATILITY_FORECAST) == {ETH: days_of(HEALED, LAST_DAY)}
+    assert HEALED in changed_days(computed, REALIZED_VOLATILITY)
+    assert due_days(computed, VOLATILITY_MODEL) == {"": days_of(HEALED, LAST_DAY)}
+    assert due_days(computed, VOLATILITY_FORECAST) == {ETH: days_of(HEALED, LAST_DAY)}
 
 
 def test_a_repair_that_changes_no_variance_goes_no_further(computed: Bench) -> None:
     heal(computed, "volume = volume + 1")
-    assert due_days(computed, due.REALIZED_VOLATILITY) == {ETH: days_of(HEALED, HEALED + 7 * DAY)}
-    assert changed_days(computed, due.REALIZED_VOLATILITY) == set()
-    for signal in (due.REALIZED_VOLATILITY, due.VOLATILITY_MODEL, due.VOLATILITY_FORECAST):
+    assert due_days(computed, REALIZED_VOLATILITY) == {ETH: days_of(HEALED, HEALED + 7 * DAY)}
+    assert changed_days(computed, REALIZED_VOLATILITY) == set()
+    for signal in (REALIZED_VOLATILITY, VOLATILITY_MODEL, VOLATILITY_FORECAST):
         assert due_days(computed, signal) == {}, signal.asset
 
 
@@ -86,14 +98,14 @@ def test_minutes_that_come_in_while_an_hour_is_open_make_nothing_due(computed: B
         "changed_at = clock_timestamp() WHERE interval = '1m' AND day = %s"
     )
     computed.connection.execute(move, ["2025-09-21 13:05Z", LAST_DAY])
-    computed.compute(due.REALIZED_VOLATILITY, SYMBOLS, LAST_DAY)
+    computed.compute(REALIZED_VOLATILITY, SYMBOLS, LAST_DAY)
     computed.connection.execute(move, ["2025-09-21 13:59Z", LAST_DAY])
-    assert due_days(computed, due.REALIZED_VOLATILITY) == {}
+    assert due_days(computed, REALIZED_VOLATILITY) == {}
     computed.connection.execute(move, ["2025-09-21 14:00Z", LAST_DAY])
-    assert due_days(computed, due.REALIZED_VOLATILITY) == {s: [LAST_DAY] for s in SYMBOLS}
+    assert due_days(computed, REALIZED_VOLATILITY) == {s: [LAST_DAY] for s in SYMBOLS}
 
 
-KNOWN = Computed(
+KNOWN = SignalCoverage(
     asset="regime_labels",
     symbol=BTC,
     day=FIRST_DAY,
@@ -115,36 +127,36 @@ FAILED = {"failures": 1, "failed_inputs": "new", "retry_at": LATER + timedelta(m
 @pytest.mark.parametrize(
     ("signal", "changes", "now", "expected"),
     [
-        (due.REGIME_LABELS, {}, LATER, Reason.STALE),
-        (due.REGIME_LABELS, {"computed_from": "new"}, LATER, None),
-        (due.REGIME_LABELS, {"computed_until": None}, LATER, Reason.MISSING),
-        (due.REGIME_LABELS, {"until": None}, LATER, None),
-        (due.REGIME_LABELS, {"has_all_inputs": False}, LATER, None),
-        (due.REGIME_LABELS, {"failures": 1, "computed_from": "new"}, LATER, Reason.FAILED),
-        (due.REGIME_LABELS, FAILED, LATER, Reason.WAITING),
-        (due.REGIME_LABELS, FAILED | {"inputs": "newer"}, LATER, Reason.FAILED),
-        (due.REGIME_LABELS, FAILED | {"retry_at": LATER}, LATER, Reason.FAILED),
-        (due.REGIME_LABELS, FAILED | {"left_failed": True}, LATER, Reason.LEFT_FAILED),
+        (REGIME_LABELS, {}, LATER, SignalDueReason.STALE),
+        (REGIME_LABELS, {"computed_from": "new"}, LATER, None),
+        (REGIME_LABELS, {"computed_until": None}, LATER, SignalDueReason.MISSING),
+        (REGIME_LABELS, {"until": None}, LATER, None),
+        (REGIME_LABELS, {"has_all_inputs": False}, LATER, None),
+        (REGIME_LABELS, {"failures": 1, "computed_from": "new"}, LATER, SignalDueReason.FAILED),
+        (REGIME_LABELS, FAILED, LATER, SignalDueReason.WAITING),
+        (REGIME_LABELS, FAILED | {"inputs": "newer"}, LATER, SignalDueReason.FAILED),
+        (REGIME_LABELS, FAILED | {"retry_at": LATER}, LATER, SignalDueReason.FAILED),
+        (REGIME_LABELS, FAILED | {"left_failed": True}, LATER, SignalDueReason.LEFT_FAILED),
         (
-            due.REGIME_LABELS,
+            REGIME_LABELS,
             FAILED | {"left_failed": True, "retry_at": LATER},
             LATER,
-            Reason.LEFT_FAILED,
+            SignalDueReason.LEFT_FAILED,
         ),
         (
-            due.REGIME_LABELS,
+            REGIME_LABELS,
             FAILED | {"left_failed": True, "inputs": "newer"},
             LATER,
-            Reason.FAILED,
+            SignalDueReason.FAILED,
         ),
-        (due.VOLATILITY_SCORE, {}, LATER, None),
-        (due.VOLATILITY_SCORE, {"until": END}, LATER, Reason.STALE),
-        (due.VOLATILITY_MODEL, {"until": END}, END + timedelta(minutes=4, seconds=59), None),
-        (due.VOLATILITY_MODEL, {"until": END}, END + timedelta(minutes=5), Reason.STALE),
+        (VOLATILITY_SCORE, {}, LATER, None),
+        (VOLATILITY_SCORE, {"until": END}, LATER, SignalDueReason.STALE),
+        (VOLATILITY_MODEL, {"until": END}, END + timedelta(minutes=4, seconds=59), None),
+        (VOLATILITY_MODEL, {"until": END}, END + timedelta(minutes=5), SignalDueReason.STALE),
     ],
 )
 def test_why_a_partition_is_due(
-    signal: Signal, changes: dict[str, object], now: datetime, expected: Reason | None
+    signal: Signal, changes: dict[str, object], now: datetime, expected: SignalDueReason | None
 ) -> None:
     assert due.reason(replace(KNOWN, **changes), signal, SETTINGS, now) is expected  # type: ignore[arg-type]
 
@@ -153,23 +165,27 @@ def test_an_open_day_is_looked_at_every_so_many_hours_and_a_closed_one_at_once()
     detection = SETTINGS.regime_detection.model_copy(update={"check_interval_hours": 4})
     settings = SETTINGS.model_copy(update={"regime_detection": detection})
 
-    def asked(until: datetime) -> Reason | None:
-        return due.reason(replace(KNOWN, until=until), due.REGIME_LABELS, settings, LATER)
+    def asked(until: datetime) -> SignalDueReason | None:
+        return due.reason(replace(KNOWN, until=until), REGIME_LABELS, settings, LATER)
 
     five = day_interval(FIRST_DAY).start + timedelta(hours=5)
-    assert [asked(five + timedelta(hours=n)) for n in (1, 3, 4)] == [None, None, Reason.STALE]
-    assert asked(END) is Reason.STALE
-    assert asked(five) is Reason.STALE, "repaired, not advanced"
+    assert [asked(five + timedelta(hours=n)) for n in (1, 3, 4)] == [
+        None,
+        None,
+        SignalDueReason.STALE,
+    ]
+    assert asked(END) is SignalDueReason.STALE
+    assert asked(five) is SignalDueReason.STALE, "repaired, not advanced"
 
 
 def test_runs_are_few_neighbours_together_and_the_newest_first() -> None:
     days = days_of(FIRST_DAY, FIRST_DAY + 3 * DAY)
-    reasons = dict.fromkeys(((s, d) for s in (BTC, ETH) for d in days[:2]), Reason.MISSING)
-    reasons |= {(DOGE, days[3]): Reason.STALE, (BTC, days[3]): Reason.WAITING}
-    reasons |= {(ETH, days[3]): Reason.LEFT_FAILED}
+    reasons = dict.fromkeys(((s, d) for s in (BTC, ETH) for d in days[:2]), SignalDueReason.MISSING)
+    reasons |= {(DOGE, days[3]): SignalDueReason.STALE, (BTC, days[3]): SignalDueReason.WAITING}
+    reasons |= {(ETH, days[3]): SignalDueReason.LEFT_FAILED}
     assert due.runs(reasons, SYMBOLS) == [
         ((DOGE,), days[3], days[3]),
         ((BTC, ETH), days[0], days[1]),
     ]
-    pooled = dict.fromkeys((("", day) for day in days), Reason.MISSING)
+    pooled = dict.fromkeys((("", day) for day in days), SignalDueReason.MISSING)
     assert due.runs(pooled, SYMBOLS) == [(("",), days[0], days[3])]

@@ -1,1 +1,5 @@
-"""Alerts: what is to be told, whether it was, and telling it. Plain Python, without Dagster."""
+"""Alerts: what is to be told, whether it was delivered, and delivering it.
+
+Plain Python. When a tick looks for alerts belongs in `sensors/`; what n8n does with one lies in
+`config/n8n_workflows`.
+"""

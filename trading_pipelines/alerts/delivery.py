@@ -17,10 +17,17 @@ import psycopg
 
 from trading_pipelines.alerts import ledger
 from trading_pipelines.alerts.kinds import cut
-from trading_pipelines.alerts.ledger import Delivery, State, Verdict
-from trading_pipelines.alerts.webhooks import DISCORD, GONE, N8N, Answer, Outcome, Webhooks
+from trading_pipelines.alerts.ledger import Delivery, DeliveryState, NextState
+from trading_pipelines.alerts.webhooks import (
+    DISCORD,
+    N8N,
+    TRANSPORT_FAILURES,
+    PostOutcome,
+    WebhookAnswer,
+    Webhooks,
+)
 from trading_pipelines.korean_time import kst
-from trading_pipelines.settings import AlertSettings
+from trading_pipelines.settings.strategy import AlertSettings
 
 # Dagster ends a tick at 60 s, and a post may start as late as this and take 3 s to connect and
 # `timeout_seconds`, 20 at most. Its loop turns every 5 s: a tick that is over just before a turn is
@@ -77,11 +84,11 @@ class Sender:
         raises psycopg.Error when the database goes away, and what was sent before is on record.
         """
         until = time.monotonic() + TICK_SECONDS
-        with ledger.sender(self.connection, self.kind) as is_ours:
+        with ledger.sender_lock(self.connection, self.kind) as is_ours:
             if not is_ours:
                 return None
             tally, probe_at, retry_at = Tally(), 0.0, 0.0
-            since = ledger.switch_on(self.connection, self.kind, self.settings.since, self.clock())
+            since = ledger.enable(self.connection, self.kind, self.settings.since, self.clock())
             while True:
                 if time.monotonic() >= probe_at:
                     probe_at = time.monotonic() + PROBE_EVERY_SECONDS
@@ -114,10 +121,10 @@ class Sender:
                 continue
             outcome = self._send(delivery, via, tally)
             is_limited = outcome is None
-            is_away |= via == N8N and outcome in GONE
+            is_away |= via == N8N and outcome in TRANSPORT_FAILURES
             tally.waiting += is_limited
 
-    def _send(self, delivery: Delivery, via: str, tally: Tally) -> Outcome | None:
+    def _send(self, delivery: Delivery, via: str, tally: Tally) -> PostOutcome | None:
         """Try one alert; None where Discord's limits do not allow it now, or it has changed."""
         now = self.clock()
         reserved = ledger.reserve(
@@ -134,8 +141,8 @@ class Sender:
         verdict = self._verdict(delivery, via, answer)
         ledger.record(self.connection, delivery, reserved, answer, verdict, self.clock())
         tally.sent[answer.outcome] += 1
-        tally.dead += verdict.state is State.DEAD
-        if via == N8N and verdict.state is State.DELIVERED:
+        tally.dead += verdict.state is DeliveryState.DEAD
+        if via == N8N and verdict.state is DeliveryState.DELIVERED:
             ledger.bring_forward(self.connection, self.clock(), channel=delivery.channel)
         return answer.outcome
 
@@ -146,28 +153,33 @@ class Sender:
         if delivery.via == DISCORD:
             return DISCORD
         now = self.clock()
-        first, last = ledger.away(self.connection, delivery.channel, now)
+        first, last = ledger.without_response(self.connection, delivery.channel, now)
         is_known = first and last and first + self._fallback_after <= now < last + ASK_AGAIN
         return DISCORD if is_known else N8N
 
-    def _verdict(self, delivery: Delivery, via: str, answer: Answer) -> Verdict:
+    def _verdict(self, delivery: Delivery, via: str, answer: WebhookAnswer) -> NextState:
         now, tried = self.clock(), delivery.attempts + 1
-        if answer.outcome is Outcome.DELIVERED:
-            return Verdict(State.DELIVERED, now, via)
+        if answer.outcome is PostOutcome.DELIVERED:
+            return NextState(DeliveryState.DELIVERED, now, via)
         is_last = tried > len(self.settings.retry_waits)
         asked_for = now + timedelta(seconds=answer.retry_after or 0)
         next_at = max(now + self._wait(tried), asked_for)
-        if via == N8N and answer.outcome in GONE and self.webhooks.discord_url and not is_last:
-            first, _ = ledger.away(self.connection, delivery.channel, now)
+        if (
+            via == N8N
+            and answer.outcome in TRANSPORT_FAILURES
+            and self.webhooks.discord_url
+            and not is_last
+        ):
+            first, _ = ledger.without_response(self.connection, delivery.channel, now)
             passed_by = (first or now) + self._fallback_after
             # n8n may answer others and never this one: the last try is Discord's.
             is_last_but_one = tried == len(self.settings.retry_waits)
             if answer.is_final or passed_by <= now or is_last_but_one:
-                return Verdict(State.RETRYING, now, DISCORD)
+                return NextState(DeliveryState.RETRYING, now, DISCORD)
             next_at = max(min(next_at, passed_by), asked_for)
         if answer.is_final or is_last:
-            return Verdict(State.DEAD, now, via)
-        return Verdict(State.RETRYING, next_at, via)
+            return NextState(DeliveryState.DEAD, now, via)
+        return NextState(DeliveryState.RETRYING, next_at, via)
 
     @property
     def _fallback_after(self) -> timedelta:

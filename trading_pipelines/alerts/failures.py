@@ -10,25 +10,17 @@ import itertools
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import date, datetime, timedelta
-from typing import Any
+from datetime import datetime, timedelta
 
 import psycopg
-from psycopg.rows import class_row
 
 from trading_pipelines.alerts import ledger
 from trading_pipelines.alerts.kinds import PIPELINE_FAILURE, SOURCES, cut
-from trading_pipelines.alerts.ledger import State
-from trading_pipelines.candles.windows import (
-    MINUTE,
-    Interval,
-    contiguous,
-    day_interval,
-    merge,
-    named,
-)
+from trading_pipelines.alerts.ledger import DeliveryState
+from trading_pipelines.candles.windows import MINUTE, Interval, day_interval, merge
 from trading_pipelines.korean_time import kst
-from trading_pipelines.settings import AlertSettings, StrategySettings
+from trading_pipelines.settings.strategy import AlertSettings, StrategySettings
+from trading_pipelines.signals.left_failed import FAILING, left_failed, shown_intervals
 
 RUN_FAILED, PARTITION_FAILED = "RUN_FAILED", "PARTITION_FAILED"
 PARTITION_LEFT_FAILED = "PARTITION_LEFT_FAILED"
@@ -40,13 +32,9 @@ SOURCE, CHANNEL = "pipeline", "risk"
 LONGEST_MESSAGE = 1500
 # A fingerprint is part of the ledger's key, and Postgres indexes no more than 2,704 bytes.
 LONGEST_NAMES = 200
-SHOWN_STRETCHES = 10
 ELSEWHERE = " 외 {}개 구간"
-LOOK_BACK = timedelta(days=30)
-# Runs are asked for a day back: of one that is older nobody knows whether it is still failing.
-RUNS_KNOWN = timedelta(hours=23)
-WAITING = {State.PENDING, State.RETRYING}
-ACCEPTED = {State.DELIVERED, State.DIGESTED}
+WAITING = {DeliveryState.PENDING, DeliveryState.RETRYING}
+ACCEPTED = {DeliveryState.DELIVERED, DeliveryState.DIGESTED}
 
 
 @dataclass(frozen=True)
@@ -76,17 +64,6 @@ class FinishedRun:
     failed: bool
     ended_at: datetime
     error: str
-
-
-@dataclass
-class Told:
-    """What one call of `tell` did, in fingerprints."""
-
-    new: int = 0
-    repeated: int = 0
-    recovered: int = 0
-    suppressed: int = 0
-    """Failing and not told now: it was told a while ago, or waits to be sent."""
 
 
 def current(
@@ -143,7 +120,7 @@ def _failed_run(group: Sequence[FinishedRun]) -> Failure:
         ":".join(["run", newest.job, *map(_short, names)]),
         RUN_FAILED,
         WARNING,
-        _message(
+        cut_message(
             f"실행 실패: {newest.job}" + (f" ({of_what})" if of_what else ""),
             f"성공 없이 {len(group)}번 실패, 최근 {kst(newest.ended_at)} (run {newest.run_id[:8]})",
             newest.error,
@@ -153,71 +130,18 @@ def _failed_run(group: Sequence[FinishedRun]) -> Failure:
     )
 
 
-# A signal that is left failed is tried by nobody: its last try left it so.
-FAILING = """
-FROM (
-    SELECT 'candles_' || interval AS asset, symbol, day, failures, left_failed, error, retry_at,
-        left_at
-    FROM trading_pipelines.candle_coverage
-    UNION ALL
-    SELECT asset, symbol, day, failures, left_failed, error, retry_at, retry_at
-    FROM trading_pipelines.signal_coverage
-) AS known
-WHERE failures > 0 AND symbol = ANY (%(symbols)s::text[] || ARRAY[''])
-"""
-TOLD = "NOT left_failed AND failures >= %(failures)s"
+ENOUGH_FAILURES = "NOT left_failed AND failures >= %(failures)s"
 FAILED = f"""
-SELECT asset, symbol, coalesce(array_agg(day) FILTER (WHERE {TOLD}), '{{}}'),
-    coalesce(sum(failures) FILTER (WHERE {TOLD}), 0)::int,
-    (array_agg(error ORDER BY {TOLD} DESC, retry_at DESC NULLS LAST, day DESC))[1],
-    min(retry_at) FILTER (WHERE {TOLD})
+SELECT asset, symbol, coalesce(array_agg(day) FILTER (WHERE {ENOUGH_FAILURES}), '{{}}'),
+    coalesce(sum(failures) FILTER (WHERE {ENOUGH_FAILURES}), 0)::int,
+    (array_agg(error ORDER BY {ENOUGH_FAILURES} DESC, retry_at DESC NULLS LAST, day DESC))[1],
+    min(retry_at) FILTER (WHERE {ENOUGH_FAILURES})
 {FAILING} GROUP BY asset, symbol ORDER BY asset, symbol
-"""
-LEFT_FAILED = f"""
-SELECT asset, symbol, array_agg(day ORDER BY day) AS days,
-    (array_agg(error ORDER BY left_at DESC, day DESC))[1] AS error, max(left_at) AS left_at
-{FAILING} AND left_failed GROUP BY asset, symbol ORDER BY asset, symbol
 """
 NONE_LEFT = f"""
 SELECT asset, symbol {FAILING}
 GROUP BY asset, symbol HAVING NOT bool_or(left_failed) ORDER BY asset, symbol
 """
-
-
-@dataclass(frozen=True)
-class LeftFailed:
-    """Partitions of one asset and symbol (empty where pooled) whose tries are spent."""
-
-    asset: str
-    symbol: str
-    days: list[date]
-    error: str
-    """Of the last one that failed."""
-    left_at: datetime
-    """When the newest was left so; of a signal, when it was last tried."""
-
-    @property
-    def retried_by(self) -> str:
-        """What makes them be tried again now; of candles, their newest unbroken stretch."""
-        *_, (first, last) = contiguous(self.days)
-        if self.asset.startswith("candles_"):
-            return (
-                f"trading-pipelines backfill --symbols {self.symbol} --start {first} --end {last}"
-            )
-        return f"Dagster UI, Catalog, {self.asset}: Materialize {stretches(self.days)}"
-
-
-def left_failed(connection: psycopg.Connection, symbols: Sequence[str]) -> list[LeftFailed]:
-    """Return what is left failed of the symbols and of what is pooled, by asset and symbol."""
-    with connection.cursor(row_factory=class_row(LeftFailed)) as cursor:
-        return cursor.execute(LEFT_FAILED, {"symbols": list(symbols)}).fetchall()
-
-
-def stretches(days: Sequence[date], left_out: str = ", … {}") -> str:
-    """Return the unbroken stretches of days, the newest ten; `left_out` tells of the others."""
-    found = [named(first, last, " ~ ") for first, last in contiguous(days)]
-    more = len(found) - SHOWN_STRETCHES
-    return ", ".join(found[-SHOWN_STRETCHES:]) + (left_out.format(more) if more > 0 else "")
 
 
 def failed_partitions(
@@ -236,9 +160,9 @@ def failed_partitions(
                 f"partition:{asset}:{symbol}",
                 PARTITION_FAILED,
                 WARNING,
-                _message(
+                cut_message(
                     f"파티션 실패: {asset} {symbol or '(전체 종목 공통)'}",
-                    f"{stretches(days, ELSEWHERE)} (UTC): {count}번 실패, "
+                    f"{shown_intervals(days, ELSEWHERE)} (UTC): {count}번 실패, "
                     f"다음 재시도 {kst(retry_at)} 이후",
                     error,
                 ),
@@ -261,9 +185,9 @@ def left_failed_partitions(connection: psycopg.Connection, symbols: Sequence[str
             f"left:{one.asset}:{one.symbol}",
             PARTITION_LEFT_FAILED,
             CRITICAL,
-            _message(
+            cut_message(
                 f"파티션 포기: {one.asset} {one.symbol or '(전체 종목 공통)'}",
-                f"{stretches(one.days, ELSEWHERE)} (UTC): 재시도를 모두 소진해 실패로 남음",
+                f"{shown_intervals(one.days, ELSEWHERE)} (UTC): 재시도를 모두 소진해 실패로 남음",
                 "이제 하루에 한 번만 다시 시도함"
                 if one.asset.startswith("candles_")
                 else "입력 데이터가 바뀌면 다시 시도함",
@@ -314,9 +238,9 @@ def quiet_symbols(
         for stretch in merge(intervals)[-1:]:
             quiet = stretch.end - max(newest + MINUTE, stretch.start)
             if quiet > quiet_after:
-                message = _message(
+                message = cut_message(
                     f"캔들 없음: {symbol}",
-                    f"거래소에 {kst(stretch.end)}까지 물었으나 {_duration(quiet)} 동안 체결이 없음",
+                    f"거래소에 {kst(stretch.end)}까지 물었으나 {duration(quiet)} 동안 체결이 없음",
                     f"마지막 캔들 {kst(newest)}",
                 )
                 failures.append(Failure(f"quiet:{symbol}", SYMBOL_QUIET, WARNING, message, 1))
@@ -340,7 +264,7 @@ def dead_alerts(connection: psycopg.Connection) -> list[Failure]:
             f"dead:{kind}",
             ALERT_DEAD,
             CRITICAL,
-            _message(
+            cut_message(
                 f"전달 포기된 알림: {kind}",
                 f"{count}건. 다시 보내기: trading-pipelines alerts replay --dead --since {days}d",
                 error or "",
@@ -396,7 +320,7 @@ def missed_alerts(
             f"missed:{kind}",
             ALERT_MISSED,
             CRITICAL,
-            _message(
+            cut_message(
                 f"놓친 알림: {kind}",
                 f"{count}건이 전달되지 않은 채 조회 기간을 벗어남",
                 f"가장 오래된 것 {kst(oldest)}",
@@ -409,151 +333,8 @@ def missed_alerts(
     ]
 
 
-@dataclass(frozen=True)
-class _Known:
-    """The newest alert of a fingerprint in the ledger that told of the failure."""
-
-    fingerprint: str
-    source_id: str
-    body: dict[str, Any]
-    state: str
-    """Of the digest, where one told it."""
-    told_at: datetime
-    """When it was accepted; of what was not, when it was entered."""
-    has_recovered: bool
-
-    @property
-    def is_open(self) -> bool:
-        """Whether the failure was told and not yet that it is over."""
-        return self.state in ACCEPTED and not self.has_recovered
-
-    def has_told(self, at: datetime | None) -> bool:
-        """Whether it told of what happened then: that is not news again, what lasts is."""
-        told_of = self.body.get("happened_at")
-        is_known = at and told_of and at <= datetime.fromisoformat(told_of)
-        return bool(is_known) and self.state in ACCEPTED
-
-    def may_recover(self, now: datetime) -> bool:
-        """Whether it was told and is over, if it is not failing now.
-
-        Rows that were missed stay missed: they only grow too old to be counted. And of a run that
-        failed a day ago nobody knows any more.
-        """
-        at = self.body.get("happened_at")
-        is_unknown = (
-            self.body["type"] == RUN_FAILED
-            and at is not None
-            and now - datetime.fromisoformat(at) > RUNS_KNOWN
-        )
-        return self.is_open and not is_unknown and self.body["type"] != ALERT_MISSED
-
-
-# The recovery has the failure's key with a word more, so it is found, and entered, once.
-KNOWN = """
-SELECT DISTINCT ON (told.body ->> 'fingerprint')
-    told.body ->> 'fingerprint' AS fingerprint, told.source_id, told.body,
-    coalesce(digest.state, told.state) AS state,
-    coalesce(digest.delivered_at, told.delivered_at, told.occurred_at) AS told_at,
-    EXISTS (SELECT FROM trading_pipelines.alert_deliveries AS recovery
-        WHERE recovery.source = told.source AND recovery.channel = told.channel
-          AND recovery.source_id = told.source_id || ' recovered') AS has_recovered
-FROM trading_pipelines.alert_deliveries AS told
-LEFT JOIN trading_pipelines.alert_deliveries AS digest ON digest.id = told.digest_id
-WHERE told.source = %s AND told.occurred_at >= %s AND told.body ->> 'type' <> %s
-ORDER BY told.body ->> 'fingerprint', told.id DESC
-"""
-
-
-def tell(
-    connection: psycopg.Connection,
-    failures: Sequence[Failure],
-    repeat_after: timedelta,
-    now: datetime,
-) -> Told:
-    """Enter what is to be told of all that is failing at `now`, and of what no longer is.
-
-    A window opens when the message was accepted, and only a failure's own message opens one: what
-    comes and goes is told once a window. What waits to be sent is told by what waits.
-    """
-    told = Told()
-    # All or nothing, and one at a time: a killed daemon's tick may still be at it.
-    with connection.transaction():
-        connection.execute(
-            "SELECT pg_advisory_xact_lock(hashtextextended('trading_pipelines.alerts.tell', 0))"
-        )
-        with connection.cursor(row_factory=class_row(_Known)) as cursor:
-            cursor.execute(KNOWN, [SOURCE, now - LOOK_BACK, RECOVERED])
-            known_of = {known.fingerprint: known for known in cursor}
-        for failure in filter(lambda failure: failure.is_news, failures):
-            known = known_of.get(failure.fingerprint)
-            happened_at = failure.at.isoformat() if failure.at else None
-            if known and (
-                known.state in WAITING
-                or now - known.told_at < repeat_after
-                or known.has_told(failure.at)
-            ):
-                told.suppressed += 1
-                continue
-            before = known.body if known and known.is_open else {}
-            note = _since_told(failure.count, before["count"]) if before else ""
-            is_new = _enter(
-                connection,
-                f"{failure.fingerprint} {now.isoformat()}",
-                {
-                    "type": failure.type,
-                    "level": failure.level,
-                    "message": cut(failure.message, LONGEST_MESSAGE - len(note)) + note,
-                    "fingerprint": failure.fingerprint,
-                    "count": failure.count,
-                    "failing_since": before.get("failing_since", now.isoformat()),
-                    "happened_at": happened_at,
-                },
-                now,
-            )
-            told.new += is_new and not before
-            told.repeated += is_new and bool(before)
-        failing = {failure.fingerprint for failure in failures}
-        for known in known_of.values():
-            if known.fingerprint not in failing and known.may_recover(now):
-                told.recovered += _enter(
-                    connection, f"{known.source_id} recovered", _recovery(known, now), now
-                )
-    return told
-
-
-def _enter(
-    connection: psycopg.Connection, source_id: str, body: dict[str, Any], now: datetime
-) -> bool:
-    timed = {**body, "timestamp": now.isoformat()}
-    return ledger.enter(
-        connection, PIPELINE_FAILURE, SOURCE, source_id, CHANNEL, timed, occurred_at=now
-    )
-
-
-def _since_told(count: int, before: int) -> str:
-    """Say how often it has happened again; a count that fell began anew in between."""
-    if count == before:
-        return "\n이전 알림 이후에도 계속됨"
-    more = count - before if count > before else count
-    return f"\n그 사이 {more}건 더 발생 (이전 알림 이후 생략됨)"
-
-
-def _recovery(known: _Known, now: datetime) -> dict[str, Any]:
-    since = datetime.fromisoformat(known.body["failing_since"])
-    name, _, _ = known.body["message"].partition("\n")
-    return {
-        "type": RECOVERED,
-        "level": INFO,
-        "message": _message(
-            f"더 이상 실패 상태가 아님: {name}",
-            f"{_duration(now - since)} 지속 ({kst(since)} ~ {kst(now)})",
-        ),
-        "fingerprint": known.fingerprint,
-        "count": known.body["count"],
-    }
-
-
-def _duration(span: timedelta) -> str:
+def duration(span: timedelta) -> str:
+    """Return a span as a Korean reads it: hours and minutes."""
     hours, minutes = divmod(span // MINUTE, 60)
     return f"{hours}시간 {minutes}분" if hours else f"{minutes}분"
 
@@ -563,5 +344,6 @@ def _short(names: str) -> str:
     return names if len(names) <= LONGEST_NAMES else f"{names[:LONGEST_NAMES]}…{digest}"
 
 
-def _message(*lines: str) -> str:
+def cut_message(*lines: str) -> str:
+    """Return the lines that say something, cut to what a message may hold."""
     return cut("\n".join(line for line in lines if line), LONGEST_MESSAGE)

@@ -13,9 +13,8 @@ import psycopg
 import regex
 
 from trading_pipelines.korean_time import kst
-from trading_pipelines.signals.reject_summary import REJECT_SUMMARY
-from trading_pipelines.signals.rsi import rsi_as_of
-from trading_pipelines.signals.tables import label_as_of
+from trading_pipelines.signals.regimes.regime import label_as_of
+from trading_pipelines.signals.rejections.summary import REJECT_SUMMARY
 
 AI_REJECT, TRADE, RISK = "ai_reject", "trade", "risk"
 DAILY_REPORT, PIPELINE_FAILURE = "daily_report", "pipeline_failure"
@@ -30,7 +29,7 @@ LONGEST_REASON = 500
 LONGEST_CLUSTER = 64
 UNKNOWN = "UNKNOWN"
 
-Row = Mapping[str, Any]
+BotRow = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -46,11 +45,13 @@ class Source:
     table: str
     channel: str
     rows: LiteralString
-    body: Callable[[psycopg.Connection, Row, datetime], dict[str, Any]]
+    body: Callable[[psycopg.Connection, BotRow, datetime], dict[str, Any]]
     is_updated_in_place: bool = False
 
 
-def _reject(connection: psycopg.Connection, row: Row, at: datetime) -> dict[str, Any]:
+def _reject(connection: psycopg.Connection, row: BotRow, at: datetime) -> dict[str, Any]:
+    from trading_pipelines.signals.regimes.rsi import rsi_as_of
+
     symbol = row["symbol"]
     rsi = rsi_as_of(connection, symbol, at)
     return {
@@ -62,7 +63,7 @@ def _reject(connection: psycopg.Connection, row: Row, at: datetime) -> dict[str,
     }
 
 
-def _trade(_: psycopg.Connection, row: Row, at: datetime) -> dict[str, Any]:
+def _trade(_: psycopg.Connection, row: BotRow, at: datetime) -> dict[str, Any]:
     return {
         "symbol": row["symbol"],
         "side": row["side"],
@@ -74,7 +75,7 @@ def _trade(_: psycopg.Connection, row: Row, at: datetime) -> dict[str, Any]:
     }
 
 
-def _violation(_: psycopg.Connection, row: Row, at: datetime) -> dict[str, Any]:
+def _violation(_: psycopg.Connection, row: BotRow, at: datetime) -> dict[str, Any]:
     return {
         "type": row["violation_type"],
         "level": "WARNING",
@@ -83,7 +84,7 @@ def _violation(_: psycopg.Connection, row: Row, at: datetime) -> dict[str, Any]:
     }
 
 
-def _cooldown(_: psycopg.Connection, row: Row, at: datetime) -> dict[str, Any]:
+def _cooldown(_: psycopg.Connection, row: BotRow, at: datetime) -> dict[str, Any]:
     until = datetime.fromisoformat(row["cooldown_until"])
     return {
         "type": "COOLDOWN",

@@ -6,7 +6,6 @@ a failure, in `delivery`. Nothing here speaks HTTP or Dagster.
 """
 
 import math
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,20 +17,18 @@ import psycopg
 from psycopg.rows import class_row
 from psycopg.types.json import Jsonb
 
-from trading_pipelines.alerts.kinds import DAILY_REPORT, KINDS, SOURCES, Source, sources_of
-from trading_pipelines.alerts.webhooks import GONE, Answer
+from trading_pipelines.alerts.kinds import KINDS, Source, sources_of
+from trading_pipelines.alerts.webhooks import TRANSPORT_FAILURES, WebhookAnswer
 from trading_pipelines.candles.windows import DAY, MINUTE
-from trading_pipelines.signals.reject_summary import REJECT_SUMMARY
 
 COLLECTED_AT_ONCE = 500
-PURGED_AT_ONCE = 1000
 # Discord: about 5 requests per 2 s and webhook; the messages a minute are a setting.
 BURST, BURST_WINDOW = 5, timedelta(seconds=2)
 # An alert that n8n never takes, while it takes others, must not spend a try at each of theirs.
 JUST = timedelta(seconds=30)
 
 
-class State(StrEnum):
+class DeliveryState(StrEnum):
     """What became of an alert."""
 
     PENDING = "pending"
@@ -43,10 +40,10 @@ class State(StrEnum):
 
 
 @dataclass(frozen=True)
-class Verdict:
+class NextState:
     """What becomes of an alert after an attempt."""
 
-    state: State
+    state: DeliveryState
     next_at: datetime
     via: str
 
@@ -80,7 +77,7 @@ class Delivery:
 
 
 @contextmanager
-def sender(connection: psycopg.Connection, kind: str) -> Iterator[bool]:
+def sender_lock(connection: psycopg.Connection, kind: str) -> Iterator[bool]:
     """Yield whether this connection is the kind's only sender; its end, or its death, frees it.
 
     A daemon that was killed leaves its tick running in the code server: two senders of one row
@@ -110,7 +107,7 @@ ON CONFLICT DO NOTHING
 """
 
 
-def switch_on(
+def enable(
     connection: psycopg.Connection, kind: str, first_since: datetime | None, now: datetime
 ) -> datetime:
     """Return since when alerts of the kind are sent: the moment it was last switched on (UTC).
@@ -118,7 +115,7 @@ def switch_on(
     `first_since` is that moment the first time, where the operator has set one. What can't be told
     from older rows by its time (none on record, or a row that is updated in place) is skipped then.
     """
-    known = since(connection, kind)
+    known = enabled_since(connection, kind)
     if known:
         return known
     with connection.transaction():
@@ -137,10 +134,10 @@ def switch_on(
                         "now_since": fresh[0],
                     },
                 )
-    return cast(datetime, fresh[0]) if fresh else switch_on(connection, kind, first_since, now)
+    return cast(datetime, fresh[0]) if fresh else enable(connection, kind, first_since, now)
 
 
-def since(connection: psycopg.Connection, kind: str) -> datetime | None:
+def enabled_since(connection: psycopg.Connection, kind: str) -> datetime | None:
     """Return since when alerts of the kind are sent (UTC); None while it is off or was never on."""
     found = connection.execute(
         "SELECT since FROM trading_pipelines.alert_kinds WHERE kind = %s AND is_on", [kind]
@@ -148,7 +145,7 @@ def since(connection: psycopg.Connection, kind: str) -> datetime | None:
     return found[0] if found else None
 
 
-def switch_off(connection: psycopg.Connection, kind: str) -> int:
+def disable(connection: psycopg.Connection, kind: str) -> int:
     """Note that the kind is off, and skip what waits; return how many alerts that were."""
     with connection.transaction():
         connection.execute(
@@ -242,7 +239,7 @@ def enter(
 
     A body with a `problem` is dead from the start.
     """
-    state = State.DEAD if problem else State.PENDING
+    state = DeliveryState.DEAD if problem else DeliveryState.PENDING
     key = f"{source}:{source_id}:{channel}"
     keyed = Jsonb(_storable({**body, "idempotency_key": key}))
     values = [kind, source, source_id, channel, state, keyed, occurred_at, next_at, problem]
@@ -359,12 +356,12 @@ def record(
     connection: psycopg.Connection,
     delivery: Delivery,
     attempt_id: int,
-    answer: Answer,
-    verdict: Verdict,
+    answer: WebhookAnswer,
+    verdict: NextState,
     now: datetime,
 ) -> None:
     """Close an attempt, and say what becomes of its alert."""
-    is_delivered = verdict.state is State.DELIVERED
+    is_delivered = verdict.state is DeliveryState.DELIVERED
     text = _storable(answer.text)
     with connection.transaction():
         connection.execute(
@@ -381,7 +378,7 @@ def record(
                 verdict.state,
                 verdict.next_at,
                 verdict.via,
-                answer.outcome in GONE,
+                answer.outcome in TRANSPORT_FAILURES,
                 now if is_delivered else None,
                 _storable(answer.message_id),
                 None if is_delivered else text,
@@ -400,7 +397,7 @@ def give_up(connection: psycopg.Connection, kind: str, tries: int, now: datetime
     ).rowcount
 
 
-AWAY = """
+WITHOUT_RESPONSE = """
 WITH tried AS (
     SELECT started_at, outcome FROM trading_pipelines.alert_attempts
     JOIN trading_pipelines.alert_deliveries ON alert_deliveries.id = delivery_id
@@ -411,14 +408,14 @@ WHERE outcome IN ('away', 'unreachable') AND started_at > coalesce(
 """
 
 
-def away(
+def without_response(
     connection: psycopg.Connection, channel: str, now: datetime
 ) -> tuple[datetime, datetime] | tuple[None, None]:
     """Return the first and last attempt (UTC) that found no n8n since the channel last answered.
 
     Nones where it answers, or was not tried for a week.
     """
-    return connection.execute(AWAY, [channel, now - 7 * DAY]).fetchone() or (None, None)
+    return connection.execute(WITHOUT_RESPONSE, [channel, now - 7 * DAY]).fetchone() or (None, None)
 
 
 UNREACHED = """
@@ -467,7 +464,7 @@ def listed(
     connection: psycopg.Connection,
     *,
     since: datetime | None = None,
-    states: Sequence[State] | None = None,
+    states: Sequence[DeliveryState] | None = None,
     kind: str | None = None,
     source_id: str | None = None,
     ids: Sequence[int] | None = None,
@@ -550,41 +547,6 @@ def replay(
     return again
 
 
-# A row that the bot's table would still offer keeps its alert (no time on it, or a time to come); a
-# digest is kept as long as what it told. A replay at the same moment is waited out, or skipped.
-PURGE: LiteralString = """
-DELETE FROM trading_pipelines.alert_deliveries WHERE id IN (
-    SELECT id FROM trading_pipelines.alert_deliveries AS done
-    WHERE source = %(source)s AND state IN ('delivered', 'digested', 'skipped')
-      AND greatest(created_at, delivered_at) < %(since)s
-      AND NOT EXISTS (SELECT FROM ({rows}) AS found WHERE found.source_id = done.source_id)
-      AND NOT EXISTS (SELECT FROM trading_pipelines.alert_deliveries AS told
-          WHERE told.digest_id = done.id)
-    LIMIT %(limit)s FOR UPDATE SKIP LOCKED)
-"""
-# What we say ourselves is never found in a table again. Digests last: after what they told.
-OUR_OWN: dict[str, LiteralString] = dict.fromkeys(
-    (DAILY_REPORT, REJECT_SUMMARY, "pipeline", "digest"), "SELECT '' AS source_id"
-)
-
-
-def purge(connection: psycopg.Connection, before: datetime) -> Counter[str]:
-    """Delete alerts done before `before` (UTC) with their attempts; return rows by table.
-
-    The ledger is what keeps an alert from being sent again: `before` has to be twice the longest
-    look-back ago, as far as anyone searches for what was missed. Two kinds are kept for ever. A
-    source that is updated in place has no time that stays: its rows are one a cooldown. A dead
-    alert waits for its replay: without it a recovery would be told that never was.
-    """
-    rows_of = {one.table: one.rows for one in SOURCES if not one.is_updated_in_place} | OUR_OWN
-    purged = 0
-    for source, rows in rows_of.items():
-        wanted = {"source": source, "since": before, "limit": PURGED_AT_ONCE}
-        while found := connection.execute(PURGE.format(rows=rows), wanted).rowcount:
-            purged += found
-    return Counter(alert_deliveries=purged)
-
-
 def last_delivered(connection: psycopg.Connection) -> datetime | None:
     """Return when (UTC) the newest alert was delivered."""
     row = connection.execute(
@@ -595,9 +557,9 @@ def last_delivered(connection: psycopg.Connection) -> datetime | None:
 
 def counts(connection: psycopg.Connection) -> dict[str, dict[str, int]]:
     """Return how many alerts of each kind are in each state; a kind without any has zeros."""
-    found = {kind: dict.fromkeys(map(str, State), 0) for kind in KINDS}
+    found = {kind: dict.fromkeys(map(str, DeliveryState), 0) for kind in KINDS}
     for kind, state, number in connection.execute(
         "SELECT kind, state, count(*) FROM trading_pipelines.alert_deliveries GROUP BY kind, state"
     ):
-        found.setdefault(kind, dict.fromkeys(map(str, State), 0))[state] = number
+        found.setdefault(kind, dict.fromkeys(map(str, DeliveryState), 0))[state] = number
     return found

@@ -5,8 +5,8 @@ from datetime import UTC, date, datetime
 from typing import Any
 
 from trading_pipelines.candles.windows import DAY
-from trading_pipelines.signals import reject_summary
-from trading_pipelines.signals.reject_summary import Total
+from trading_pipelines.signals.rejections import summary as reject_summary
+from trading_pipelines.signals.rejections.summary import Total
 
 SHOWN = {"symbol": "종목", "reason": "사유", "regime": "레짐", "model": "모델"}
 LONGEST = 10

@@ -18,7 +18,8 @@ import requests
 from urllib3.exceptions import MaxRetryError
 
 from trading_pipelines.alerts.discord import discord_message
-from trading_pipelines.settings import AlertSettings, Environment
+from trading_pipelines.settings.environment import Environment
+from trading_pipelines.settings.strategy import AlertSettings
 
 N8N, DISCORD = "n8n", "discord"
 RETRIED_4XX = {408, 425, 429}
@@ -30,7 +31,7 @@ LONGEST_ANSWER = 500
 LONGEST_WAIT = 86400.0
 
 
-class Outcome(StrEnum):
+class PostOutcome(StrEnum):
     """What an attempt came to; one that has none is in flight, or its sender died.
 
     REFUSED is the word of our workflow, or of Discord where it is asked directly. AWAY is anybody
@@ -44,14 +45,14 @@ class Outcome(StrEnum):
     UNREACHABLE = "unreachable"
 
 
-GONE = {Outcome.AWAY, Outcome.UNREACHABLE}
+TRANSPORT_FAILURES = {PostOutcome.AWAY, PostOutcome.UNREACHABLE}
 
 
 @dataclass(frozen=True)
-class Answer:
+class WebhookAnswer:
     """What came of one POST."""
 
-    outcome: Outcome
+    outcome: PostOutcome
     text: str
     """In words for a person; holds no secret."""
     status: int | None = None
@@ -90,7 +91,7 @@ class Webhooks:
         )
         return cls(url and url.rstrip("/"), secret, discord, settings.timeout_seconds)
 
-    def post(self, via: str, channel: str, body: Mapping[str, Any]) -> Answer:
+    def post(self, via: str, channel: str, body: Mapping[str, Any]) -> WebhookAnswer:
         """Post once, via n8n's webhook of the channel or to Discord; never raises."""
         started = time.monotonic()
         if via == N8N:
@@ -110,10 +111,10 @@ class Webhooks:
     def _post(
         self,
         post: Callable[[str, Mapping[str, Any]], requests.Response],
-        read: Callable[[requests.Response], Answer],
+        read: Callable[[requests.Response], WebhookAnswer],
         channel: str,
         body: Mapping[str, Any],
-    ) -> Answer:
+    ) -> WebhookAnswer:
         try:
             answer = read(post(channel, body))
         # The errors' own words hold the URL, and Discord's URL is a secret.
@@ -125,12 +126,14 @@ class Webhooks:
                 error.args and isinstance(error.args[0], MaxRetryError)
             )
             if is_connected and isinstance(error, requests.Timeout):
-                answer = Answer(Outcome.AWAY, f"no answer within {self.timeout:g} s")
+                answer = WebhookAnswer(PostOutcome.AWAY, f"no answer within {self.timeout:g} s")
             elif is_connected:
-                answer = Answer(Outcome.AWAY, f"no whole answer ({type(error).__name__})")
+                answer = WebhookAnswer(
+                    PostOutcome.AWAY, f"no whole answer ({type(error).__name__})"
+                )
             else:
                 text = f"can't be reached ({type(error).__name__})"
-                answer = Answer(Outcome.UNREACHABLE, text)
+                answer = WebhookAnswer(PostOutcome.UNREACHABLE, text)
         except (LookupError, TypeError, ValueError) as error:
             answer = _unpostable(error)
         return replace(answer, text=self._without_secrets(answer.text)[:LONGEST_ANSWER])
@@ -169,39 +172,43 @@ def _header(value: object) -> str:
     return quote(str(value), safe=f"{string.punctuation} ", errors="replace")
 
 
-def _unpostable(error: Exception) -> Answer:
+def _unpostable(error: Exception) -> WebhookAnswer:
     text = f"can't be posted ({type(error).__name__})"
-    return Answer(Outcome.REFUSED, text, is_final=True)
+    return WebhookAnswer(PostOutcome.REFUSED, text, is_final=True)
 
 
-def _of_n8n(response: requests.Response) -> Answer:
+def _of_n8n(response: requests.Response) -> WebhookAnswer:
     said, status = _json(response), response.status_code
     if "delivered" not in said:
         # A proxy's page, n8n's own error, or a workflow that is not ours.
         is_final = 300 <= status < 500 and status not in {*RETRIED_4XX, NOT_REGISTERED}
         text = _words(f"n8n answers {status} without saying delivered", response.text)
-        return Answer(
-            Outcome.AWAY, text, status, is_final=is_final, retry_after=_retry_after(response)
+        return WebhookAnswer(
+            PostOutcome.AWAY, text, status, is_final=is_final, retry_after=_retry_after(response)
         )
     if status < 300 and said["delivered"] is True:
         text = f"delivered{_words('', str(said.get('message_id') or ''))}"
-        return Answer(Outcome.DELIVERED, text, status, message_id=_id(said.get("message_id")))
+        return WebhookAnswer(
+            PostOutcome.DELIVERED, text, status, message_id=_id(said.get("message_id"))
+        )
     of_discord = said.get("status")
     if isinstance(of_discord, int) and 100 <= of_discord <= 599:
         status = of_discord
     return _refused(f"n8n answers {response.status_code}", status, said.get("error"), response)
 
 
-def _of_discord(response: requests.Response) -> Answer:
+def _of_discord(response: requests.Response) -> WebhookAnswer:
     said, status = _json(response), response.status_code
     if status < 300:
-        return Answer(Outcome.DELIVERED, "delivered", status, message_id=_id(said.get("id")))
+        return WebhookAnswer(
+            PostOutcome.DELIVERED, "delivered", status, message_id=_id(said.get("id"))
+        )
     return _refused(f"Discord answers {status}", status, said.get("message"), response)
 
 
-def _refused(what: str, status: int, why: object, response: requests.Response) -> Answer:
-    return Answer(
-        Outcome.REFUSED,
+def _refused(what: str, status: int, why: object, response: requests.Response) -> WebhookAnswer:
+    return WebhookAnswer(
+        PostOutcome.REFUSED,
         _words(what, str(why or response.text)),
         status,
         is_final=_is_final(status),

@@ -11,17 +11,23 @@ from typing import Any, NoReturn
 import dagster as dg
 import psycopg
 
-from trading_pipelines.assets.shared import BY_HAND, about, no_partition_left_failed, table
+from trading_pipelines.assets.about import BY_HAND, describe
+from trading_pipelines.assets.computed import no_partition_left_failed
+from trading_pipelines.assets.metadata import table
 from trading_pipelines.candles import checks, coverage, resample
 from trading_pipelines.candles.download import FailedDay, download
 from trading_pipelines.candles.due import look_back
-from trading_pipelines.partitions import SymbolDays, of_run, partition_key
+from trading_pipelines.partitions import (
+    CANDLES_1H,
+    CANDLES_1M,
+    SymbolDays,
+    partition_key,
+    partitions_of_run,
+)
 from trading_pipelines.resources.database import DatabaseResource
 from trading_pipelines.resources.exchange import ExchangeResource
-from trading_pipelines.settings import StrategySettings
+from trading_pipelines.settings.strategy import StrategySettings
 
-CANDLES_1M = "candles_1m"
-CANDLES_1H = "candles_1h"
 POOL = "upbit"
 """How many runs download at once; its limit is in `dagster.yaml`."""
 
@@ -39,7 +45,7 @@ def build_assets(
         partitions_def=partitions,
         backfill_policy=dg.BackfillPolicy.single_run(),
         pool=POOL,
-        **about(
+        **describe(
             "One-minute candles of a symbol's UTC day from Upbit, in the table that the bot reads "
             "(its rows of interval `1m`). Closed minutes only. A re-run repairs rows that differ "
             "and changes nothing else.",
@@ -57,7 +63,7 @@ def build_assets(
     def candles_1m(
         context: dg.AssetExecutionContext, database: DatabaseResource, exchange: ExchangeResource
     ) -> None:
-        wanted = of_run(context.partition_keys)
+        wanted = partitions_of_run(context.partition_keys)
         with database.connect() as connection:
             failed = download(
                 connection,
@@ -80,7 +86,7 @@ def build_assets(
         deps=[candles_1m],
         partitions_def=partitions,
         backfill_policy=dg.BackfillPolicy.single_run(),
-        **about(
+        **describe(
             "Hourly candles [hh:00, hh+1:00) UTC of a symbol's UTC day, computed from candles_1m, "
             "with the number of minutes that were traded. Closed hours only; equal to Upbit's own "
             "hourly candles.",
@@ -95,7 +101,7 @@ def build_assets(
         ),
     )
     def candles_1h(context: dg.AssetExecutionContext, database: DatabaseResource) -> None:
-        wanted = of_run(context.partition_keys)
+        wanted = partitions_of_run(context.partition_keys)
         with database.connect() as connection:
             hours = _compute_hours(context, connection, wanted)
         for key, values in hours.items():
@@ -104,7 +110,7 @@ def build_assets(
     return [candles_1m, candles_1h]
 
 
-def _minutes_metadata(day: coverage.Coverage) -> dict[str, Any]:
+def _minutes_metadata(day: coverage.CandleCoverage) -> dict[str, Any]:
     return {
         "source": day.source or "",
         "rows": day.stored,
@@ -189,7 +195,7 @@ def build_checks(settings: StrategySettings) -> list[dg.AssetChecksDefinition]:
         )
         in_partitions = context.has_partition_key or context.has_partition_key_range
         wanted = (
-            of_run(context.partition_keys)
+            partitions_of_run(context.partition_keys)
             if in_partitions
             else SymbolDays(
                 settings.symbols,
@@ -198,7 +204,7 @@ def build_checks(settings: StrategySettings) -> list[dg.AssetChecksDefinition]:
         )
         with database.connect() as connection:
             known = coverage.read(connection, wanted.symbols, wanted.days)
-            finders: dict[str, Callable[[], list[checks.Finding]]] = {
+            finders: dict[str, Callable[[], list[checks.ContractBreach]]] = {
                 "no_hole_in_a_closed_day": lambda: checks.holes(known, now),
                 "no_overlap": lambda: checks.overlaps(connection, wanted.symbols, wanted.days),
                 "ohlc_valid": lambda: checks.broken_ohlc(connection, wanted.symbols, wanted.days),
@@ -217,7 +223,7 @@ def build_checks(settings: StrategySettings) -> list[dg.AssetChecksDefinition]:
                 for (symbol, day), error in broken.items():
                     coverage.record_failure(
                         connection, symbol, day, error, context.run.run_id,
-                        coverage.Trouble.CONTRACT, settings.healing,
+                        coverage.FailureKind.CONTRACT, settings.healing,
                     )  # fmt: skip
                 if blocking.keys() <= findings.keys():
                     for symbol in wanted.symbols:
@@ -241,5 +247,5 @@ def build_checks(settings: StrategySettings) -> list[dg.AssetChecksDefinition]:
     return [candles_1m_contract, no_partition_left_failed(CANDLES_1M, settings)]
 
 
-def _table(rows: Sequence[checks.Finding | FailedDay]) -> dg.TableMetadataValue:
+def _table(rows: Sequence[checks.ContractBreach | FailedDay]) -> dg.TableMetadataValue:
     return table(asdict(row) for row in rows[:SHOWN_FINDINGS])

@@ -5,16 +5,11 @@ Thin: how a regime is told is in `signals/regime`, how its rows are written in `
 
 import dagster as dg
 
-from trading_pipelines.assets.shared import (
-    BY_HAND,
-    about,
-    days_before,
-    materialize,
-    no_partition_left_failed,
-)
+from trading_pipelines.assets.about import BY_HAND, describe
+from trading_pipelines.assets.computed import days_before, materialize, no_partition_left_failed
 from trading_pipelines.resources.database import DatabaseResource
-from trading_pipelines.settings import StrategySettings
-from trading_pipelines.signals import due
+from trading_pipelines.settings.strategy import StrategySettings
+from trading_pipelines.signals.catalogue import REGIME_LABELS
 
 GROUP = "regimes"
 
@@ -23,7 +18,7 @@ def build_assets(
     settings: StrategySettings, partitions: dg.MultiPartitionsDefinition
 ) -> list[dg.AssetsDefinition]:
     """Return regime_labels over `partitions`."""
-    signal = due.REGIME_LABELS
+    signal = REGIME_LABELS
     detection = settings.regime_detection
 
     @dg.asset(
@@ -31,7 +26,7 @@ def build_assets(
         deps=[days_before(settings, signal, "candles_1h")],
         partitions_def=partitions,
         backfill_policy=dg.BackfillPolicy.single_run(),
-        **about(
+        **describe(
             "The market regime of a symbol as of the close of each hour of a UTC day; each label "
             "is also a row of `public.regime_history`, which the bot reads. The average of the "
             f"last {detection.ma_fast_period} hourly closes of candles_1h is set against that of "
@@ -58,4 +53,4 @@ def build_assets(
 
 def build_checks(settings: StrategySettings) -> list[dg.AssetChecksDefinition]:
     """Return the check that no day of labels is left failed."""
-    return [no_partition_left_failed(due.REGIME_LABELS.asset, settings)]
+    return [no_partition_left_failed(REGIME_LABELS.asset, settings)]

@@ -7,24 +7,24 @@ from datetime import UTC, date, datetime
 
 import dagster as dg
 
-from trading_pipelines.alerts.due import send_summary
+from trading_pipelines.alerts.periodic import send_summary
 from trading_pipelines.alerts.reject_summary import body
-from trading_pipelines.assets.shared import (
-    BY_HAND,
+from trading_pipelines.assets.about import BY_HAND, describe
+from trading_pipelines.assets.computed import (
     Resend,
-    about,
     days_before,
     materialize,
     no_partition_left_failed,
-    picture,
-    table,
 )
+from trading_pipelines.assets.metadata import picture, table
 from trading_pipelines.partitions import kst_weeks
 from trading_pipelines.resources.database import DatabaseResource
-from trading_pipelines.settings import StrategySettings
-from trading_pipelines.signals import due, outcomes, reject_plots, reject_summary
-from trading_pipelines.signals.regime import Regime
-from trading_pipelines.signals.reject_summary import REJECT_SUMMARY
+from trading_pipelines.settings.strategy import StrategySettings
+from trading_pipelines.signals.catalogue import REJECT_OUTCOMES
+from trading_pipelines.signals.regimes.regime import Regime
+from trading_pipelines.signals.rejections import summary as reject_summary
+from trading_pipelines.signals.rejections.exit_rules import exit_rules_of
+from trading_pipelines.signals.rejections.summary import REJECT_SUMMARY
 
 GROUP = "rejections"
 
@@ -33,7 +33,7 @@ def build_assets(
     settings: StrategySettings, partitions: dg.MultiPartitionsDefinition
 ) -> list[dg.AssetsDefinition]:
     """Return reject_outcomes over `partitions`, and the weekly reject_summary."""
-    signal = due.REJECT_OUTCOMES
+    signal = REJECT_OUTCOMES
     costs = settings.reject_outcomes
 
     @dg.asset(
@@ -44,7 +44,7 @@ def build_assets(
         ],
         partitions_def=partitions,
         backfill_policy=dg.BackfillPolicy.single_run(),
-        **about(
+        **describe(
             "What became of each REJECT of a symbol's UTC day: the price at the decision and 1, 4, "
             "12 and 24 hours later, the best and worst in between, and what the entry would have "
             f"made with {costs.notional_krw:,} KRW at a fee of {costs.fee_pct:g} % an order, left "
@@ -64,7 +64,7 @@ def build_assets(
     )
     def reject_outcomes(context: dg.AssetExecutionContext, database: DatabaseResource) -> None:
         for regime in Regime:
-            if isinstance(unknown := outcomes.exits(settings, regime), str):
+            if isinstance(unknown := exit_rules_of(settings, regime), str):
                 context.log.warning("not judged: %s", unknown)
         materialize(context, database, signal, settings)
 
@@ -73,7 +73,7 @@ def build_assets(
         deps=[dg.AssetDep(signal.asset, partition_mapping=dg.AllPartitionMapping())],
         partitions_def=kst_weeks(settings),
         backfill_policy=dg.BackfillPolicy.single_run(),
-        **about(
+        **describe(
             "Whether the rejections of a Korean week (Monday 00:00 to Monday 00:00 KST) paid: how "
             "many were judged, what they saved and cost, how many were right; with a picture of "
             "twelve weeks. `alerts.reject_summary` in the settings sends it to Discord, once; "
@@ -93,11 +93,13 @@ def build_assets(
     def summary(
         context: dg.AssetExecutionContext, config: Resend, database: DatabaseResource
     ) -> None:
+        from trading_pipelines.signals.rejections import plots
+
         with database.connect() as connection:
             for key in context.partition_keys:
                 now, week = datetime.now(UTC), date.fromisoformat(key)
                 made = reject_summary.summarise(connection, week)
-                drawn = reject_plots.draw(connection, week)
+                drawn = plots.draw(connection, week)
                 sending = send_summary(
                     connection, week, reject_summary.settled_at(week, settings),
                     body(made.totals, week, now), settings.alerts, now, resend=config.resend,
@@ -121,4 +123,4 @@ def build_assets(
 
 def build_checks(settings: StrategySettings) -> list[dg.AssetChecksDefinition]:
     """Return the check that no day of outcomes is left failed."""
-    return [no_partition_left_failed(due.REJECT_OUTCOMES.asset, settings)]
+    return [no_partition_left_failed(REJECT_OUTCOMES.asset, settings)]

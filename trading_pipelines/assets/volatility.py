@@ -8,24 +8,29 @@ from collections.abc import Sequence
 
 import dagster as dg
 
-from trading_pipelines.assets.shared import (
-    BY_HAND,
-    About,
-    about,
+from trading_pipelines.assets.about import BY_HAND, AssetDescription, describe
+from trading_pipelines.assets.computed import (
     days_before,
     materialize,
     no_partition_left_failed,
     same_day,
 )
 from trading_pipelines.resources.database import DatabaseResource
-from trading_pipelines.settings import StrategySettings
-from trading_pipelines.signals import due, score
+from trading_pipelines.settings.strategy import StrategySettings
+from trading_pipelines.signals.catalogue import (
+    GARCH_BASELINE,
+    REALIZED_VOLATILITY,
+    VOLATILITY_FORECAST,
+    VOLATILITY_MODEL,
+    VOLATILITY_SCORE,
+    Signal,
+)
 
 GROUP = "volatility"
 
 
 def _about(
-    signal: due.Signal,
+    signal: Signal,
     what: str,
     *,
     row: str,
@@ -33,8 +38,8 @@ def _about(
     refreshed: str,
     interval: str,
     after: str = "",
-) -> About:
-    return about(
+) -> AssetDescription:
+    return describe(
         what,
         row=row,
         unit=unit,
@@ -48,8 +53,8 @@ def _about(
 
 
 ABOUT = {
-    due.REALIZED_VOLATILITY: _about(
-        due.REALIZED_VOLATILITY,
+    REALIZED_VOLATILITY: _about(
+        REALIZED_VOLATILITY,
         "The realised variance of each closed hour of a symbol's UTC day, from the five-minute "
         "returns of candles_1m on the full grid; from the hour's range (Parkinson) where more "
         "than 30 % of a week's returns are zero, as for KRW-DOGE's tick.",
@@ -59,8 +64,8 @@ ABOUT = {
         "have changed",
         interval="1h",
     ),
-    due.VOLATILITY_MODEL: _about(
-        due.VOLATILITY_MODEL,
+    VOLATILITY_MODEL: _about(
+        VOLATILITY_MODEL,
         "One ridge regression for all symbols on log realised variances (HAR), fitted on what "
         "had closed at the end of a UTC day. The JSON holds everything that a forecast needs. "
         "The status says when there is not enough history (FALLBACK, UNKNOWN_HISTORY) or no "
@@ -72,8 +77,8 @@ ABOUT = {
         after=" after realized_volatility",
         interval="1d",
     ),
-    due.VOLATILITY_FORECAST: _about(
-        due.VOLATILITY_FORECAST,
+    VOLATILITY_FORECAST: _about(
+        VOLATILITY_FORECAST,
         "The variance of a symbol's next hours (`volatility.horizons`) as of the close of each "
         "hour of a UTC day, by the newest volatility_model of that moment, with a 90 % "
         "interval, the symbol's own threshold and whether it is high. The last one of day D "
@@ -85,8 +90,8 @@ ABOUT = {
         after=" after volatility_model",
         interval="1h",
     ),
-    due.GARCH_BASELINE: _about(
-        due.GARCH_BASELINE,
+    GARCH_BASELINE: _about(
+        GARCH_BASELINE,
         "What GARCH(1,1) on the hourly returns of candles_1h, refitted daily, says to the same "
         "questions as volatility_forecast; whether it converged is said. Closed days only.",
         row="per symbol, hour's close (as_of) and horizon",
@@ -95,8 +100,8 @@ ABOUT = {
         "changed",
         interval="1h",
     ),
-    due.VOLATILITY_SCORE: _about(
-        due.VOLATILITY_SCORE,
+    VOLATILITY_SCORE: _about(
+        VOLATILITY_SCORE,
         "The forecasts whose horizon ended in a symbol's UTC day against what happened: QLIKE "
         "of ours, of GARCH and of the random walk, bias, coverage of the intervals, whether "
         "the flag was right; over 30 days in the view "
@@ -118,7 +123,7 @@ def build_assets(
 ) -> list[dg.AssetsDefinition]:
     """Return the assets: volatility_model over `days`, the others over `partitions`."""
 
-    def asset(signal: due.Signal, deps: Sequence[dg.AssetDep]) -> dg.AssetsDefinition:
+    def asset(signal: Signal, deps: Sequence[dg.AssetDep]) -> dg.AssetsDefinition:
         @dg.asset(
             name=signal.asset,
             deps=deps,
@@ -131,22 +136,22 @@ def build_assets(
 
         return computed
 
-    def looking_back(signal: due.Signal, *upstream: str) -> list[dg.AssetDep]:
+    def looking_back(signal: Signal, *upstream: str) -> list[dg.AssetDep]:
         return [days_before(settings, signal, name) for name in upstream]
 
-    realized = due.REALIZED_VOLATILITY
-    forecast = due.VOLATILITY_FORECAST
+    realized = REALIZED_VOLATILITY
+    forecast = VOLATILITY_FORECAST
     return [
         asset(realized, looking_back(realized, "candles_1m")),
-        asset(due.VOLATILITY_MODEL, [same_day(realized.asset)]),
+        asset(VOLATILITY_MODEL, [same_day(realized.asset)]),
         asset(
             forecast,
-            [same_day(due.VOLATILITY_MODEL.asset), *looking_back(forecast, realized.asset)],
+            [same_day(VOLATILITY_MODEL.asset), *looking_back(forecast, realized.asset)],
         ),
-        asset(due.GARCH_BASELINE, looking_back(due.GARCH_BASELINE, "candles_1h")),
+        asset(GARCH_BASELINE, looking_back(GARCH_BASELINE, "candles_1h")),
         asset(
-            due.VOLATILITY_SCORE,
-            looking_back(due.VOLATILITY_SCORE, *due.VOLATILITY_SCORE.inputs(settings)),
+            VOLATILITY_SCORE,
+            looking_back(VOLATILITY_SCORE, *VOLATILITY_SCORE.inputs(settings)),
         ),
     ]
 
@@ -155,13 +160,15 @@ def build_checks(settings: StrategySettings) -> list[dg.AssetChecksDefinition]:
     """Return the checks that the model is worth having and that nothing is left failed."""
 
     @dg.asset_check(
-        asset=due.VOLATILITY_SCORE.asset,
+        asset=VOLATILITY_SCORE.asset,
         description=(
             "Over the last 30 days, of which at least 14 are scored, the model's QLIKE is not "
             "above GARCH's, per horizon."
         ),
     )
     def not_worse_than_garch(database: DatabaseResource) -> dg.AssetCheckResult:
+        from trading_pipelines.signals.volatility import score
+
         with database.connect() as connection:
             rolling = score.rolling_scores(connection, settings.symbols)
         return dg.AssetCheckResult(

@@ -10,7 +10,7 @@ from datetime import date, datetime, timedelta
 
 import psycopg
 
-from trading_pipelines.candles.coverage import Coverage
+from trading_pipelines.candles.coverage import CandleCoverage
 from trading_pipelines.candles.windows import day_interval
 
 # An open day's candles may be this old: three ticks of the schedule.
@@ -23,7 +23,7 @@ LARGEST_MOVE = 0.05
 
 
 @dataclass(frozen=True)
-class Finding:
+class ContractBreach:
     """One day of one symbol that breaks a contract, and how."""
 
     symbol: str
@@ -71,7 +71,7 @@ ORDER BY 1, 2, timestamp
 
 def _find(
     connection: psycopg.Connection, query: str, symbols: Sequence[str], days: Sequence[date]
-) -> list[Finding]:
+) -> list[ContractBreach]:
     cursor = connection.execute(
         query,
         {
@@ -82,43 +82,45 @@ def _find(
         },
     )
     wanted = set(days)
-    return [Finding(*row) for row in cursor if row[1] in wanted]
+    return [ContractBreach(*row) for row in cursor if row[1] in wanted]
 
 
 def overlaps(
     connection: psycopg.Connection, symbols: Sequence[str], days: Sequence[date]
-) -> list[Finding]:
+) -> list[ContractBreach]:
     """Find minutes with two candles, and candles that do not start on the minute."""
     return _find(connection, OVERLAPS, symbols, days)
 
 
 def broken_ohlc(
     connection: psycopg.Connection, symbols: Sequence[str], days: Sequence[date]
-) -> list[Finding]:
+) -> list[ContractBreach]:
     """Find candles whose prices contradict each other or are not positive."""
     return _find(connection, BROKEN_OHLC, symbols, days)
 
 
 def jumps(
     connection: psycopg.Connection, symbols: Sequence[str], days: Sequence[date]
-) -> list[Finding]:
+) -> list[ContractBreach]:
     """Find neighbouring candles more than 5 % apart: a wrong market, or a night to remember."""
     return _find(connection, JUMPS, symbols, days)
 
 
-def holes(known: Sequence[Coverage], now: datetime) -> list[Finding]:
+def holes(known: Sequence[CandleCoverage], now: datetime) -> list[ContractBreach]:
     """Find minutes of closed days that were never asked for, and candles that are gone."""
     return [
-        Finding(day.symbol, day.day, f"{missing} minutes")
+        ContractBreach(day.symbol, day.day, f"{missing} minutes")
         for day in known
         if (missing := day.holes(now))
     ]
 
 
-def stale(known: Sequence[Coverage], now: datetime) -> list[Finding]:
+def stale(known: Sequence[CandleCoverage], now: datetime) -> list[ContractBreach]:
     """Find open days whose candles are old, and closed days not asked for whole in time."""
     return [
-        Finding(day.symbol, day.day, f"{day.status}, candles until {day.fetched_until:%H:%M} UTC")
+        ContractBreach(
+            day.symbol, day.day, f"{day.status}, candles until {day.fetched_until:%H:%M} UTC"
+        )
         for day in known
         if not day.complete
         and now > min(day.fetched_until + FRESH_OPEN, day_interval(day.day).end + FRESH_CLOSED)

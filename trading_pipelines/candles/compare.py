@@ -12,7 +12,7 @@ from statistics import median
 import psycopg
 
 from trading_pipelines.candles.download import PageSource, pages
-from trading_pipelines.candles.exchange import Candle
+from trading_pipelines.candles.page import Candle
 from trading_pipelines.candles.windows import Interval
 
 STORED = """
@@ -54,7 +54,7 @@ def compare(
 ) -> Comparison:
     """Ask the exchange for a stretch of a symbol, and return how the stored candles differ.
 
-    Minutes that have not closed are left out. Raises ExchangeFailure and Blocked.
+    Minutes that have not closed are left out. Raises ExchangeError and BlockedError.
     """
     compared = added = changed = kept = 0
     shares: dict[str, list[float]] = {name: [] for name in VALUES}

@@ -16,10 +16,10 @@ from psycopg.rows import class_row
 
 from trading_pipelines.candles.store import INTERVAL
 from trading_pipelines.candles.windows import MINUTE, Interval, day_interval
-from trading_pipelines.settings import HealingSettings
+from trading_pipelines.settings.strategy import HealingSettings
 
 
-class Trouble(StrEnum):
+class FailureKind(StrEnum):
     """What kind a failure is of; tries are spent by failures in a row that are of one."""
 
     AWAY = "away"
@@ -33,7 +33,7 @@ class Trouble(StrEnum):
 
 
 @dataclass(frozen=True)
-class Coverage:
+class CandleCoverage:
     """What is known of one symbol's UTC day; see the comments on `candle_coverage`'s columns.
 
     A day that was never asked for has status `missing` and zeros.
@@ -82,7 +82,7 @@ class Coverage:
 
 
 @dataclass(frozen=True)
-class Asked:
+class FetchedInterval:
     """A piece of one day that was asked for and stored."""
 
     symbol: str
@@ -97,7 +97,7 @@ class Asked:
     run_id: str
 
 
-READ = """
+READ_COVERAGE = """
 SELECT symbols.symbol, days.day,
     coalesce(minutes.status, 'missing') AS status,
     coalesce(minutes.fetched_until, day_start) AS fetched_until,
@@ -129,7 +129,7 @@ ORDER BY place, days.day
 
 # A pass is one root run: its figures add up, the next pass starts them over. `confirmed_until`
 # advances only from where it stands, so that it never vouches for a minute in between.
-RECORD = """
+RECORD_FETCHED = """
 INSERT INTO trading_pipelines.candle_coverage AS known
     (symbol, interval, day, status, fetched_until, confirmed_until, rows, quiet,
      repaired, requests, waits, seconds, source, run_id)
@@ -179,7 +179,7 @@ WHERE symbol = %(symbol)s AND interval = %(interval)s AND day = ANY(%(days)s)
 # A day that is open has new minutes to ask for, so its tries are never spent: a single 404 at 00:30
 # would have cost a day of candles and labels. How long to wait, and what is told, is by `failures`,
 # of whatever kind: 20 that were away and odd in turn were 20 first ones, and nobody was told.
-FAIL = f"""
+FAIL_DAY = f"""
 INSERT INTO trading_pipelines.candle_coverage AS known
     (symbol, interval, day, status, fetched_until, confirmed_until,
      failures, trouble, tries, left_failed, left_at, error, retry_at, run_id)
@@ -211,10 +211,10 @@ ON CONFLICT (symbol, interval, day) DO UPDATE SET
 
 def read(
     connection: psycopg.Connection, symbols: Iterable[str], days: Iterable[date]
-) -> list[Coverage]:
+) -> list[CandleCoverage]:
     """Return one entry for each symbol and UTC day, in the symbols' order and by day."""
-    with connection.cursor(row_factory=class_row(Coverage)) as cursor:
-        cursor.execute(READ, {"symbols": list(symbols), "days": list(days)})
+    with connection.cursor(row_factory=class_row(CandleCoverage)) as cursor:
+        cursor.execute(READ_COVERAGE, {"symbols": list(symbols), "days": list(days)})
         return cursor.fetchall()
 
 
@@ -235,7 +235,7 @@ def look_after(connection: psycopg.Connection, symbols: Iterable[str], first_day
     connection.execute(LOOK_AFTER, {"symbols": list(symbols), "first_day": first_day})
 
 
-def record(connection: psycopg.Connection, asked: Asked) -> None:
+def record(connection: psycopg.Connection, asked: FetchedInterval) -> None:
     """Record that a piece of a day was asked for, in the transaction that stored its candles."""
     day = asked.interval.start.date()
     whole = day_interval(day)
@@ -256,7 +256,7 @@ def record(connection: psycopg.Connection, asked: Asked) -> None:
         "source": asked.source,
         "run_id": asked.run_id,
     }
-    connection.execute(RECORD, arguments)
+    connection.execute(RECORD_FETCHED, arguments)
     connection.execute(COUNT, arguments)
     if asked.interval.end == whole.end or not asked.day_closed:
         # Pages before the one in trouble are no success of the day.
@@ -277,7 +277,7 @@ def record_failure(
     day: date,
     error: str,
     run_id: str,
-    trouble: Trouble,
+    trouble: FailureKind,
     healing: HealingSettings,
 ) -> None:
     """Record a failed attempt, and when the next is; a complete day stays complete.
@@ -286,7 +286,7 @@ def record_failure(
     """
     whole = day_interval(day)
     connection.execute(
-        FAIL,
+        FAIL_DAY,
         {
             "symbol": symbol,
             "interval": INTERVAL,
@@ -310,7 +310,7 @@ def healing_arguments(healing: HealingSettings) -> dict[str, Any]:
     }
 
 
-def to_ask(known: Coverage, closed_until: datetime, run_id: str) -> Interval:
+def interval_to_fetch(known: CandleCoverage, closed_until: datetime, run_id: str) -> Interval:
     """Return what is left to ask of the day, given that minutes before `closed_until` have closed.
 
     An open day is topped up from where it stands; a closed one is asked for whole once more, or
@@ -341,9 +341,9 @@ class SymbolSummary:
     source: str
 
 
-def summarise(known: Iterable[Coverage], now: datetime) -> list[SymbolSummary]:
+def summarise(known: Iterable[CandleCoverage], now: datetime) -> list[SymbolSummary]:
     """Return one line a symbol, in the order in which the symbols come."""
-    by_symbol: dict[str, list[Coverage]] = {}
+    by_symbol: dict[str, list[CandleCoverage]] = {}
     for day in known:
         by_symbol.setdefault(day.symbol, []).append(day)
     return [

@@ -14,18 +14,18 @@ from typing import Protocol
 import psycopg
 
 from trading_pipelines.candles import coverage, store
-from trading_pipelines.candles.coverage import Trouble
-from trading_pipelines.candles.exchange import (
+from trading_pipelines.candles.coverage import FailureKind
+from trading_pipelines.candles.exchange import RequestStats
+from trading_pipelines.candles.page import (
     PAGE_SIZE,
-    Effort,
-    ExchangeFailure,
+    ExchangeError,
     InvalidAnswerError,
     Page,
     UnknownMarketError,
 )
-from trading_pipelines.candles.rate_limit import Blocked
+from trading_pipelines.candles.rate_limit import BlockedError
 from trading_pipelines.candles.windows import Interval, day_interval, first_window, merge
-from trading_pipelines.settings import HealingSettings
+from trading_pipelines.settings.strategy import HealingSettings
 
 # Two days of a symbol that fail in a row are its trouble, or the exchange's, and not the days':
 # the rest is left to the next run, so that an outage does not cost a try for every day.
@@ -35,7 +35,7 @@ FAILED_DAYS_IN_A_ROW = 2
 class PageSource(Protocol):
     """What a download needs of an exchange; see `exchange.Exchange`."""
 
-    effort: Effort
+    effort: RequestStats
 
     def page(self, symbol: str, window: Interval) -> Page:
         """Return the candles of the window that have closed."""
@@ -86,13 +86,13 @@ def download(
     is autocommit; `run_id` is the root run's, see `coverage.to_ask`.
     """
     failed: list[FailedDay] = []
-    blocked: Blocked | None = None
+    blocked: BlockedError | None = None
     for symbol in symbols:
         if blocked is None:
             try:
                 failed += _download_symbol(connection, exchange, symbol, days, run_id, healing)
                 continue
-            except Blocked as error:
+            except BlockedError as error:
                 blocked = error
         failed += [
             FailedDay(symbol, known.day, str(blocked))
@@ -114,7 +114,7 @@ def _download_symbol(
     failed: list[FailedDay] = []
     in_a_row = 0
     for piece in merge(
-        coverage.to_ask(known, closed_until, run_id)
+        coverage.interval_to_fetch(known, closed_until, run_id)
         for known in coverage.read(connection, [symbol], days)
     ):
         at, end = piece.start, piece.end
@@ -127,13 +127,13 @@ def _download_symbol(
                 if at < end:
                     break  # the rest has not closed yet
                 end = piece.end
-            except ExchangeFailure as error:
+            except ExchangeError as error:
                 midnight = day_interval(at.date()).end
                 if first_window(Interval(at, end), PAGE_SIZE).end > midnight:
                     end = midnight  # the trouble may be that of the next day, so ask without it
                     continue
                 trouble = _trouble(error)
-                unknown = trouble is Trouble.MARKET
+                unknown = trouble is FailureKind.MARKET
                 left = [day for day in days if day >= at.date()]
                 for day in left if unknown else left[:1]:
                     coverage.record_failure(
@@ -149,10 +149,10 @@ def _download_symbol(
     return failed
 
 
-def _trouble(error: ExchangeFailure) -> Trouble:
+def _trouble(error: ExchangeError) -> FailureKind:
     if isinstance(error, UnknownMarketError):
-        return Trouble.MARKET
-    return Trouble.ANSWER if isinstance(error, InvalidAnswerError) else Trouble.AWAY
+        return FailureKind.MARKET
+    return FailureKind.ANSWER if isinstance(error, InvalidAnswerError) else FailureKind.AWAY
 
 
 def _store_pages(
@@ -177,7 +177,7 @@ def _store_pages(
                 )
                 coverage.record(
                     connection,
-                    coverage.Asked(
+                    coverage.FetchedInterval(
                         symbol=symbol,
                         interval=part,
                         day_closed=day_interval(day).end <= page.closed_until,
@@ -191,6 +191,6 @@ def _store_pages(
                     ),
                 )
                 # A page over midnight is the first day's cost.
-                spent, seconds = Effort(), 0.0
+                spent, seconds = RequestStats(), 0.0
         before, since = copy(exchange.effort), time.monotonic()
         yield stretch

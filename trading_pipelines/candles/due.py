@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from enum import StrEnum
 
-from trading_pipelines.candles.coverage import Coverage
+from trading_pipelines.candles.coverage import CandleCoverage
 from trading_pipelines.candles.windows import DAY, MINUTE, contiguous, day_interval, named
 
 # A tick right at midnight: the new day has no closed minute yet.
@@ -21,7 +21,7 @@ REFRESHED_EVERY = timedelta(minutes=5)
 LOOK_MARGIN = timedelta(seconds=50)
 
 
-class Reason(StrEnum):
+class CandleDueReason(StrEnum):
     """Why a day is due."""
 
     OPEN = "open"
@@ -57,25 +57,25 @@ def look_back(start_date: date, look_back_days: int, now: datetime) -> list[date
     return [first + DAY * n for n in range((last - first).days + 1)]
 
 
-def reason(known: Coverage, now: datetime) -> Reason | None:
+def reason(known: CandleCoverage, now: datetime) -> CandleDueReason | None:
     """Return why the day is due at `now`, or None."""
     if known.retry_at and known.retry_at > now:
-        return Reason.LEFT_FAILED if known.left_failed else Reason.WAITING
+        return CandleDueReason.LEFT_FAILED if known.left_failed else CandleDueReason.WAITING
     is_open = known.day == (now - FIRST_MINUTE).date()
     midnight = day_interval(known.day).start
     last_look = now - LOOK_MARGIN - (now - LOOK_MARGIN - midnight) % REFRESHED_EVERY
     checks = {
-        Reason.FAILED: known.failures > 0,
-        Reason.OPEN: is_open and known.fetched_until < last_look,
-        Reason.MISSING: not is_open and known.status == "missing",
-        Reason.INCOMPLETE: not is_open and not known.complete,
-        Reason.DAMAGED: known.damaged,
-        Reason.HOURS: not known.hours_current,
+        CandleDueReason.FAILED: known.failures > 0,
+        CandleDueReason.OPEN: is_open and known.fetched_until < last_look,
+        CandleDueReason.MISSING: not is_open and known.status == "missing",
+        CandleDueReason.INCOMPLETE: not is_open and not known.complete,
+        CandleDueReason.DAMAGED: known.damaged,
+        CandleDueReason.HOURS: not known.hours_current,
     }
     return next((name for name, holds in checks.items() if holds), None)
 
 
-def runs(due: Mapping[tuple[str, date], Reason], symbols: Sequence[str]) -> list[DueRun]:
+def runs(due: Mapping[tuple[str, date], CandleDueReason], symbols: Sequence[str]) -> list[DueRun]:
     """Cover the due (symbol, day)s with few runs, the newest days first.
 
     Days in trouble get a run a symbol: in a run over several symbols one broken contract keeps the
@@ -85,15 +85,15 @@ def runs(due: Mapping[tuple[str, date], Reason], symbols: Sequence[str]) -> list
     by_kind: dict[str, dict[str, set[date]]] = {}
     for (symbol, day), why in due.items():
         kind = {
-            Reason.FAILED: f"trouble {symbol}",
-            Reason.DAMAGED: f"trouble {symbol}",
-            Reason.MISSING: "history",
-            Reason.INCOMPLETE: "history",
+            CandleDueReason.FAILED: f"trouble {symbol}",
+            CandleDueReason.DAMAGED: f"trouble {symbol}",
+            CandleDueReason.MISSING: "history",
+            CandleDueReason.INCOMPLETE: "history",
         }.get(why, why)
-        if why not in {Reason.WAITING, Reason.LEFT_FAILED}:
+        if why not in {CandleDueReason.WAITING, CandleDueReason.LEFT_FAILED}:
             by_kind.setdefault(kind, {}).setdefault(symbol, set()).add(day)
     found = [
-        DueRun(group, first, last, hours_only=kind == Reason.HOURS)
+        DueRun(group, first, last, hours_only=kind == CandleDueReason.HOURS)
         for kind, days_of in by_kind.items()
         for group, first, last in rectangles(days_of, symbols)
     ]
@@ -106,13 +106,13 @@ def rectangles(
     """Cover the symbols' days with (neighbouring symbols, first day, last day), newest first."""
     found = [
         (group, first, last)
-        for (first, last), wanting in _by_stretch(days_of).items()
+        for (first, last), wanting in _by_interval(days_of).items()
         for group in _neighbours(wanting, symbols)
     ]
     return sorted(found, key=lambda one: (one[2], one[1]), reverse=True)
 
 
-def _by_stretch(days_of: Mapping[str, set[date]]) -> dict[tuple[date, date], set[str]]:
+def _by_interval(days_of: Mapping[str, set[date]]) -> dict[tuple[date, date], set[str]]:
     stretches: dict[tuple[date, date], set[str]] = {}
     for symbol, days in days_of.items():
         for stretch in contiguous(days):

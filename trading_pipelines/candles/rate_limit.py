@@ -14,6 +14,8 @@ import psycopg
 
 # 102 ms, not 100: eleven requests then span 1.02 s, and 20 ms of jitter can't bring them into one
 # second. It costs 2 % of the limit.
+from trading_pipelines.errors import OperatorError
+
 SPACING = 1.02
 # What Upbit allows an address, however little of it this installation is set to take.
 EXCHANGE_LIMIT = 10
@@ -52,7 +54,7 @@ RETURNING blocked_until
 """
 
 
-class Blocked(Exception):  # noqa: N818
+class BlockedError(OperatorError):
     """The exchange has blocked this address; nothing may be asked before `until` (UTC)."""
 
     def __init__(self, exchange: str, until: datetime) -> None:
@@ -91,10 +93,10 @@ class RequestSlots:
         )
 
     def reserve(self) -> Slot:
-        """Reserve the next slot and sleep until it has come; raise Blocked during a block."""
+        """Reserve the next slot and sleep until it has come; raise BlockedError during a block."""
         at, wait, blocked_until, blocked, used = self._one(RESERVE)
         if blocked:
-            raise Blocked(self._exchange, blocked_until)
+            raise BlockedError(self._exchange, blocked_until)
         time.sleep(max(0.0, wait.total_seconds()))
         return Slot(at, used)
 
@@ -114,10 +116,10 @@ class RequestSlots:
         """Hold back every process of the installation, after a refused request."""
         self._connection.execute(DEFER_BY, self._arguments | {"pause": timedelta(seconds=seconds)})
 
-    def block(self, retry_after: timedelta | None) -> Blocked:
+    def block(self, retry_after: timedelta | None) -> BlockedError:
         """Record that the exchange has blocked this address; return what to raise."""
         (until,) = self._one(BLOCK, retry_after=retry_after)
-        return Blocked(self._exchange, until)
+        return BlockedError(self._exchange, until)
 
     def _one(self, query: str, **arguments: object) -> tuple[Any, ...]:
         row = self._connection.execute(query, self._arguments | arguments).fetchone()

@@ -51,7 +51,7 @@ WHERE symbol = %(symbol)s AND timestamp >= %(start)s AND timestamp < %(end)s AND
       AND minute.timestamp >= hour.timestamp
       AND minute.timestamp < hour.timestamp + interval '1 hour')
 """
-RECORD = """
+RECORD_HOURS = """
 INSERT INTO trading_pipelines.candle_coverage AS known
     (symbol, interval, day, status, fetched_until, confirmed_until, rows, quiet, repaired,
      source, run_id, computed_from)
@@ -116,5 +116,5 @@ def resample(
                 removed = cursor.execute(DELETE_EMPTY, arguments).rowcount
                 arguments["repaired"] = len(was_new) - sum(was_new) + removed
                 arguments["changed"] = bool(was_new or removed)
-                resampled += [ResampledDay(*row) for row in cursor.execute(RECORD, arguments)]
+                resampled += [ResampledDay(*row) for row in cursor.execute(RECORD_HOURS, arguments)]
     return resampled

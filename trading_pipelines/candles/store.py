@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import psycopg
 
-from trading_pipelines.candles.exchange import Candle
+from trading_pipelines.candles.page import Candle
 
 INTERVAL = "1m"
 

@@ -24,7 +24,13 @@ import psycopg
 from psycopg import sql
 from pydantic import AwareDatetime, BaseModel, ConfigDict
 
-from trading_pipelines.database import SCHEMA, DatabaseError, connect, newest_schema, upgrade
+from trading_pipelines.database.connection import (
+    SCHEMA,
+    DatabaseError,
+    connect,
+    newest_schema,
+    upgrade_database,
+)
 from trading_pipelines.database.embedded import EmbeddedServer, binaries
 
 DATABASES = (SCHEMA, f"{SCHEMA}_dagster")
@@ -131,7 +137,7 @@ def restore(
                     content = manifest.databases[name]
                     say(f"{name}: {sum(content.rows.values()):,} rows")
                     _fill(server, admin, archive, name, content)
-                upgrade(server.url(_fresh(SCHEMA)))
+                upgrade_database(server.url(_fresh(SCHEMA)))
                 return Restored(manifest, _swap(admin, now))
             except BaseException:
                 with contextlib.suppress(psycopg.Error):  # of a server that is gone

@@ -19,12 +19,14 @@ from pathlib import Path
 from typing import TypedDict
 
 # sockaddr_un holds 107 bytes; libpq appends "/.s.PGSQL.5432" to the directory.
+from trading_pipelines.errors import OperatorError
+
 LONGEST_SOCKET_DIRECTORY = 107 - len("/.s.PGSQL.5432")
 # Crash recovery after a power cut replays the write-ahead log; 10 s was seen to be too short.
 START_SECONDS = 120
 
 
-class EmbeddedServerError(RuntimeError):
+class EmbeddedServerError(OperatorError):
     """The embedded server can't be started or stopped; the message says what to do."""
 
 

@@ -85,7 +85,9 @@ def database_bytes(connection: psycopg.Connection) -> int:
     return int(row[0])
 
 
-RECORD = "INSERT INTO trading_pipelines.database_sizes VALUES (%s, %s, %s) ON CONFLICT DO NOTHING"
+RECORD_SIZES = (
+    "INSERT INTO trading_pipelines.database_sizes VALUES (%s, %s, %s) ON CONFLICT DO NOTHING"
+)
 OLDEST_OF_WEEK = """
 SELECT measured_at, market_bytes + dagster_bytes FROM trading_pipelines.database_sizes
 WHERE measured_at BETWEEN %(now)s - interval '8 days' AND %(now)s - interval '12 hours'
@@ -97,7 +99,7 @@ def record_sizes(
     connection: psycopg.Connection, market_bytes: int, dagster_bytes: int, now: datetime
 ) -> float | None:
     """Note both sizes in the market database; return their `growth`."""
-    connection.execute(RECORD, [now, market_bytes, dagster_bytes])
+    connection.execute(RECORD_SIZES, [now, market_bytes, dagster_bytes])
     return growth(connection, market_bytes + dagster_bytes, now)
 
 

@@ -1,1 +1,4 @@
-"""What assets and schedules are handed by Dagster: thin, typed, built from plain objects."""
+"""Dagster's resources: thin, typed shells around plain objects.
+
+What the objects do belongs to their own packages.
+"""

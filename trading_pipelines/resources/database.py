@@ -7,8 +7,8 @@ from contextlib import contextmanager
 import dagster as dg
 import psycopg
 
-from trading_pipelines import database
-from trading_pipelines.settings import load_environment
+from trading_pipelines.database.connection import connect, prepare_database
+from trading_pipelines.settings.environment import load_environment
 
 
 class DatabaseResource(dg.ConfigurableResource[None]):
@@ -20,15 +20,15 @@ class DatabaseResource(dg.ConfigurableResource[None]):
 
         Raises DatabaseError or EmbeddedServerError.
         """
-        with database.connect(_prepared(load_environment()).market) as connection:
+        with connect(_prepared(load_environment()).market) as connection:
             yield connection
 
     @contextmanager
     def connect_to_dagster(self) -> Iterator[psycopg.Connection]:
         """Yield an autocommit connection to Dagster's own storage; raises as `connect` does."""
-        with database.connect(_prepared(load_environment()).dagster) as connection:
+        with connect(_prepared(load_environment()).dagster) as connection:
             yield connection
 
 
 # Dagster makes the resource anew for each tick, and there are four a minute.
-_prepared = functools.cache(database.prepare)
+_prepared = functools.cache(prepare_database)

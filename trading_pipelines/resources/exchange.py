@@ -5,7 +5,8 @@ import psycopg
 
 from trading_pipelines.candles.exchange import Exchange
 from trading_pipelines.candles.rate_limit import RequestSlots
-from trading_pipelines.settings import ExchangeSettings, load_environment
+from trading_pipelines.settings.environment import load_environment
+from trading_pipelines.settings.strategy import ExchangeSettings
 
 
 class ExchangeResource(dg.ConfigurableResource[None]):

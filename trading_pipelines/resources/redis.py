@@ -1,12 +1,16 @@
-"""The bot's Redis as a Dagster resource. What is written belongs in `signals/publish`."""
+"""The bot's Redis as a Dagster resource.
+
+What is written belongs in `signals/published/bot_redis`.
+"""
 
 from collections.abc import Sequence
 from datetime import datetime
 
 import dagster as dg
 
-from trading_pipelines.settings import StrategySettings, load_environment
-from trading_pipelines.signals.publish import CurrentSignal, Published, publish
+from trading_pipelines.settings.environment import load_environment
+from trading_pipelines.settings.strategy import StrategySettings
+from trading_pipelines.signals.published.current import CurrentSignal, Published
 
 
 class RedisResource(dg.ConfigurableResource[None]):
@@ -16,6 +20,8 @@ class RedisResource(dg.ConfigurableResource[None]):
         self, signals: Sequence[CurrentSignal], settings: StrategySettings, now: datetime
     ) -> Published | None:
         """Write the bot's keys; the answer says what kept them from it. None: not wanted."""
+        from trading_pipelines.signals.published.bot_redis import publish
+
         url = load_environment().redis_url
         if url is None:
             return None

@@ -5,7 +5,8 @@ from pathlib import Path
 import dagster as dg
 
 from trading_pipelines.alerts.webhooks import Webhooks
-from trading_pipelines.settings import AlertSettings, load_environment
+from trading_pipelines.settings.environment import load_environment
+from trading_pipelines.settings.strategy import AlertSettings
 
 
 class WebhooksResource(dg.ConfigurableResource[None]):

@@ -1,1 +1,4 @@
-"""What watches for something to tell. What is told, and whether it was, belongs in `alerts/`."""
+"""Dagster's sensors: they look at the bot's rows, at finished runs and at health, and act.
+
+What is sent and what is said belongs in `alerts/` and `monitoring/`.
+"""

@@ -10,21 +10,16 @@ import dagster as dg
 
 from trading_pipelines.alerts import failures, ledger
 from trading_pipelines.alerts.delivery import Sender
-from trading_pipelines.alerts.failures import stretches
-from trading_pipelines.alerts.kinds import (
-    AI_REJECT,
-    DAILY_REPORT,
-    PIPELINE_FAILURE,
-    RISK,
-    TRADE,
-)
-from trading_pipelines.assets.alerts import ALERT_DELIVERIES, evaluate_no_dead_alerts
-from trading_pipelines.assets.shared import CHECKED, evaluate_no_partition_left_failed
+from trading_pipelines.alerts.incidents import reconcile
+from trading_pipelines.alerts.kinds import AI_REJECT, DAILY_REPORT, PIPELINE_FAILURE, RISK, TRADE
+from trading_pipelines.assets.alert_deliveries import ALERT_DELIVERIES, evaluate_no_dead_alerts
+from trading_pipelines.assets.computed import CHECKED, evaluate_no_partition_left_failed
 from trading_pipelines.resources.database import DatabaseResource
 from trading_pipelines.resources.webhooks import WebhooksResource
 from trading_pipelines.sensors.finished_runs import finished_runs
-from trading_pipelines.settings import StrategySettings
-from trading_pipelines.signals.reject_summary import REJECT_SUMMARY
+from trading_pipelines.settings.strategy import StrategySettings
+from trading_pipelines.signals.left_failed import left_failed, shown_intervals
+from trading_pipelines.signals.rejections.summary import REJECT_SUMMARY
 
 STAYS = (
     " A tick stays for half a minute and looks five times a second, so that an alert is out in a "
@@ -88,16 +83,16 @@ def _build_pipeline_failure_alerts(settings: StrategySettings) -> dg.SensorDefin
             with database.connect() as connection:
                 found = failures.current(connection, settings, runs, now)
                 repeat_after = timedelta(seconds=settings.alerts.repeat_after)
-                failures.tell(connection, found, repeat_after, now)
+                reconcile(connection, found, repeat_after, now)
         skip = _deliver(PIPELINE_FAILURE, settings, database, webhooks, watch=False)
         with database.connect() as connection:
             counts = ledger.counts(connection)
-            left = failures.left_failed(connection, settings.symbols)
+            left = left_failed(connection, settings.symbols)
         dead = {kind: number for kind, states in counts.items() if (number := states["dead"])}
         by_state = {f"{ALERT_DELIVERIES} {dead}": evaluate_no_dead_alerts(counts)}
         for asset in CHECKED:
             mine = [one for one in left if one.asset == asset]
-            state = "; ".join(f"{one.symbol} {stretches(one.days)}" for one in mine)
+            state = "; ".join(f"{one.symbol} {shown_intervals(one.days)}" for one in mine)
             by_state[f"{asset} {state}"] = evaluate_no_partition_left_failed(asset, mine)
         # An evaluation is an event for ever: one at each change, not two a minute.
         known = (context.cursor or "").splitlines()
@@ -122,7 +117,7 @@ def _deliver(
     posting = webhooks.of(settings.alerts)
     with database.connect() as connection:
         if not getattr(settings.alerts, kind):
-            skipped = ledger.switch_off(connection, kind)
+            skipped = ledger.disable(connection, kind)
             return dg.SkipReason(f"alerts.{kind} is off in the settings; {skipped} skipped")
         if posting is None:
             return dg.SkipReason(

@@ -6,9 +6,9 @@ from typing import Any
 import dagster as dg
 from pydantic import TypeAdapter, ValidationError
 
-from trading_pipelines.assets.shared import table
+from trading_pipelines.assets.metadata import table
 from trading_pipelines.bot_tables import SHOWN_ROWS, Newest, Seen, unseen
-from trading_pipelines.database import refresh_korean_views
+from trading_pipelines.database.connection import refresh_korean_views
 from trading_pipelines.resources.database import DatabaseResource
 
 CURSOR = TypeAdapter(dict[str, Seen])

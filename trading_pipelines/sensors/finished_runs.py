@@ -5,11 +5,10 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 
 import dagster as dg
-from dagster._core.storage.tags import WILL_RETRY_TAG
 
 from trading_pipelines.alerts.failures import FinishedRun
-from trading_pipelines.instance import launched_as
-from trading_pipelines.partitions import PARTITION, RANGE_END, RANGE_START, split
+from trading_pipelines.monitoring.dagster_instance import launched_as, will_retry
+from trading_pipelines.partitions import PARTITION, RANGE_END, RANGE_START, parse_keys
 
 LOOK_BACK = timedelta(days=1)
 MOST_RUNS = 500
@@ -27,7 +26,7 @@ def finished_runs(
     failed = [
         record
         for record in _records(instance, dg.DagsterRunStatus.FAILURE, since)
-        if record.dagster_run.tags.get(WILL_RETRY_TAG) != "true"
+        if not will_retry(record.dagster_run)
     ]
     if not failed:
         return []
@@ -54,7 +53,7 @@ def _finished(record: dg.RunRecord, symbols: Sequence[str]) -> FinishedRun:
         run_id=run.run_id,
         job=launched_as(run),
         assets=tuple(sorted(key.to_user_string() for key in run.asset_selection or ())),
-        symbols=_between([symbol for symbol, _ in split(keys) if symbol], symbols),
+        symbols=_between([symbol for symbol, _ in parse_keys(keys) if symbol], symbols),
         failed=run.status is dg.DagsterRunStatus.FAILURE,
         ended_at=record.update_timestamp,
         error="",

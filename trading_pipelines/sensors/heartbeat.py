@@ -8,10 +8,12 @@ from datetime import UTC, datetime
 import dagster as dg
 import requests
 
-from trading_pipelines import instance
-from trading_pipelines.health import judge, measure
 from trading_pipelines.korean_time import kst
-from trading_pipelines.settings import StrategySettings, load_environment
+from trading_pipelines.monitoring import dagster_instance
+from trading_pipelines.monitoring.checks import judge
+from trading_pipelines.monitoring.measure import measure
+from trading_pipelines.settings.environment import load_environment
+from trading_pipelines.settings.strategy import StrategySettings
 
 TIMEOUT_SECONDS = 10
 
@@ -20,7 +22,7 @@ def build_heartbeat(settings: StrategySettings) -> dg.SensorDefinition:
     """Return the sensor that asks HEARTBEAT_URL once a minute, and does not while health is bad."""
 
     @dg.sensor(
-        name=instance.HEARTBEAT,
+        name=dagster_instance.HEARTBEAT,
         minimum_interval_seconds=60,
         default_status=dg.DefaultSensorStatus.RUNNING,
         description="Asks HEARTBEAT_URL (GET) as long as `trading-pipelines health` is good, and "
@@ -33,7 +35,7 @@ def build_heartbeat(settings: StrategySettings) -> dg.SensorDefinition:
         all_of = context.repository_def
         assert all_of is not None
         now = datetime.now(UTC)
-        orchestration = instance.read(
+        orchestration = dagster_instance.read(
             context.instance, all_of.schedule_defs, all_of.sensor_defs, now
         )
         checks = judge(measure(environment, settings, orchestration, now), settings, now, kst)

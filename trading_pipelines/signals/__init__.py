@@ -1,7 +1,5 @@
-"""What is told from candles: regime labels, realised variance, volatility forecasts, their score.
+"""Signals: what there is (`catalogue`), what is due, and how each is computed, in its own folder.
 
-Plain arithmetic on frames and sequences (`regime`, `realized`, `volatility`, `garch`, `score`) and
-the tables it is read from and written to (`tables`, `due`, `compute`); what a person or the bot is
-shown of it (`publish`, `plots`, `diagnostics`). Never imports Dagster. How candles come in belongs
-in `candles/`.
+Plain Python that never imports Dagster. `catalogue`, `coverage` and `due` import no computing
+library; `registry` finds the functions that do.
 """

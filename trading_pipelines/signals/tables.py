@@ -6,7 +6,7 @@ decided in `compute`.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import date, datetime, timedelta
+from datetime import date, datetime
 from typing import Any
 
 import pandas as pd
@@ -15,9 +15,8 @@ from psycopg import sql
 from psycopg.rows import class_row
 
 from trading_pipelines.candles.windows import HOUR, Interval, day_interval
-from trading_pipelines.signals.outcomes import Candle, Rejection
-from trading_pipelines.signals.regime import Close
-from trading_pipelines.signals.rsi import STALE
+from trading_pipelines.signals.regimes.labels import Close
+from trading_pipelines.signals.rejections.outcomes import MinutePrices, Rejection
 
 CLOSES = """
 SELECT timestamp, close_price FROM trading_pipelines.candles_1h
@@ -60,14 +59,9 @@ COVERED_UNTIL = """
 SELECT day, fetched_until FROM trading_pipelines.candle_coverage
 WHERE symbol = %s AND interval = '1m' AND day >= %s ORDER BY day LIMIT %s
 """
-REJECTIONS = """
+READ_REJECTIONS = """
 SELECT id, decided_at, price, regime, model, reason
 FROM trading_pipelines.rejections(%s, %s, %s) ORDER BY id
-"""
-LABEL = """
-SELECT label FROM trading_pipelines.regime_labels
-WHERE symbol = %s AND hour <= %s::timestamptz - interval '1 hour' AND hour > %s
-ORDER BY hour DESC LIMIT 1
 """
 
 
@@ -244,12 +238,12 @@ def forecasts(connection: psycopg.Connection, symbol: str, stretch: Interval) ->
 def rejections(connection: psycopg.Connection, symbol: str, stretch: Interval) -> list[Rejection]:
     """Return what the bot refused of the symbol in the stretch, in the order it was written."""
     with connection.cursor(row_factory=class_row(Rejection)) as cursor:
-        return cursor.execute(REJECTIONS, [symbol, *_ends(stretch)]).fetchall()
+        return cursor.execute(READ_REJECTIONS, [symbol, *_ends(stretch)]).fetchall()
 
 
-def minutes(connection: psycopg.Connection, symbol: str, stretch: Interval) -> list[Candle]:
+def minutes(connection: psycopg.Connection, symbol: str, stretch: Interval) -> list[MinutePrices]:
     """Return the symbol's one-minute candles in the stretch, in order."""
-    return [Candle(*row) for row in connection.execute(MINUTES, [symbol, *_ends(stretch)])]
+    return [MinutePrices(*row) for row in connection.execute(MINUTES, [symbol, *_ends(stretch)])]
 
 
 def covered_until(connection: psycopg.Connection, symbol: str, day: date, days: int) -> datetime:
@@ -260,13 +254,6 @@ def covered_until(connection: psycopg.Connection, symbol: str, day: date, days: 
             break
         until = fetched_until
     return until
-
-
-def label_as_of(connection: psycopg.Connection, symbol: str, moment: datetime) -> str | None:
-    """Return the newest label as of `moment` (UTC); None where none is of the last three hours."""
-    earliest = moment - STALE - timedelta(hours=1)
-    found = connection.execute(LABEL, [symbol, moment, earliest]).fetchone()
-    return found[0] if found else None
 
 
 def hours_of(day: date) -> list[datetime]:

@@ -1,0 +1,927 @@
+"""What an operator notices of the settings: what loads, what does not, and what the error says."""
+
+import os
+import subprocess
+import sys
+import threading
+import traceback
+from datetime import UTC, date, datetime
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import example, given
+from hypothesis import strategies as st
+from pydantic import SecretStr, ValidationError
+
+from trading_pipelines.korean_time import KST
+from trading_pipelines.settings.environment import Environment, load_environment
+from trading_pipelines.settings.errors import SettingsError
+from trading_pipelines.settings.strategy import (
+    AlertSettings,
+    DataSettings,
+    ExchangeSettings,
+    RegimeDetectionSettings,
+    StrategySettings,
+)
+from trading_pipelines.settings.strategy_file import dump_strategy, load_strategy
+
+ROOT = Path(__file__).parents[2]
+WHOLE = "a whole number of at least 1"
+SYMBOL = "KRW- and 1 to 10 capital letters or digits, such as KRW-BTC"
+DAY = "a day like 2024-01-01, not before 2017-10-01 (Upbit's first)"
+DATA_KEYS = (
+    "start_date, source_timeframe, indicator_timeframe, min_hourly_candles_for_regime, "
+    "refresh, look_back_days"
+)
+SECTIONS = (
+    "symbols, data, healing, regime_detection, volatility, exchange, alerts, health, housekeeping, "
+    "reject_outcomes, regimes"
+)
+ROOT_KEYS = f"{SECTIONS}, risk_management, regime_change_policy"
+REGIME = "regime_detection"
+MINIMUM = "data.min_hourly_candles_for_regime"
+ALERT_KEYS = (
+    "ai_reject, trade, risk, daily_report, pipeline_failure, reject_summary, since, "
+    "look_back_days, timeout_seconds, retry_waits, fallback_after, digest_over, "
+    "messages_per_minute, repeat_after, failures_before_alert, quiet_after"
+)
+FAMILIES = "names (a-z, 0-9 and _), each with a list of keywords, such as {volume: [거래량]}"
+MOMENT = "a moment with its offset, such as 2026-11-24T09:00:00+09:00, or nothing"
+WAITS = "a list of seconds (0-604800), such as [5.0, 300.0]"
+NOON = datetime(2026, 11, 24, 12, tzinfo=UTC)
+# Of naive times, as Hypothesis takes them: Seoul had an offset of seconds until 1908.
+BEGINNING = datetime(2017, 10, 1)  # noqa: DTZ001
+LIST = "a list of at least one symbol, such as [KRW-BTC]"
+SLOW = "allowed: ma_slow_period above ma_fast_period"
+BULL = "allowed: bull_threshold_pct above bear_threshold_pct"
+HOURS = "allowed: min_hourly_candles_for_regime not below ma_slow_period"
+
+
+def load(folder: Path, text: str | bytes) -> StrategySettings:
+    path = folder / "strategy.yaml"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return load_strategy(path)
+
+
+def problems(folder: Path, text: str | bytes) -> list[str]:
+    """The problems of a file, without the file's name, which each must begin with."""
+    with pytest.raises(SettingsError) as caught:
+        load(folder, text)
+    start = f"{folder / 'strategy.yaml'}:"
+    found = str(caught.value).splitlines()
+    assert all(line.startswith(start) for line in found), found
+    return [line.removeprefix(start) for line in found]
+
+
+def test_the_shipped_file_shows_every_key_at_its_default() -> None:
+    path = ROOT / "config" / "strategy.yaml"
+    assert load_strategy(path) == StrategySettings()
+    shown = yaml.safe_load(path.read_text(encoding="utf-8"))
+    defaults = StrategySettings().model_dump()
+    assert list(shown) == [name for name in defaults if name != "regimes"], "which are the bot's"
+    assert all(list(shown[name]) == list(defaults[name]) for name in shown if name != "symbols"), (
+        shown
+    )
+
+
+def test_the_defaults_are_the_documented_ones() -> None:
+    assert StrategySettings().model_dump() == {
+        "symbols": ["KRW-BTC", "KRW-ETH", "KRW-XRP", "KRW-SOL", "KRW-DOGE"],
+        "data": {
+            "start_date": date(2024, 1, 1),
+            "source_timeframe": "1m",
+            "indicator_timeframe": "1h",
+            "min_hourly_candles_for_regime": 200,
+            "refresh": True,
+            "look_back_days": 30,
+        },
+        "healing": {"attempts": 8, "backoff_seconds": 300.0, "max_backoff_seconds": 1800.0},
+        "regime_detection": {
+            "ma_fast_period": 50,
+            "ma_slow_period": 200,
+            "bear_threshold_pct": -2.0,
+            "bull_threshold_pct": 2.0,
+            "check_interval_hours": 1,
+            "unknown_fallback": "SIDEWAYS",
+            "redis_ttl_seconds": 3900,
+        },
+        "volatility": {
+            "training_days": 30,
+            "min_training_days": 14,
+            "horizons": [1, 24],
+            "ridge_alpha": 10.0,
+            "high_percentile": 90.0,
+            "threshold_days": 30,
+            "min_threshold_days": 14,
+        },
+        "exchange": {
+            "requests_per_second": 10.0,
+            "timeout_seconds": 10.0,
+            "attempts": 6,
+            "backoff_seconds": 0.5,
+            "max_backoff_seconds": 20.0,
+        },
+        "alerts": {
+            "ai_reject": True,
+            "trade": True,
+            "risk": True,
+            "daily_report": True,
+            "pipeline_failure": True,
+            "reject_summary": False,
+            "since": None,
+            "look_back_days": 7,
+            "timeout_seconds": 15.0,
+            "retry_waits": [5.0, 300.0, 1800.0, 7200.0, 18000.0, 36000.0, 36000.0],
+            "fallback_after": 300.0,
+            "digest_over": 20,
+            "messages_per_minute": 30,
+            "repeat_after": 14400.0,
+            "failures_before_alert": 3,
+            "quiet_after": 3600.0,
+        },
+        "health": {
+            "late_after_seconds": 900.0,
+            "max_database_gb": 20.0,
+            "min_free_disk_gb": 2.0,
+        },
+        "housekeeping": {"keep_runs_days": 30, "keep_alerts_days": 90},
+        "reject_outcomes": {
+            "notional_krw": 1_000_000,
+            "fee_pct": 0.05,
+            "reason_families": {
+                "volume": ["거래량", "volume"],
+                "trend": ["추세", "하락", "이동평균", "trend", "downtrend", "moving average"],
+                "momentum": ["RSI", "과매수", "과매도", "모멘텀", "momentum"],
+                "volatility": ["변동성", "volatility"],
+                "risk": ["위험", "리스크", "손실", "risk"],
+                "news": ["뉴스", "심리", "news", "sentiment"],
+            },
+        },
+        "regimes": None,
+    }
+
+
+def test_the_bots_own_file_loads_unchanged() -> None:
+    loaded = load_strategy(ROOT / "tests/fixtures/coinpilot_strategy.yaml")
+    assert list(loaded.regimes) == ["BULL", "SIDEWAYS", "BEAR"]
+    assert loaded.regimes["BEAR"]["entry"]["volume_ratio_above"] == 1.1, "an alias is followed"
+    assert loaded.model_copy(update={"regimes": None}) == StrategySettings(
+        data=DataSettings(min_hourly_candles_for_regime=180),
+        regime_detection=RegimeDetectionSettings(
+            ma_fast_period=40,
+            ma_slow_period=160,
+            bull_threshold_pct=1.5,
+            bear_threshold_pct=-3,
+            unknown_fallback="BEAR",
+            redis_ttl_seconds=4200,
+        ),
+    )
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "# nothing but a comment\n",
+        "---\n",
+        "\ufeff",
+        "{}",
+        "data:\nexchange:\nregime_detection:\nalerts:\n",
+        "data: {}",
+        "regimes:\nrisk_management: !theirs {x: 1, x: 2}\nregime_change_policy:",
+    ],
+)
+def test_what_is_left_out_has_its_default(tmp_path: Path, text: str) -> None:
+    assert load(tmp_path, text) == StrategySettings()
+
+
+@pytest.mark.parametrize("content", ["!theirs {x: 1}", "{a: !!int abc}"])
+def test_a_section_of_the_bots_that_can_not_be_read_stops_no_start(
+    tmp_path: Path, content: str
+) -> None:
+    assert load(tmp_path, f"regimes: {content}").regimes.startswith("regimes can't be read: ")
+
+
+@pytest.mark.parametrize(
+    ("text", "settings"),
+    [
+        ("regimes: {BULL: {a: 1, a: 2}}", {"regimes": {"BULL": {"a": 2}}}),
+        ("regimes: [1, x]", {"regimes": [1, "x"]}),
+        (
+            "reject_outcomes: {reason_families: {x: [y]}}",
+            {"reject_outcomes": {"reason_families": {"x": ["y"]}}},
+        ),
+        ("symbols: [KRW-1INCH]", StrategySettings(symbols=["KRW-1INCH"])),
+        ("data:\n  start_date: 2017-10-01", {"data": {"start_date": date(2017, 10, 1)}}),
+        ("data:\n  start_date: '2025-06-30'", {"data": {"start_date": date(2025, 6, 30)}}),
+        ("data:\n  refresh: off", {"data": {"refresh": False}}),
+        ("exchange:\n  timeout_seconds: 3", {"exchange": {"timeout_seconds": 3.0}}),
+        ("alerts:\n  trade: off\n  risk: no", {"alerts": {"trade": False, "risk": False}}),
+        ("alerts:\n  since:\n", {"alerts": {"since": None}}),
+        *[
+            (f"alerts:\n  since: {since}", {"alerts": {"since": NOON}})
+            for since in (
+                "2026-11-24T12:00:00Z",
+                "2026-11-24 21:00:00+09:00",
+                "'2026-11-24T21:00+09:00'",
+            )
+        ],
+        ("alerts:\n  retry_waits: [0, 2.5]", {"alerts": {"retry_waits": [0.0, 2.5]}}),
+        (
+            "data: {min_hourly_candles_for_regime: 300}\nregime_detection: {ma_slow_period: 300}",
+            {
+                "data": {"min_hourly_candles_for_regime": 300},
+                "regime_detection": {"ma_slow_period": 300},
+            },
+        ),
+    ],
+)
+def test_good_values_are_taken(
+    tmp_path: Path, text: str, settings: StrategySettings | dict[str, object]
+) -> None:
+    assert load(tmp_path, text) == StrategySettings.model_validate(settings)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        # A wrong type is never converted.
+        ('ma_fast_period: "50"', f'is the text "50"; allowed: {WHOLE}'),
+        ("ma_fast_period: 50.5", f"is 50.5; allowed: {WHOLE}"),
+        ("ma_fast_period: 50.0", f"is 50.0; allowed: {WHOLE}"),
+        ("ma_fast_period: true", f"is true; allowed: {WHOLE}"),
+        ("ma_fast_period:", f"is empty; allowed: {WHOLE}"),
+        ("ma_fast_period: {a: 1}", f'is {{"a": 1}}; allowed: {WHOLE}'),
+        ("ma_fast_period: 0", f"is 0; allowed: {WHOLE}"),
+        ("check_interval_hours: 0", f"is 0; allowed: {WHOLE}"),
+        ("redis_ttl_seconds: -1", f"is -1; allowed: {WHOLE}"),
+        ("bull_threshold_pct: '2'", 'is the text "2"; allowed: a number'),
+        ("bull_threshold_pct: .inf", "is Infinity; allowed: a number"),
+        ("bear_threshold_pct: .nan", "is NaN; allowed: a number"),
+        ("bull_threshold_pct: yes", "is true; allowed: a number"),
+        ("unknown_fallback: bull", 'is the text "bull"; allowed: BULL or SIDEWAYS or BEAR'),
+        # Two keys that contradict one another: the one that stands in the file is named.
+        ("ma_fast_period: 200", f"ma_slow_period 200 with ma_fast_period 200; {SLOW}"),
+        ("ma_slow_period: 50", f"ma_slow_period 50 with ma_fast_period 50; {SLOW}"),
+        ("bear_threshold_pct: 2", f"bull_threshold_pct 2.0 with bear_threshold_pct 2.0; {BULL}"),
+        ("bull_threshold_pct: -5", f"bull_threshold_pct -5.0 with bear_threshold_pct -2.0; {BULL}"),
+        (
+            "ma_slow_period: 201",
+            f"min_hourly_candles_for_regime 200 with ma_slow_period 201; {HOURS}",
+        ),
+    ],
+)
+def test_a_wrong_regime_setting(tmp_path: Path, text: str, expected: str) -> None:
+    key = text.partition(":")[0]
+    assert problems(tmp_path, f"# first\nregime_detection:\n\n  {text}\n") == [
+        f"4: regime_detection.{key}: {expected}"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        # Other sections: types and bounds.
+        ("data:\n  refresh: 1", "2: data.refresh: is 1; allowed: true or false"),
+        ("data:\n  refresh: 'no'", '2: data.refresh: is the text "no"; allowed: true or false'),
+        (
+            "data:\n  source_timeframe: 5m",
+            '2: data.source_timeframe: is the text "5m"; allowed: 1m',
+        ),
+        (
+            "data:\n  indicator_timeframe: 4h",
+            '2: data.indicator_timeframe: is the text "4h"; allowed: 1h',
+        ),
+        (
+            "data:\n  look_back_days: 366",
+            "2: data.look_back_days: is 366; allowed: a whole number of at least 1 and at most 365",
+        ),
+        (
+            "volatility:\n  horizons: [1, 24, 1]",
+            "2: volatility.horizons: lists 1 again; allowed: each horizon once",
+        ),
+        (
+            "volatility:\n  horizons:\n  - 1\n  - 73",
+            "4: volatility.horizons: is 73; allowed: a whole number of at least 1 and at most 72",
+        ),
+        (
+            "volatility:\n  horizons: []",
+            (
+                "2: volatility.horizons: is []; allowed: a list of hours ahead, 1 to 72, "
+                "such as [1, 24]"
+            ),
+        ),
+        (
+            "volatility:\n  training_days: 30\n  min_training_days: 31",
+            (
+                "3: volatility.min_training_days: min_training_days 31 with training_days 30; "
+                "allowed: min_training_days up to training_days"
+            ),
+        ),
+        (
+            "volatility:\n  threshold_days: 14\n  min_threshold_days: 20",
+            (
+                "3: volatility.min_threshold_days: min_threshold_days 20 with threshold_days 14; "
+                "allowed: min_threshold_days up to threshold_days"
+            ),
+        ),
+        (
+            "volatility:\n  high_percentile: 100",
+            "2: volatility.high_percentile: is 100; allowed: a number above 0 and below 100",
+        ),
+        (
+            "exchange:\n  attempts: 21",
+            "2: exchange.attempts: is 21; allowed: a whole number of at least 1 and at most 20",
+        ),
+        (
+            "exchange:\n  requests_per_second: 0",
+            "2: exchange.requests_per_second: is 0; allowed: a number above 0",
+        ),
+        ("alerts:\n  trade: 'on'", '2: alerts.trade: is the text "on"; allowed: true or false'),
+        (
+            "alerts:\n  look_back_days: 31",
+            "2: alerts.look_back_days: is 31; allowed: a whole number of at least 1 and at most 30",
+        ),
+        (
+            "alerts:\n  timeout_seconds: 10",
+            "2: alerts.timeout_seconds: is 10; allowed: a number above 10 and at most 20",
+        ),
+        (
+            "alerts:\n  messages_per_minute: 151",
+            (
+                "2: alerts.messages_per_minute: is 151; allowed: a whole number of at least 1 "
+                "and at most 150"
+            ),
+        ),
+        ("alerts:\n  digest_over: 0", f"2: alerts.digest_over: is 0; allowed: {WHOLE}"),
+        ("alerts:\n  retry_waits: []", f"2: alerts.retry_waits: is []; allowed: {WAITS}"),
+        (
+            "alerts:\n  retry_waits:\n  - 5\n  - -1",
+            "4: alerts.retry_waits: is -1; allowed: a number of at least 0 and at most 604800",
+        ),
+        *[
+            (f"alerts:\n  since: {since}", f"2: alerts.since: is {shown}; allowed: {MOMENT}")
+            for since, shown in {
+                "2026-11-24T09:00:00": 'the text "2026-11-24T09:00:00"',
+                "2026-11-24": 'the text "2026-11-24"',
+                "yesterday": 'the text "yesterday"',
+                "1764000000": "1764000000",
+                "true": "true",
+            }.items()
+        ],
+        *[
+            (
+                f"reject_outcomes:\n  reason_families: {families}",
+                f"2: reject_outcomes.reason_families: is {said}; allowed: {FAMILIES}",
+            )
+            for families, said in {
+                "{volume: 거래량}": 'the text "거래량"',
+                "{volume: []}": "[]",
+                "{volume: [1]}": "1",
+                "{1: [a]}": "1",
+                "{거래량: [a]}": 'the text "거래량"',
+                "{x: ['']}": 'the text ""',
+                "": "empty",
+            }.items()
+        ],
+        (
+            "alerts:\n  ai_rejects: true",
+            f"2: alerts.ai_rejects: unknown key, did you mean ai_reject?; allowed: {ALERT_KEYS}",
+        ),
+        (
+            "data:\n  start_date: 2017-09-30",
+            f'2: data.start_date: is the text "2017-09-30"; allowed: {DAY}',
+        ),
+        (
+            "data:\n  start_date: 2024-02-30",
+            f'2: data.start_date: is the text "2024-02-30"; allowed: {DAY}',
+        ),
+        (
+            "data:\n  start_date: 2024-01-01 09:00:00",
+            f'2: data.start_date: is the text "2024-01-01 09:00:00"; allowed: {DAY}',
+        ),
+        ("data:\n  start_date: 1704067200", f"2: data.start_date: is 1704067200; allowed: {DAY}"),
+        ("data: 30", f"1: data: is 30; allowed: a section with the keys {DATA_KEYS}"),
+        (
+            "data: [refresh]",
+            f'1: data: is ["refresh"]; allowed: a section with the keys {DATA_KEYS}',
+        ),
+        (
+            "data:\n  min_hourly_candles_for_regime: 100",
+            f"2: {MINIMUM}: min_hourly_candles_for_regime 100 with ma_slow_period 200; {HOURS}",
+        ),
+        # Symbols: the item's line.
+        ("symbols:\n  - KRW-BTC\n  - btc", f'3: symbols: is the text "btc"; allowed: {SYMBOL}'),
+        ("symbols:\n  - BTC-KRW", f'2: symbols: is the text "BTC-KRW"; allowed: {SYMBOL}'),
+        (
+            "symbols: [KRW-A2345678901]",
+            f'1: symbols: is the text "KRW-A2345678901"; allowed: {SYMBOL}',
+        ),
+        ('symbols: ["KRW-BTC\\n"]', f'1: symbols: is the text "KRW-BTC\\n"; allowed: {SYMBOL}'),
+        ("symbols:\n- 5", f"2: symbols: is 5; allowed: {SYMBOL}"),
+        (
+            "symbols: [KRW-BTC,\n  KRW-ETH,\n  KRW-BTC, KRW-BTC]",
+            "3: symbols: lists KRW-BTC again; allowed: each symbol once",
+        ),
+        (
+            "symbols: []",
+            f"1: symbols: is []; allowed: {LIST}",
+        ),
+        (
+            "\nsymbols:\n#  - KRW-BTC\n",
+            f"2: symbols: is empty; allowed: {LIST}",
+        ),
+        (
+            "symbols: KRW-BTC",
+            f'1: symbols: is the text "KRW-BTC"; allowed: {LIST}',
+        ),
+        # Unknown keys: the allowed ones and the nearest.
+        (
+            "data:\n  start_day: 2024-01-01",
+            f"2: data.start_day: unknown key, did you mean start_date?; allowed: {DATA_KEYS}",
+        ),
+        ("data:\n  zzz:", f"2: data.zzz: unknown key; allowed: {DATA_KEYS}"),
+        ("data:\n  7: 7", f"2: data.7: unknown key; allowed: {DATA_KEYS}"),
+        (
+            "\nregime_detections:\n",
+            f"2: regime_detections: unknown key, did you mean {REGIME}?; allowed: {ROOT_KEYS}",
+        ),
+        # Keys given twice, which PyYAML would take the last of.
+        (
+            "data:\n  refresh: true\n  look_back_days: 3\n  refresh: false",
+            "4: data.refresh: given twice, first on line 2; allowed: once",
+        ),
+        ("data: {}\n\ndata:\n", "3: data: given twice, first on line 1; allowed: once"),
+        ("regimes: 1\nregimes: 2", "2: regimes: given twice, first on line 1; allowed: once"),
+        (
+            "data: {refresh: true, refresh: true}",
+            "1: data.refresh: given twice, first on line 1; allowed: once",
+        ),
+        # No mapping, or no YAML at all.
+        ("- data", f'1: is ["data"]; allowed: the sections {SECTIONS}'),
+        ("data", f'1: is the text "data"; allowed: the sections {SECTIONS}'),
+        ("data:\n  refresh: true\n look_back_days: 3", None),
+        ("data:\n  refresh: [", None),
+        ("data:\n\tstart: 1", None),
+        ("data:\n  refresh: *nowhere", None),
+        ("data:\n  refresh: !!python/name:os.system ''", None),
+        ("data:\n---\ndata:\n", None),
+        (b"data:\n  # caf\xe9\n", "2: not UTF-8; allowed: YAML saved as UTF-8"),
+        ("data:".encode("utf-16"), "1: not UTF-8; allowed: YAML saved as UTF-8"),
+    ],
+)
+def test_a_wrong_file(tmp_path: Path, text: str | bytes, expected: str | None) -> None:
+    (found,) = problems(tmp_path, text)
+    if expected is None:  # The words are PyYAML's; the line is what counts.
+        line, _, rest = found.partition(": ")
+        assert line in ("2", "3"), found
+        assert rest.endswith("; allowed: YAML"), found
+    else:
+        assert found == expected
+
+
+def test_all_problems_are_listed_in_the_order_of_the_file(tmp_path: Path) -> None:
+    text = """\
+symbols: [KRW-BTC, krw-eth]
+regime_detection:
+  ma_slow_period: 10
+  bull_threshold_pct: -7
+  ma_fast_periods: 5
+exchange:
+  attempts: 0
+  attempts: 1
+colour: red
+"""
+    assert [line.split(": ")[:2] for line in problems(tmp_path, text)] == [
+        ["1", "symbols"],
+        ["3", "regime_detection.ma_slow_period"],
+        ["4", "regime_detection.bull_threshold_pct"],
+        ["5", "regime_detection.ma_fast_periods"],
+        ["7", "exchange.attempts"],
+        ["8", "exchange.attempts"],
+        ["9", "colour"],
+    ]
+
+
+def test_a_missing_file_says_what_to_do(tmp_path: Path) -> None:
+    for path in (tmp_path / "none.yaml", tmp_path):
+        with pytest.raises(SettingsError, match="TRADING_PIPELINES_CONFIG") as caught:
+            load_strategy(path)
+        assert str(caught.value).startswith(f"{path}: ")
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a: \x01",
+        "data: {refresh: !!int x}",
+        "data: {refresh: {!!binary aGk=: 1}}",
+        "[" * 5000,
+        "? [a]\n: b",
+        f"symbols: {'x' * 9000}",
+    ],
+)
+def test_odd_files_are_settings_errors_of_one_short_line(tmp_path: Path, text: str) -> None:
+    with pytest.raises(SettingsError, match="; allowed: ") as caught:
+        load(tmp_path, text)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value).removeprefix(str(tmp_path))) < 300
+
+
+KEYS = ["symbols", "data", "refresh", "start_date", "exchange", "attempts", "regimes", "<<", "x"]
+VALUES = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.dates()
+
+
+@example("a\x85line \u2028 break")
+@given(
+    st.recursive(
+        VALUES,
+        lambda inner: (
+            st.lists(inner, max_size=3)
+            | st.dictionaries(st.sampled_from(KEYS) | st.integers(), inner, max_size=5)
+        ),
+    )
+)
+def test_whatever_the_file_holds_it_loads_or_is_a_settings_error(
+    tmp_path_factory: pytest.TempPathFactory, content: object
+) -> None:
+    folder, found = tmp_path_factory.getbasetemp(), ""
+    try:
+        load(folder, yaml.safe_dump(content))
+    except SettingsError as error:
+        found = str(error)
+    assert all("; allowed: " in line for line in found.splitlines())
+
+
+def test_settings_cannot_be_changed() -> None:
+    settings, key = StrategySettings(), "refresh"
+    with pytest.raises(ValidationError):
+        setattr(settings.data, key, False)
+
+
+SETTINGS = st.builds(
+    lambda symbols, start, seconds, percents, refresh, since: StrategySettings(
+        symbols=symbols,
+        data=DataSettings(start_date=start, refresh=refresh),
+        regime_detection=RegimeDetectionSettings(
+            bear_threshold_pct=min(percents), bull_threshold_pct=max(percents)
+        ),
+        exchange=ExchangeSettings(backoff_seconds=seconds),
+        alerts=AlertSettings(ai_reject=refresh, since=since, retry_waits=[min(seconds, 9.0)]),
+    ),
+    st.lists(st.from_regex(r"\AKRW-[A-Z0-9]{1,10}\Z"), min_size=1, unique=True),
+    st.dates(min_value=date(2017, 10, 1)),
+    st.floats(min_value=0, exclude_min=True, allow_infinity=False),
+    st.sets(st.floats(allow_nan=False, allow_infinity=False), min_size=2, max_size=2),
+    st.booleans(),
+    st.none() | st.datetimes(BEGINNING, timezones=st.sampled_from([UTC, KST])),
+)
+
+
+@given(SETTINGS)
+def test_a_dumped_file_loads_equal(
+    tmp_path_factory: pytest.TempPathFactory, settings: StrategySettings
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "new" / "strategy.yaml"
+    dump_strategy(settings, path)
+    assert load_strategy(path) == settings
+    assert [file.name for file in path.parent.iterdir()] == ["strategy.yaml"]
+
+
+def test_a_dump_that_fails_leaves_the_old_file_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "strategy.yaml"
+    dump_strategy(StrategySettings(symbols=["KRW-OLD"]), path)
+
+    def full_disk(self: Path, text: str, encoding: str) -> None:
+        self.write_bytes(text[:20].encode(encoding))
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        dump_strategy(StrategySettings(), path)
+    assert load_strategy(path).symbols == ["KRW-OLD"]
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_reader_never_sees_half_a_dumped_file(tmp_path: Path) -> None:
+    path, stop = tmp_path / "strategy.yaml", threading.Event()
+    small, large = (
+        StrategySettings(symbols=[f"KRW-{n}" for n in range(count)]) for count in (1, 400)
+    )
+    dump_strategy(small, path)
+
+    def keep_writing() -> None:
+        while not stop.is_set():
+            dump_strategy(large, path)
+            dump_strategy(small, path)
+
+    writer = threading.Thread(target=keep_writing)
+    writer.start()
+    try:
+        assert all(load_strategy(path) in (small, large) for _ in range(40))
+    finally:
+        stop.set()
+        writer.join()
+
+
+@pytest.fixture
+def variables(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> pytest.MonkeyPatch:
+    """An environment without any of the variables, in a folder of its own."""
+    for name in Environment.model_fields:
+        monkeypatch.delenv(name.upper(), raising=False)
+    monkeypatch.chdir(tmp_path)
+    return monkeypatch
+
+
+@pytest.mark.parametrize("emptied", [(), tuple(Environment.model_fields)])
+def test_the_environment_has_defaults(
+    variables: pytest.MonkeyPatch, emptied: tuple[str, ...]
+) -> None:
+    for name in emptied:
+        variables.setenv(name.upper(), "")
+    environment = load_environment()
+    assert environment.database_url is None
+    assert environment.redis_url is None
+    assert environment.n8n_url is None
+    assert environment.n8n_webhook_secret is None
+    assert environment.discord_webhook_url is None
+    assert environment.upbit_base_url == "https://api.upbit.com"
+    assert environment.docs_url is None
+    assert environment.trading_pipelines_home == Path.cwd() / ".data"
+    assert environment.trading_pipelines_config == Path("config/strategy.yaml")
+
+
+def test_the_environment_is_read(variables: pytest.MonkeyPatch) -> None:
+    variables.setenv("DATABASE_URL", "postgresql://bot:s3cret@db:5432/coinpilot?sslmode=require")
+    variables.setenv("UPBIT_BASE_URL", "http://127.0.0.1:8080/upbit//")
+    variables.setenv("TRADING_PIPELINES_HOME", "state")
+    variables.setenv("TRADING_PIPELINES_CONFIG", "/etc/strategy.yaml")
+    variables.setenv("TRADING_PIPELINES_OTHER", "ignored")
+    environment = load_environment()
+    assert environment.database_url == SecretStr(
+        "postgresql://bot:s3cret@db:5432/coinpilot?sslmode=require"
+    )
+    assert environment.upbit_base_url == "http://127.0.0.1:8080/upbit"
+    assert environment.trading_pipelines_home == Path.cwd() / "state"
+    assert environment.trading_pipelines_config == Path("/etc/strategy.yaml")
+    assert "s3cret" not in f"{environment!r} {environment} {environment.model_dump_json()}"
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://127.0.0.1:5678",
+        "http://n8n_main:5678/",
+        "https://n8n.example.com/some/path",
+        "https://[::1]:5678",
+    ],
+)
+def test_where_alerts_go_is_read_and_never_shown(variables: pytest.MonkeyPatch, url: str) -> None:
+    secret, discord = (
+        "s3cret!\"#$%&'()*+,/:;<=>?@[]^_`{|}~",
+        "https://discord.com/api/webhooks/1/s3cret",
+    )
+    variables.setenv("N8N_URL", url)
+    variables.setenv("N8N_WEBHOOK_SECRET", secret)
+    variables.setenv("DISCORD_WEBHOOK_URL", f"{discord}?thread_id=7")
+    environment = load_environment()
+    assert environment.n8n_url == SecretStr(url)
+    assert environment.n8n_webhook_secret == SecretStr(secret)
+    assert environment.discord_webhook_url == SecretStr(f"{discord}?thread_id=7")
+    assert "s3cret" not in f"{environment!r} {environment} {environment.model_dump_json()}"
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "problem"),
+    [
+        *[
+            ("N8N_URL", url, "not n8n's base URL")
+            for url in (
+                "s3cret",
+                "n8n:5678/s3cret",
+                "ftp://n8n/s3cret",
+                "http://user:s3cret@n8n:5678",
+                "http://n8n:5678/webhook",
+                "http://n8n:5678/s3cret/webhook",
+                "http://n8n:5678/?key=s3cret",
+                "http://n8n:5678/#s3cret",
+                "http:///s3cret",
+                "http://n8n/s3cret\n",
+            )
+        ],
+        *[
+            ("N8N_WEBHOOK_SECRET", secret, "can't be sent in a header")
+            for secret in (
+                "my s3cret",
+                "s3cret\n",
+                "s3cret\r\nX-Other: 1",
+                "비밀s3cret",
+                "s3cret\t",
+            )
+        ],
+        *[
+            ("DISCORD_WEBHOOK_URL", url, "not a webhook's URL")
+            for url in (
+                "s3cret",
+                "discord.com/api/webhooks/1/s3cret",
+                "https://user:s3cret@discord.com/api/webhooks/1/x",
+                "https://discord.com/api/webhooks/1/s3cret#x",
+                "https://discord.com/api/webhooks/1/s3cret ",
+                "https://discord.com/api/webhooks/1/s3cret\n",
+            )
+        ],
+    ],
+)
+def test_a_wrong_place_for_alerts_is_named_and_never_shown(
+    variables: pytest.MonkeyPatch, variable: str, value: str, problem: str
+) -> None:
+    variables.setenv(variable, value)
+    with pytest.raises(SettingsError) as caught:
+        load_environment()
+    assert str(caught.value).startswith(f"{variable}: {problem}; allowed: ")
+    assert "\n" not in str(caught.value)
+    assert caught.value.__context__ is None
+    assert "s3cret" not in "".join(traceback.format_exception(caught.value))
+
+
+def test_an_n8n_without_a_secret_is_an_error(variables: pytest.MonkeyPatch) -> None:
+    variables.setenv("N8N_URL", "http://n8n:5678")
+    with pytest.raises(SettingsError, match=r"^N8N_WEBHOOK_SECRET: not set; N8N_URL is"):
+        load_environment()
+    variables.setenv("N8N_URL", "")
+    variables.setenv("N8N_WEBHOOK_SECRET", "alone")
+    load_environment()
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgres://db/coinpilot",
+        "postgresql://db/coinpilot",
+        "postgresql+psycopg://u:p%40w@db:5432/coinpilot",
+        "postgresql:///coinpilot?host=/run/postgresql",
+    ],
+)
+def test_a_database_url(variables: pytest.MonkeyPatch, url: str) -> None:
+    variables.setenv("DATABASE_URL", url)
+    assert load_environment().database_url == SecretStr(url)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "mysql://u:s3cret@db/coinpilot",
+        "postgresql+://u:s3cret@db/coinpilot",
+        "postgresql://u:s3cret@db",
+        "postgresql://u:s3cret@db/",
+        "postgresql://u:s3cret@db/?sslmode=require",
+        "postgresql://u:s3cret/x@db/coinpilot",
+        "postgresql://u:s3cret#x@db/coinpilot",
+        "postgresql://u:s3cret\u2100@db/coinpilot/",
+        "postgresql://u:s3cret@db/coinpilot\n",
+        "s3cret",
+    ],
+)
+def test_a_wrong_database_url_is_named_and_never_shown(
+    variables: pytest.MonkeyPatch, url: str
+) -> None:
+    variables.setenv("DATABASE_URL", url)
+    variables.setenv("UPBIT_BASE_URL", "api.upbit.com")
+    with pytest.raises(SettingsError) as caught:
+        load_environment()
+    first, second = str(caught.value).splitlines()
+    assert first.startswith("DATABASE_URL: not a PostgreSQL URL with a database name; allowed: ")
+    assert second.startswith("UPBIT_BASE_URL: ")
+    assert caught.value.__context__ is None
+    assert "s3cret" not in "".join(traceback.format_exception(caught.value))
+    with pytest.raises(ValidationError) as direct:
+        Environment()
+    assert "s3cret" not in str(direct.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://localhost",
+        "redis://redis-0.redis_svc:6379/0",
+        "redis://127.0.0.1:6379/1?username=bot&password=s3cret",
+        "redis://[::1]:6379",
+        "rediss://:p%40w@cache.example.com:6380/0?ssl_cert_reqs=none",
+        "unix:///run/redis/redis.sock",
+        "unix://bot:s3cret@/run/redis.sock?db=2",
+    ],
+)
+def test_a_redis_url(variables: pytest.MonkeyPatch, url: str) -> None:
+    variables.setenv("REDIS_URL", url)
+    environment = load_environment()
+    assert environment.redis_url == SecretStr(url)
+    assert "s3cret" not in f"{environment!r} {environment.model_dump_json()}"
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "s3cret",
+        "http://:s3cret@cache",
+        "redis:/:s3cret@cache",
+        "redis://:s3cret@",
+        "redis://:s3cret/x@cache:6379/0",
+        "redis://:s3cret@x@cache",
+        "redis://:s3cret]@cache",
+        "redis://:s3cret\u2100@cache",
+        "redis://:s3cret@cache:port",
+        "redis://:s3cret@cache/zero",
+        "redis://:s3cret@cache/0&db=1",
+        "redis://:s3cret@cache?db=one",
+        "redis://:s3cret@cache?socket_timeout=600",
+        "redis://:s3cret@cache\n",
+        "unix://run/redis.sock?password=s3cret",
+        "unix://?password=s3cret",
+    ],
+)
+def test_a_wrong_redis_url_is_named_and_never_shown(
+    variables: pytest.MonkeyPatch, url: str
+) -> None:
+    variables.setenv("REDIS_URL", url)
+    with pytest.raises(SettingsError, match=r"^REDIS_URL: not a Redis URL; allowed: ") as caught:
+        load_environment()
+    assert "s3cret" not in "".join(traceback.format_exception(caught.value))
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "api.upbit.com",
+        "ftp://api.upbit.com",
+        "https://",
+        "https:///v1",
+        "https://api.upbit.com/v1",
+        "https://api.upbit.com/v1/",
+        "https://api.upbit.com?x=1",
+        "https://user:pass@api.upbit.com",
+    ],
+)
+def test_a_wrong_exchange_url(variables: pytest.MonkeyPatch, url: str) -> None:
+    variables.setenv("UPBIT_BASE_URL", url)
+    with pytest.raises(SettingsError, match=r"^UPBIT_BASE_URL: .*; allowed: .*leave /v1 away$"):
+        load_environment()
+
+
+def test_where_the_docs_are_is_a_url_below_which_pages_are(variables: pytest.MonkeyPatch) -> None:
+    variables.setenv("DOCS_URL", "https://github.com/you/trading-pipelines/blob/main/docs/")
+    assert load_environment().docs_url == "https://github.com/you/trading-pipelines/blob/main/docs"
+    for wrong in ("docs", "file:///docs", "https://u:s3cret@host/docs", "https://host/docs#red"):
+        variables.setenv("DOCS_URL", wrong)
+        with pytest.raises(SettingsError, match=r"^DOCS_URL: not a URL below .*; allowed: http"):
+            load_environment()
+
+
+def test_processes_that_are_served_apart_are_told_where_the_others_are(
+    variables: pytest.MonkeyPatch,
+) -> None:
+    variables.setenv("CODE_SERVER", "code-server.svc:4001")
+    variables.setenv("WEBSERVER_URL", "http://webserver:3000/")
+    variables.setenv("ALLOWED_HOSTS", "webserver, dagster.example.com")
+    variables.setenv("DAGSTER_OVERRIDES", "/etc/overrides.yaml")
+    environment = load_environment()
+    assert environment.code_server == "code-server.svc:4001"
+    assert environment.webserver_url == "http://webserver:3000"
+    assert environment.allowed_hosts == ("webserver", "dagster.example.com")
+    assert environment.dagster_overrides == Path("/etc/overrides.yaml")
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("CODE_SERVER", "code-server"),
+        ("CODE_SERVER", "http://code-server:4000"),
+        ("CODE_SERVER", "code-server:4000\n"),
+        ("WEBSERVER_URL", "webserver:3000"),
+        ("WEBSERVER_URL", "http://u:s3cret@webserver:3000"),
+        *[("ALLOWED_HOSTS", wrong) for wrong in ("*", "a,,b", "a:3000", "*.example.com", "a b")],
+    ],
+)
+def test_a_wrong_place_of_a_process_is_named(
+    variables: pytest.MonkeyPatch, variable: str, value: str
+) -> None:
+    variables.setenv(variable, value)
+    with pytest.raises(SettingsError, match=rf"^{variable}: .*; allowed: "):
+        load_environment()
+
+
+def test_importing_reads_nothing_and_needs_no_dagster(tmp_path: Path) -> None:
+    code = "import sys, trading_pipelines.settings; print('dagster' in sys.modules)"
+    wrong = {"PYTHONPATH": str(ROOT), "DATABASE_URL": "wrong", "UPBIT_BASE_URL": "wrong"}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env=os.environ | wrong,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == "False\n"

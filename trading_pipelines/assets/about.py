@@ -1,0 +1,76 @@
+"""What each asset must say of itself: grain, unit, refresh, backfill, group, runbook.
+
+Nothing is computed here; a step over a run's partitions belongs in `computed`.
+"""
+
+import re
+from typing import Any, TypedDict
+
+import dagster as dg
+
+OWNERS = ["team:trading-pipelines"]
+
+TABLE_NAME = "dagster/table_name"
+RUNBOOK = "runbook"
+RED = "docs/operations.md: Something is red"
+ARRIVES = "docs/architecture.md: How an alert arrives"
+BY_HAND = "Materialize its partitions in the UI"
+"""How any stretch of a partitioned asset is backfilled."""
+
+
+class AssetDescription(TypedDict):
+    """The arguments of `dg.asset` and `dg.AssetSpec` that are for a person's eyes."""
+
+    description: str
+    group_name: str
+    owners: list[str]
+    kinds: set[str]
+    tags: dict[str, str]
+    metadata: dict[str, Any]
+
+
+def describe(
+    what: str,
+    *,
+    row: str,
+    unit: str,
+    refreshed: str,
+    backfill: str,
+    group: str,
+    kinds: set[str],
+    table: str | None = None,
+    interval: str | None = None,
+    runbook: str = RED,
+) -> AssetDescription:
+    """Return what an asset says of itself, the same parts in the same order for each.
+
+    `what` is sentences, the other parts are phrases without a full stop. `table` is `schema.table`;
+    without one `row` says so. `kinds`: what computes it (python, sql), then where it is kept or
+    goes. `interval` is that of its rows: 1m, 1h, 1d, 1w. `runbook`: a page and its section,
+    `docs/page.md: Section`.
+    """
+    parts = {"One row": row, "Unit": unit, "Refreshed": refreshed, "Backfill": backfill}
+    return AssetDescription(
+        description="\n".join([f"{what}\n", *(f"- **{n}**: {text}." for n, text in parts.items())]),
+        group_name=group,
+        owners=OWNERS,
+        kinds=kinds,
+        tags={"interval": interval} if interval else {},
+        metadata={RUNBOOK: runbook} | ({TABLE_NAME: table} if table else {}),
+    )
+
+
+def with_location(spec: dg.AssetSpec, database: str, docs_url: str | None) -> dg.AssetSpec:
+    """Return the spec with its table's database, and its runbook as a link where docs are read."""
+    metadata = dict(spec.metadata)
+    if table_name := metadata.get(TABLE_NAME):
+        metadata[TABLE_NAME] = f"{database}.{table_name}"
+    if docs_url and (runbook := metadata.get(RUNBOOK)):
+        metadata[RUNBOOK] = dg.MetadataValue.url(f"{docs_url}/{link(runbook)}")
+    return spec.replace_attributes(metadata=metadata)
+
+
+def link(runbook: str) -> str:
+    """Return where a runbook is below `docs/`: its page and GitHub's anchor of the section."""
+    page, _, section = runbook.removeprefix("docs/").partition(": ")
+    return f"{page}#{re.sub(r'[^a-z0-9_ -]', '', section.lower()).replace(' ', '-')}"

@@ -1,0 +1,105 @@
+"""What a person and the bot should find at once: the current signals, and pictures of them.
+
+Unpartitioned, refreshed with the schedules, times in Korean time. What is shown is computed in
+`signals/`.
+"""
+
+from dataclasses import asdict
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import dagster as dg
+
+from trading_pipelines.assets.about import describe
+from trading_pipelines.assets.metadata import picture, table
+from trading_pipelines.resources.database import DatabaseResource
+from trading_pipelines.resources.redis import RedisResource
+from trading_pipelines.settings.strategy import StrategySettings
+from trading_pipelines.signals.published.current import (
+    CURRENT_SIGNALS,
+    SIGNALS_OVERVIEW,
+    read_current_signals,
+)
+
+GROUP = "published_signals"
+BY_JOB = "nothing to backfill; `refresh_overview_job` does it now"
+DIAGNOSED = timedelta(days=90)
+
+
+def build_assets(settings: StrategySettings) -> list[dg.AssetsDefinition]:
+    """Return current_signals and signals_overview."""
+
+    @dg.asset(
+        name=CURRENT_SIGNALS,
+        deps=["regime_labels", "volatility_forecast"],
+        **describe(
+            "What the bot and a person want to know now: of each symbol the newest label and since "
+            "when, the newest volatility, whether it is high, as of when and until when. Where "
+            "REDIS_URL is set, also the bot's keys `market:regime:{symbol}` and "
+            "`coinpilot:volatility_state`, which expire `redis_ttl_seconds` after their as-of.",
+            row="per symbol, of a view on the tables of labels and forecasts",
+            unit="annualised volatility as a fraction, 1 is 100 % a year",
+            refreshed="by `update_regime` and `update_volatility`, with each hour's labels and "
+            "forecasts; the view itself is always current",
+            backfill=BY_JOB,
+            group=GROUP,
+            kinds={"sql", "postgres", "redis"},
+            table="trading_pipelines.current_signals",
+        ),
+    )
+    def current_signals(
+        context: dg.AssetExecutionContext, database: DatabaseResource, redis: RedisResource
+    ) -> dg.MaterializeResult[None]:
+        with database.connect() as connection:
+            signals = read_current_signals(connection, settings.symbols)
+        published = redis.publish(signals, settings, datetime.now(UTC))
+        metadata: dict[str, Any] = {"signals": table(one.shown() for one in signals)}
+        if published:
+            metadata["redis_keys"] = len(published.keys)
+            trouble = [published.skipped] if published.skipped else []
+            trouble += [f"{key} is {age} old" for key, age in published.stale.items()]
+            if trouble:
+                metadata["redis_not_written"] = "; ".join(trouble)
+                context.log.warning("not written to Redis: %s", "; ".join(trouble))
+        return dg.MaterializeResult(metadata=metadata)
+
+    @dg.asset(
+        name=SIGNALS_OVERVIEW,
+        deps=["regime_labels", "volatility_score"],
+        **describe(
+            "Pictures and tables to look at: per symbol the price with its regimes, forecast "
+            "against realised volatility, the score against GARCH; the current signals; and what "
+            "the regimes have been worth in 90 days.",
+            row="no table of its own: what it shows is on the latest materialisation",
+            unit="prices in KRW, volatility in percent a year; times in KST",
+            refreshed="by `update_volatility`, daily when the day has been scored",
+            backfill=BY_JOB,
+            group=GROUP,
+            kinds={"python", "matplotlib"},
+        ),
+    )
+    def signals_overview(database: DatabaseResource) -> dg.MaterializeResult[None]:
+        from trading_pipelines.signals.published import overview
+        from trading_pipelines.signals.regimes import diagnostics
+
+        now = datetime.now(UTC)
+        with database.connect() as connection:
+            drawn = overview.draw(connection, settings.symbols, now)
+            signals = read_current_signals(connection, settings.symbols)
+            diagnosed = diagnostics.read(
+                connection, settings.symbols, now - DIAGNOSED, settings.regime_detection
+            )
+        return dg.MaterializeResult(
+            metadata={
+                "plots": picture("signals", drawn),
+                "signals": table(one.shown() for one in signals),
+                "labels": table(one.shown() for one in diagnosed),
+                "regimes": table(
+                    {"symbol": one.symbol, "regime": regime, **asdict(figures)}
+                    for one in diagnosed
+                    for regime, figures in one.regimes.items()
+                ),
+            }
+        )
+
+    return [current_signals, signals_overview]

@@ -1,0 +1,198 @@
+"""What the command line prints: tables, progress, messages. Nothing is asked or decided here."""
+
+import contextlib
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import NoReturn
+
+import regex
+from rich.console import Console, RenderableType
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from trading_pipelines.candles import coverage
+from trading_pipelines.korean_time import kst
+from trading_pipelines.monitoring.facts import Check
+from trading_pipelines.monitoring.status import DuePartition, lines_by_interval
+from trading_pipelines.runtime.backfill import BackfillOutcome, BackfillProgress
+from trading_pipelines.signals.published.current import CurrentSignal
+
+PLAIN_PROGRESS_SECONDS = 5.0
+WAITING_FOR_DAGSTER = "Dagster takes it up within 30 s"
+# Elsewhere than at a terminal (a log, a pipe) a table is as wide as it needs.
+out = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
+err = Console(highlight=False, stderr=True)
+
+
+def fail(reason: str) -> NoReturn:
+    """Print what went wrong as one line and exit with status 1."""
+    err.print(f"[red]failed[/]: {escape(reason)}", soft_wrap=True)
+    sys.exit(1)
+
+
+def say(text: str) -> None:
+    """Print a line as it is; rich's markup in it counts."""
+    out.print(text)
+
+
+def show(part: RenderableType) -> None:
+    """Print a table, a panel or what else rich draws."""
+    out.print(part)
+
+
+def inert(text: str) -> Text:
+    """Return a text of the bot's that does nothing to a terminal: a model wrote parts of it."""
+    # Also what turns the direction of writing around.
+    return Text(regex.sub(r"[\p{Cc}\u2028-\u202e\u2066-\u2069]+", " ", text))
+
+
+def print_step(step: str) -> None:
+    """Print a step of something that takes a while, beside the output."""
+    err.print(escape(step), soft_wrap=True)
+
+
+def shown_age(age: timedelta) -> str:
+    """Return a span to its largest unit: 45 s, 12 min, 3 h, 5 d."""
+    for unit, seconds in (("d", 86400), ("h", 3600), ("min", 60)):
+        if age.total_seconds() >= 2 * seconds:
+            return f"{age.total_seconds() / seconds:.0f} {unit}"
+    return f"{age.total_seconds():.0f} s"
+
+
+@contextlib.contextmanager
+def drawn_progress(after: str) -> Iterator[Callable[[BackfillProgress], None]]:
+    """Yield what draws progress: a bar at a terminal, a plain line every few seconds elsewhere.
+
+    `after` is what is waited for when the candles are there.
+    """
+    started = time.monotonic()
+    if out.is_terminal:
+        with Progress(
+            TextColumn("{task.fields[rows]:,} rows  {task.fields[requests]:,} requests"),
+            BarColumn(),
+            TaskProgressColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.description}"),
+            console=out,
+        ) as bar:
+            task = bar.add_task(WAITING_FOR_DAGSTER, rows=0, requests=0)
+            yield lambda p: bar.update(
+                task,
+                total=p.total,
+                completed=p.done,
+                rows=p.rows,
+                requests=p.requests,
+                description=(after if p.done == p.total else "") if p.done else WAITING_FOR_DAGSTER,
+            )
+        return
+    shown = -PLAIN_PROGRESS_SECONDS
+    first_done: float | None = None
+
+    def line(progress: BackfillProgress) -> None:
+        nonlocal shown, first_done
+        passed = time.monotonic() - started
+        if progress.done and first_done is None:
+            first_done = passed
+        if passed - shown < PLAIN_PROGRESS_SECONDS:
+            return
+        shown = passed
+        left = WAITING_FOR_DAGSTER
+        if first_done is not None:
+            seconds = (passed - first_done) * (progress.total / progress.done - 1)
+            left = f"{seconds:.0f} s left" if seconds or not after else after
+        out.print(
+            f"{passed:5.0f} s  {progress.rows:>9,} rows  {progress.requests:>6,} requests  "
+            f"{progress.done / progress.total:6.1%}  {left}"
+        )
+
+    yield line
+
+
+def show_summary(outcome: BackfillOutcome, title: str) -> None:
+    """Print what a backfill came to, and what of it failed."""
+    print_summary(outcome.known, title, datetime.now(UTC))
+    for line in lines_by_interval(
+        DuePartition("", day.symbol, day.day, said) for day, said in outcome.failed
+    ):
+        out.print(f"[red]failed[/] {escape(line)}", soft_wrap=True)
+    for run in outcome.failed_runs:
+        out.print(f"[red]failed[/] run {run}", soft_wrap=True)
+
+
+def print_summary(known: Sequence[coverage.CandleCoverage], title: str, now: datetime) -> None:
+    """Print a line of candles for each symbol."""
+    lines = coverage.summarise(known, now)
+    sources = ", ".join(dict.fromkeys(line.source for line in lines if line.source))
+    table = Table(
+        title=title,
+        title_justify="left",
+        caption=f"source: {escape(sources)}" if sources else None,
+        caption_justify="left",
+    )
+    table.add_column("symbol", no_wrap=True)
+    for name in ("days", "candles", "quiet minutes", "holes", "requests"):
+        table.add_column(name, justify="right")
+    for name in ("first", "last"):
+        table.add_column(name)
+    for line in lines:
+        table.add_row(
+            line.symbol,
+            f"{line.complete_days} of {line.days}",
+            f"{line.candles:,}",
+            f"{line.quiet:,}",
+            f"{line.holes:,}",
+            f"{line.requests:,}",
+            kst(line.first),
+            kst(line.last),
+        )
+    out.print(table)
+
+
+def print_health(checks: Sequence[Check], now: datetime) -> None:
+    """Print the checks; what mends one stands beside it while it is bad."""
+    table = Table(title=f"health, now {kst(now)}", title_justify="left")
+    for heading in ("check", "state", "found", "allowed", "what to do"):
+        table.add_column(heading, no_wrap=heading in {"check", "state"}, overflow="fold")
+    states = {True: "[green]good[/]", False: "[red]bad[/]", None: "[yellow]not known[/]"}
+    for check in checks:
+        # Where nothing is known, mending the database comes first.
+        advice = check.advice if check.good is False else ""
+        words = map(escape, (check.found, check.allowed, advice))
+        table.add_row(check.name, states[check.good], *words)
+    out.print(table)
+
+
+def print_signals(found: Sequence[CurrentSignal]) -> None:
+    """Print the newest regime and volatility of each symbol."""
+    table = Table(title="current signals", title_justify="left")
+    rows = [one.shown() for one in found]
+    for heading in rows[0] if rows else []:
+        # In 80 columns a time is folded, a symbol never.
+        table.add_column(heading, no_wrap=heading in {"symbol", "regime"}, overflow="fold")
+    for row in rows:
+        table.add_row(*row.values())
+    out.print(table if found else "no signals yet")
+
+
+def exit_by(outcome: BackfillOutcome) -> None:
+    """Exit with status 1 where the backfill failed, and say how much of it."""
+    if outcome.failed:
+        fail(f"{len(outcome.failed)} of {len(outcome.known)} partitions")
+    if not outcome.succeeded:
+        fail(f"see the runs of backfill {outcome.backfill_id} in the UI")
+
+
+def print_healed(missed: dict[str, int], healed: dict[str, float]) -> None:
+    """Print what an outage cost, and after how many seconds each was there again."""
+    table = Table(title="what the outage cost", title_justify="left")
+    for heading in ("", "missed", "lost", "there again after"):
+        table.add_column(heading, justify="left" if not heading else "right")
+    for name, number in missed.items():
+        after = healed.get(name)
+        table.add_row(name, f"{number:,}", "0" if after is not None else "?",
+                      "[red]not yet[/]" if after is None else f"{after:.0f} s")  # fmt: skip
+    out.print(table)

@@ -1,0 +1,146 @@
+"""`init | up | down | serve | env`: the services of a home, and what they are run with."""
+
+import shlex
+import shutil
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+from trading_pipelines.cli.render import fail, out
+from trading_pipelines.cli.sessions import await_interrupt
+from trading_pipelines.database.connection import database_urls, embedded_server, prepare_database
+from trading_pipelines.runtime import processes
+from trading_pipelines.runtime.home import dagster_home, running_services, stop_services
+from trading_pipelines.runtime.sessions import prepared_database
+from trading_pipelines.runtime.supervisor import Supervisor
+from trading_pipelines.settings.environment import load_environment
+from trading_pipelines.settings.shipped import CONFIG, INSTANCE_SETTINGS, shipped
+from trading_pipelines.settings.strategy_file import load_strategy
+
+app = typer.Typer()
+
+
+@app.command()
+def init(
+    folder: Annotated[Path, typer.Argument(file_okay=False, help="Made where it is missing.")],
+) -> None:
+    """Write the settings and the n8n workflows into a folder of yours, for work outside the clone.
+
+    What is there already is kept.
+
+    Example: trading-pipelines init . && trading-pipelines up
+    """
+    config = shipped(CONFIG)
+    files = [*config.rglob("*.yaml"), *config.rglob("*.json"), shipped(INSTANCE_SETTINGS)]
+    for file in sorted(files):
+        target = (
+            folder
+            / CONFIG
+            / (file.relative_to(config) if file.is_relative_to(config) else file.name)
+        )
+        said = "kept"
+        if not target.exists():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, target)
+            said = "written"
+        out.print(f"{said:<8}{escape(str(target))}", soft_wrap=True)
+
+
+@app.command()
+def up(
+    port: Annotated[int, typer.Option(help="Port of the web UI, on 127.0.0.1.")] = 3000,
+) -> None:
+    """Run it for real: database, daemon, web UI, schedules on. Ctrl-C or `down` stops it.
+
+    Example: trading-pipelines up --port 3001
+    """
+    environment = load_environment()
+    load_strategy(environment.trading_pipelines_config)
+    with (
+        prepared_database(environment, is_owner=True) as urls,
+        Supervisor(environment, urls, environment.trading_pipelines_config, port) as running,
+    ):
+        out.print(f"running: {running.url} (logs in {environment.trading_pipelines_home / 'logs'})")
+        out.print("Ctrl-C, or `trading-pipelines down` elsewhere, stops it.")
+        await_interrupt()
+    out.print("stopped")
+
+
+@app.command()
+def down() -> None:
+    """Stop what `up` started on this home, the embedded database included."""
+    environment = load_environment()
+    stopped = stop_services(environment.trading_pipelines_home)
+    server = embedded_server(environment)
+    if server is not None and server.stop():
+        stopped = True
+    out.print("stopped" if stopped else "nothing was running")
+
+
+@app.command()
+def serve(
+    process: Annotated[processes.Process, typer.Argument()],
+    host: Annotated[str, typer.Option(help="The address to listen on.")] = processes.HOST,
+    port: Annotated[
+        int | None, typer.Option(help="Of the code server (4000) or the web UI (3000).")
+    ] = None,
+    *,
+    read_only: Annotated[
+        bool, typer.Option("--read-only", help="A web UI in which nothing can be launched.")
+    ] = False,
+) -> None:
+    """Become one of Dagster's processes, for containers: on one machine `up` runs all three.
+
+    The database is yours (DATABASE_URL), and `trading-pipelines db upgrade` has prepared it. Where
+    the code server is, is said to the other two by CODE_SERVER.
+
+    Example: trading-pipelines serve webserver --host 0.0.0.0
+    """
+    listens = process is not processes.Process.DAEMON
+    if (read_only and process is not processes.Process.WEBSERVER) or (port and not listens):
+        raise typer.BadParameter(f"{process}: --read-only is of the webserver, and the daemon "
+                                 "listens on no --port")  # fmt: skip
+    environment = load_environment()
+    load_strategy(environment.trading_pipelines_config)
+    if not environment.database_url:
+        fail("DATABASE_URL is not set: processes that are served apart share a database of yours")
+    if running_services(environment.trading_pipelines_home):
+        # Its daemon would look for its code server where the file says that ours is.
+        fail(
+            "`up` runs on this home: give what is served apart a TRADING_PIPELINES_HOME of its own"
+        )
+    processes.serve(
+        process,
+        environment,
+        database_urls(environment),
+        host=host,
+        port=port or (3000 if process is processes.Process.WEBSERVER else 4000),
+        read_only=read_only,
+    )
+
+
+@app.command()
+def env() -> None:
+    """Print the variables by which Dagster's own commands (dg, dagster) find this home.
+
+    Starts the embedded database and leaves it running.
+
+    Example: eval "$(.venv/bin/trading-pipelines env)" && .venv/bin/dg dev
+    """
+    environment = load_environment()
+    home = environment.trading_pipelines_home
+    processes.write_instance_settings(environment)
+    if running_services(home) is None:
+        environment.stop_flag.unlink(
+            missing_ok=True
+        )  # of services that were killed as they stopped
+    variables = {
+        "TRADING_PIPELINES_HOME": str(home),
+        "DAGSTER_HOME": str(dagster_home(environment)),
+        "DAGSTER_POSTGRES_URL": prepare_database(environment).dagster,
+    }
+    for name, value in variables.items():
+        sys.stdout.write(f"export {name}={shlex.quote(value)}\n")

@@ -1,0 +1,334 @@
+"""Whether all is well: how everything that was measured is judged, and what mends it.
+
+Judging is a function of the facts, the settings and a moment. Measuring belongs in `measure`; what
+Dagster knows of itself is read in `dagster_instance`. What is not known is never good.
+"""
+
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date, datetime, timedelta
+
+from trading_pipelines.candles.coverage import CandleCoverage
+from trading_pipelines.candles.due import REFRESHED_EVERY
+from trading_pipelines.candles.windows import HOUR, contiguous, day_interval, floor_hour, named
+from trading_pipelines.monitoring.facts import (
+    GIGABYTE,
+    AlertFacts,
+    AutomationStatus,
+    Check,
+    Daemon,
+    Facts,
+    FailedPartition,
+    HeldSlot,
+    Sizes,
+    Unknown,
+)
+from trading_pipelines.monitoring.measure import model_day
+from trading_pipelines.settings.strategy import StrategySettings
+from trading_pipelines.signals import due as signals_due
+from trading_pipelines.signals.catalogue import VOLATILITY_MODEL
+from trading_pipelines.signals.coverage import SignalCoverage
+
+SHOWN = 5
+
+ShowTime = Callable[[datetime], str]
+Judgement = tuple[Sequence[str], str]
+"""What is wrong, and what is said where nothing is."""
+
+NEEDS = {
+    "database": ["unusable"],
+    "daemons": ["daemons"],
+    "schedules": ["schedules"],
+    "sensors": ["sensors"],
+    "candles": ["days"],
+    "labels": ["labels"],
+    "models": ["model"],
+    "alerts": ["alerts"],
+    "dead_alerts": ["alerts"],
+    "holes": ["days", "failed", "forgotten", "filled_at"],
+    "failed_partitions": ["failed"],
+    "slots": ["held"],
+    "database_size": ["sizes"],
+    "disk": ["free_bytes"],
+}
+"""The checks in their order, and the facts that each is a judgement of."""
+
+
+def facts_needed(checks: Iterable[str]) -> set[str]:
+    """Return the names of the facts that have to be measured for the checks."""
+    return {fact for check in checks for fact in NEEDS[check]}
+
+
+def judge(
+    facts: Facts,
+    settings: StrategySettings,
+    now: datetime,
+    show: ShowTime,
+    only: Collection[str] = NEEDS,
+) -> list[Check]:
+    """Return what is good at `now` (UTC), what is not, and what mends it; `show` writes moments."""
+    rules = _Judge(facts, settings, now, show).rules()
+    return [_checked(name, facts, rules[name]) for name in NEEDS if name in only]
+
+
+@dataclass(frozen=True)
+class _Rule:
+    find: Callable[..., Judgement]
+    """Of the facts that the check needs."""
+    allowed: str
+    advice: str
+
+
+@dataclass(frozen=True)
+class _Judge:
+    facts: Facts
+    settings: StrategySettings
+    now: datetime
+    show: ShowTime
+
+    def rules(self) -> dict[str, _Rule]:
+        limits = self.settings.health
+        minutes = f"{limits.late_after_seconds / 60:g} min"
+        fresh = f"{(self._late + REFRESHED_EVERY).total_seconds() / 60:g} min"
+        return {
+            "database": _Rule(
+                lambda problems: (problems, "answers, newest schema"),
+                "both answer, newest schema",
+                "`trading-pipelines up` starts the embedded server; one of your own is started by "
+                "you, and `trading-pipelines db upgrade` brings its schema up to date",
+            ),
+            "daemons": _Rule(
+                self._daemons,
+                "a heartbeat of each within Dagster's half hour",
+                "`trading-pipelines up`; why it ended is in daemon.log of the home's logs",
+            ),
+            "schedules": _Rule(
+                self._automation, f"on, at most {minutes} late", self._switch("Schedules")
+            ),
+            "sensors": _Rule(
+                self._automation, f"on, at most {minutes} late", self._switch("Sensors")
+            ),
+            "candles": _Rule(
+                self._candles,
+                f"{fresh} old",
+                "`trading-pipelines status` says what is due and why",
+            ),
+            "labels": _Rule(
+                self._labels,
+                f"each hour within {fresh}",
+                "`trading-pipelines status` says what is due and why; then the runs of "
+                "update_regime_job in the UI",
+            ),
+            "models": _Rule(
+                self._model,
+                f"of each closed day, {minutes} after 00:05 UTC",
+                "`trading-pipelines status` says what is due and why; then the runs of "
+                "retrain_volatility_job in the UI",
+            ),
+            "alerts": _Rule(
+                self._waiting,
+                f"none waits longer than {minutes}",
+                "`trading-pipelines alerts list --state retrying --state pending`, then "
+                "`trading-pipelines n8n check`; not entered: set N8N_URL or DISCORD_WEBHOOK_URL, "
+                "and see the kind's sensor in the UI (Automation, Sensors)",
+            ),
+            "dead_alerts": _Rule(
+                lambda alerts: ([f"{kind} {n}" for kind, n in alerts.dead.items()], "none"),
+                "none",
+                "`trading-pipelines alerts list --state dead` says why, `trading-pipelines alerts "
+                "replay --dead` sends them again",
+            ),
+            "holes": _Rule(
+                self._holes,
+                f"none in closed days, {fresh} after they closed",
+                "`trading-pipelines status` names the days; what the schedules do not mend, and "
+                "what is older than the look-back, `trading-pipelines backfill --with-signals` "
+                "does",
+            ),
+            "failed_partitions": _Rule(
+                self._failed,
+                f"fewer than {self.settings.alerts.failures_before_alert} failures in a row",
+                "`trading-pipelines status` says why; candles: `trading-pipelines backfill`, "
+                "signals: materialise the partition in the UI",
+            ),
+            "slots": _Rule(
+                self._slots,
+                f"no run without a process for {minutes}",
+                "terminate the run in the UI (Runs, Force terminate), or start again: "
+                "`trading-pipelines down`, then `trading-pipelines up`",
+            ),
+            "database_size": _Rule(
+                self._size,
+                f"{limits.max_database_gb:g} GB",
+                "fewer days in the settings' section housekeeping, or a higher "
+                "health.max_database_gb",
+            ),
+            "disk": _Rule(
+                self._disk,
+                f"{limits.min_free_disk_gb:g} GB free",
+                "make room where the home is, or move it: TRADING_PIPELINES_HOME",
+            ),
+        }
+
+    @property
+    def _late(self) -> timedelta:
+        return timedelta(seconds=self.settings.health.late_after_seconds)
+
+    @property
+    def _stale(self) -> datetime:
+        """Until when candles have to reach: there is a refresh every five minutes."""
+        return self.now - self._late - REFRESHED_EVERY
+
+    def _switch(self, tab: str) -> str:
+        return (
+            f"off: switch it on in the UI (Automation, {tab}); no ticks: code-server.log and "
+            "daemon.log of the home's logs, then `trading-pipelines down` and `up`"
+        )
+
+    def _daemons(self, daemons: Sequence[Daemon]) -> Judgement:
+        bad = [
+            f"{one.name}: {self._moment(one.last_heartbeat, 'last heartbeat')}"
+            for one in daemons
+            if not one.healthy
+        ]
+        return bad, f"{len(daemons)} healthy"
+
+    def _automation(self, known: Sequence[AutomationStatus]) -> Judgement:
+        bad = []
+        for one in known:
+            if not one.is_on:
+                bad.append(f"{one.name}: off")
+            elif one.next_tick is None:
+                bad.append(f"{one.name}: no daemon has seen it")
+            elif one.next_tick < self.now - self._late:
+                bad.append(f"{one.name}: no tick since {self.show(one.next_tick)}")
+            elif one.error:
+                bad.append(f"{one.name}: fails: {one.error}")
+        return bad, f"{len(known)} on"
+
+    def _candles(self, days: Sequence[CandleCoverage]) -> Judgement:
+        if not self.settings.data.refresh:
+            return [], NOT_REFRESHED
+        until = dict.fromkeys(self.settings.symbols, datetime.min.replace(tzinfo=self.now.tzinfo))
+        for day in days:
+            if day.fetched_until > day_interval(day.day).start:
+                until[day.symbol] = max(until[day.symbol], day.fetched_until)
+        bad = [
+            f"{symbol}: " + (f"to {self.show(end)}" if end.year > 1 else "none in the look-back")
+            for symbol, end in until.items()
+            if end < self._stale
+        ]
+        return bad, f"to {self.show(min(until.values()))}"
+
+    def _labels(self, labels: Mapping[str, datetime | None]) -> Judgement:
+        if not self.settings.data.refresh:
+            return [], NOT_REFRESHED
+        skipped = self.settings.regime_detection.check_interval_hours - 1
+        wanted = floor_hour(self._stale) - HOUR * skipped
+        bad = [
+            f"{symbol}: {self._moment(as_of, 'as of')}"
+            for symbol, as_of in labels.items()
+            if as_of is None or as_of < wanted
+        ]
+        return bad, self._moment(min(filter(None, labels.values()), default=None), "as of")
+
+    def _model(self, model: SignalCoverage | None) -> Judgement:
+        if not self.settings.data.refresh:
+            return [], NOT_REFRESHED
+        if model is None:
+            return [], f"{model_day(self.settings, self.now)} is not collected"
+        if model.computed_until is not None:
+            return [], f"of {model.day}"
+        why = signals_due.reason(model, VOLATILITY_MODEL, self.settings, self.now)
+        return [f"none of {model.day}: {why or 'its inputs are missing'}"], ""
+
+    def _waiting(self, alerts: AlertFacts) -> Judgement:
+        bad = [
+            f"{one.kind}: {one.count} {state}, since {self.show(one.since)}"
+            for state, ones in (("waiting", alerts.waiting), ("not entered", alerts.not_entered))
+            for one in ones
+            if one.since < self.now - self._late
+        ]
+        count = sum(one.count for one in alerts.waiting)
+        return bad, f"{count} waiting, {self._moment(alerts.delivered, 'newest delivered')}"
+
+    def _holes(
+        self,
+        days: Sequence[CandleCoverage],
+        failed: Sequence[FailedPartition],
+        forgotten: Sequence[tuple[str, date]],
+        filled_at: datetime | None,
+    ) -> Judgement:
+        if not self.settings.data.refresh:
+            return [], NOT_REFRESHED
+        told = {(one.symbol, one.day) for one in failed if "candles" in one.asset}
+        is_filling = filled_at is not None and filled_at > self.now - self._late
+        filling = 0
+        bad: dict[str, list[CandleCoverage]] = {}
+        for day in days:
+            closed_long = day_interval(day.day).end < self._stale
+            if not day.holes(self.now) or (day.symbol, day.day) in told or not closed_long:
+                continue
+            if is_filling and not day.damaged:
+                filling += day.holes(self.now)
+            else:
+                bad.setdefault(day.symbol, []).append(day)
+        lines = [
+            f"{symbol}: {sum(d.holes(self.now) for d in held):,} ({_days(d.day for d in held)})"
+            for symbol, held in bad.items()
+        ]
+        old: dict[str, list[date]] = {}
+        for symbol, one in forgotten:
+            old.setdefault(symbol, []).append(one)
+        lines += [f"{symbol}: {_days(of)}, older than the look-back" for symbol, of in old.items()]
+        return lines, f"filling: {filling:,} left" if filling else "none"
+
+    def _failed(self, failed: Sequence[FailedPartition]) -> Judgement:
+        groups: dict[str, list[date]] = {}
+        for one in failed:
+            state = "left failed" if one.left_failed else "failing"
+            name = " ".join(filter(None, (state, one.asset, one.symbol)))
+            groups.setdefault(name, []).append(one.day)
+        return [f"{name}: {_days(days)}" for name, days in groups.items()], "none"
+
+    def _slots(self, held: Sequence[HeldSlot]) -> Judgement:
+        bad = [
+            f"run {one.run_id[:8]}: {one.what}, {self._moment(one.quiet_since, 'quiet since')}"
+            for one in held
+            if one.quiet_since is None or one.quiet_since < self.now - self._late
+        ]
+        return bad, "none held by a dead run"
+
+    def _size(self, sizes: Sizes) -> Judgement:
+        total = (sizes.market + sizes.dagster) / GIGABYTE
+        growth = "not known yet" if sizes.growth is None else f"{sizes.growth / GIGABYTE:.3f} GB"
+        found = f"{total:.2f} GB, growth a day: {growth}"
+        return [found] if total > self.settings.health.max_database_gb else [], found
+
+    def _disk(self, free_bytes: int | None) -> Judgement:
+        if free_bytes is None:
+            return [], "the database is on a server of your own"
+        free = free_bytes / GIGABYTE
+        found = f"{free:.1f} GB free"
+        return [found] if free < self.settings.health.min_free_disk_gb else [], found
+
+    def _moment(self, moment: datetime | None, words: str) -> str:
+        return f"{words} {self.show(moment)}" if moment else f"{words}: never"
+
+
+NOT_REFRESHED = "not expected: data.refresh is false"
+
+
+def _days(days: Iterable[date]) -> str:
+    return ", ".join(named(first, last) for first, last in contiguous(days))
+
+
+def _checked(name: str, facts: Facts, rule: _Rule) -> Check:
+    values = [getattr(facts, fact) for fact in NEEDS[name]]
+    for value in values:
+        if isinstance(value, Unknown):
+            return Check(name, None, f"not known: {value.reason}", rule.allowed, rule.advice)
+    wrong, well = rule.find(*values)
+    more = [f"and {len(wrong) - SHOWN} more"] if len(wrong) > SHOWN else []
+    found = "; ".join([*wrong[:SHOWN], *more]) or well
+    return Check(name, not wrong, found, rule.allowed, rule.advice)

@@ -1,0 +1,391 @@
+"""Dagster's instance, and all that is private to Dagster: the one module that imports such names.
+
+What Dagster knows of itself, as `health` judges it: daemons, ticks, runs and pool slots. And what
+its processes need that has no public name: whether a code server answers, whose run has lost its
+process, how the daemon and the web server are run. What is allowed belongs in `checks`.
+"""
+
+import json
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, contextmanager
+from datetime import UTC, datetime
+from typing import Any, TypeVar
+
+import dagster as dg
+import grpc
+import psycopg
+import tenacity
+from dagster._core.errors import DagsterUserCodeUnreachableError
+from dagster._core.instance.ref import InstanceRef
+from dagster._core.scheduler.instigation import (
+    InstigatorState,
+    InstigatorTick,
+    InstigatorType,
+    TickStatus,
+)
+from dagster._core.storage.tags import DOCKER_IMAGE_TAG, GRPC_INFO_TAG, WILL_RETRY_TAG
+from dagster._core.workspace.context import BaseWorkspaceRequestContext, WorkspaceProcessContext
+from dagster._core.workspace.load_target import WorkspaceFileTarget
+from dagster._daemon.controller import get_daemon_statuses
+from dagster._grpc.client import DagsterGrpcClient
+from dagster._grpc.types import CanCancelExecutionRequest, CanCancelExecutionResult
+from dagster._serdes import deserialize_value
+from dagster._utils.interrupts import setup_interrupt_handlers
+from dagster._utils.log import configure_loggers
+from dagster._utils.schedules import schedule_execution_time_iterator
+from starlette.applications import Starlette
+
+from trading_pipelines.database.connection import (
+    DatabaseError,
+    probe_database,
+    probe_url,
+    within_deadline,
+)
+from trading_pipelines.monitoring.facts import (
+    DAGSTERS,
+    AutomationStatus,
+    Daemon,
+    HeldSlot,
+    Orchestration,
+    Unknown,
+)
+from trading_pipelines.settings.shipped import INSTANCE_SETTINGS, shipped
+
+T = TypeVar("T")
+WebserverContext = WorkspaceProcessContext
+WebserverRequestContext = BaseWorkspaceRequestContext
+HEARTBEAT = "heartbeat"
+"""The sensor that tells of our health: whether it ticks is for whoever listens to say."""
+
+FAILED_IN_A_ROW = 3
+CODE_SERVER_SECONDS = 2
+FINISHED = {TickStatus.SUCCESS, TickStatus.SKIPPED, TickStatus.FAILURE}
+AT_WORK = [
+    dg.DagsterRunStatus.STARTING,
+    dg.DagsterRunStatus.STARTED,
+    dg.DagsterRunStatus.CANCELING,
+]
+
+
+def probe_dagster(
+    url: str,
+    schedules: Iterable[dg.ScheduleDefinition],
+    sensors: Iterable[dg.SensorDefinition],
+    now: datetime,
+    facts: Collection[str] = DAGSTERS,
+) -> Orchestration | Unknown:
+    """Open the instance whose storage is at `url`, and `read` it."""
+    return ask(url, lambda instance: _orchestration(instance, schedules, sensors, now, facts))
+
+
+def ask(url: str, question: Callable[[dg.DagsterInstance], T]) -> T | Unknown:
+    """Return what the instance whose storage is at `url` answers, or why it can't be known.
+
+    A new database is left alone. Raises nothing, and waits no longer than a probe's deadline.
+    """
+    return _answer_of(lambda: _ask(url, question))
+
+
+def _ask(url: str, question: Callable[[dg.DagsterInstance], T]) -> T | Unknown:
+    try:
+        with probe_database(url) as connection:
+            found = connection.execute("SELECT to_regclass('public.job_ticks')").fetchone()
+    except (DatabaseError, psycopg.Error):
+        return Unknown("see database")
+    if found is None or found[0] is None:
+        return Unknown("Dagster has never run on this database")
+    # Opening it would otherwise create tables, and try six times where nobody answers.
+    with _open(probe_url(url)) as instance:
+        return question(instance)
+
+
+def _open(url: str) -> dg.DagsterInstance:
+    storage = {"postgres": {"postgres_url": url}}
+    ref = InstanceRef.from_dir(
+        str(shipped(INSTANCE_SETTINGS).parent), overrides={"storage": storage}
+    )
+    return dg.DagsterInstance.from_ref(ref)
+
+
+def upgrade(url: str) -> None:
+    """Create Dagster's tables in its storage, or migrate them to its version; twice is once."""
+    with _open(url) as instance:
+        instance.upgrade()
+
+
+def _answer_of(question: Callable[[], T | Unknown]) -> T | Unknown:
+    try:
+        return within_deadline(question)
+    # Whatever the storage or its driver raises: health has to be told, not a traceback.
+    except Exception as error:  # noqa: BLE001
+        return Unknown(f"{type(error).__name__}: {' '.join(str(error).split()):.200}")
+
+
+def read(
+    instance: dg.DagsterInstance,
+    schedules: Iterable[dg.ScheduleDefinition],
+    sensors: Iterable[dg.SensorDefinition],
+    now: datetime,
+) -> Orchestration | Unknown:
+    """Return what is to be judged of the instance at `now` (UTC), or why it can't be known.
+
+    Of the schedules and sensors those that are on by default. Raises nothing, and waits no longer
+    than a probe's deadline.
+    """
+    return _answer_of(lambda: _orchestration(instance, schedules, sensors, now, DAGSTERS))
+
+
+def _orchestration(
+    instance: dg.DagsterInstance,
+    schedules: Iterable[dg.ScheduleDefinition],
+    sensors: Iterable[dg.SensorDefinition],
+    now: datetime,
+    facts: Collection[str],
+) -> Orchestration:
+    questions: dict[str, Callable[[], Any]] = {
+        "daemons": lambda: _daemons(instance, now),
+        "schedules": lambda: [_automation(instance, s) for s in schedules if _should_be_on(s)],
+        "sensors": lambda: [_automation(instance, s) for s in sensors if _should_be_on(s)],
+        "held": lambda: [*_held_by_no_process(instance), *_slots_of_finished_runs(instance)],
+    }
+    return Orchestration(**{name: ask() for name, ask in questions.items() if name in facts})
+
+
+def _should_be_on(one: dg.ScheduleDefinition | dg.SensorDefinition) -> bool:
+    return one.default_status.value == "RUNNING" and one.name != HEARTBEAT
+
+
+def _daemons(instance: dg.DagsterInstance, now: datetime) -> list[Daemon]:
+    statuses = get_daemon_statuses(
+        instance, instance.get_required_daemon_types(), now.timestamp(), ignore_errors=True
+    )
+    return [
+        Daemon(
+            name,
+            bool(status.healthy),
+            _utc(status.last_heartbeat.timestamp) if status.last_heartbeat else None,
+        )
+        for name, status in statuses.items()
+    ]
+
+
+def _utc(timestamp: float) -> datetime:
+    return datetime.fromtimestamp(timestamp, UTC)
+
+
+def _automation(
+    instance: dg.DagsterInstance, wanted: dg.ScheduleDefinition | dg.SensorDefinition
+) -> AutomationStatus:
+    kind = (
+        InstigatorType.SENSOR
+        if isinstance(wanted, dg.SensorDefinition)
+        else InstigatorType.SCHEDULE
+    )
+    # By name alone: the code location is named by whoever serves it. An older one has older ticks.
+    known = [
+        (_since(state, ticks), state, ticks)
+        for state in instance.all_instigator_state(instigator_type=kind)
+        if state.instigator_name == wanted.name
+        for ticks in [
+            instance.get_ticks(
+                state.instigator_origin_id, state.selector_id, limit=FAILED_IN_A_ROW + 1
+            )
+        ]
+    ]
+    if not known:
+        return AutomationStatus(wanted.name, is_on=True, next_tick=None, error=None)
+    since, state, ticks = max(known, key=lambda one: one[0])
+    finished = [tick for tick in ticks if tick.status in FINISHED][:FAILED_IN_A_ROW]
+    has_failed = len(finished) == FAILED_IN_A_ROW and all(
+        tick.status is TickStatus.FAILURE for tick in finished
+    )
+    return AutomationStatus(
+        wanted.name,
+        is_on=state.is_running,
+        next_tick=_next_tick(wanted, since),
+        error=_error(finished[0]) if has_failed else None,
+    )
+
+
+def _since(state: InstigatorState, ticks: Sequence[InstigatorTick]) -> float:
+    """Return when it last ticked, or was switched on (Unix time)."""
+    started = [
+        getattr(state.instigator_data, name, None) or 0.0
+        for name in ("start_timestamp", "last_sensor_start_timestamp")
+    ]
+    return max(*started, *(tick.timestamp for tick in ticks))
+
+
+def _next_tick(wanted: dg.ScheduleDefinition | dg.SensorDefinition, since: float) -> datetime:
+    if isinstance(wanted, dg.SensorDefinition):
+        return _utc(since + (wanted.minimum_interval_seconds or 0))
+    times = schedule_execution_time_iterator(
+        since + 1, wanted.cron_schedule, wanted.execution_timezone
+    )
+    return next(times).astimezone(UTC)
+
+
+def _error(tick: InstigatorTick) -> str:
+    error = tick.error and (tick.error.cause or tick.error)
+    return error.message.strip().partition("\n")[0] if error else "no error on record"
+
+
+def launched_as(run: dg.DagsterRun) -> str:
+    """Return the name of the run's job, or how assets were launched that Dagster gives none."""
+    if not run.job_name.startswith("__"):
+        return run.job_name
+    return "backfill" if "dagster/backfill" in run.tags else "materialization"
+
+
+def orphaned_runs(
+    instance: dg.DagsterInstance, patience: int = CODE_SERVER_SECONDS
+) -> list[dg.RunRecord]:
+    """Return the runs at work that no code server vouches for: they hold their pool for ever.
+
+    A code server that takes longer than `patience` (seconds) vouches for none; one that is gone is
+    not waited for. Those that a cluster launched as Jobs are not among them: Dagster's run
+    monitoring asks for these itself.
+    """
+    return [
+        record
+        for record in instance.get_run_records(dg.RunsFilter(statuses=AT_WORK))
+        if DOCKER_IMAGE_TAG not in record.dagster_run.tags
+        and not _has_process(record.dagster_run, patience)
+    ]
+
+
+def _held_by_no_process(instance: dg.DagsterInstance) -> list[HeldSlot]:
+    held = []
+    for record in orphaned_runs(instance):
+        run = record.dagster_run
+        last = instance.get_records_for_run(run.run_id, limit=1, ascending=False).records
+        quiet_since = _utc(last[0].event_log_entry.timestamp) if last else record.update_timestamp
+        what = f"{launched_as(run)} {run.status.value}, no process"
+        held.append(HeldSlot(run.run_id, what, quiet_since))
+    return held
+
+
+def _has_process(run: dg.DagsterRun, patience: int) -> bool:
+    """Ask the code server that started the run; the launcher itself has no such question."""
+    if GRPC_INFO_TAG not in run.tags:
+        return False
+    server = json.loads(run.tags[GRPC_INFO_TAG])
+    client = DagsterGrpcClient(
+        host=server.get("host"),
+        port=server.get("port"),
+        socket=server.get("socket"),
+        use_ssl=server.get("use_ssl", False),
+    )
+    try:
+        answer = client.can_cancel_execution(
+            CanCancelExecutionRequest(run_id=run.run_id), timeout=patience
+        )
+    except DagsterUserCodeUnreachableError:
+        return False
+    return deserialize_value(answer, CanCancelExecutionResult).can_cancel
+
+
+def _slots_of_finished_runs(instance: dg.DagsterInstance) -> list[HeldSlot]:
+    storage = instance.event_log_storage
+    if not storage.supports_global_concurrency_limits:
+        return []
+    pools = storage.get_concurrency_infos(sorted(storage.get_concurrency_keys()))
+    claimed = [(name, slot.run_id) for name, pool in pools.items() for slot in pool.claimed_slots]
+    if not claimed:
+        return []
+    wanted = dg.RunsFilter(run_ids=[run_id for _, run_id in claimed])
+    records = {one.dagster_run.run_id: one for one in instance.get_run_records(wanted)}
+    held = []
+    for name, run_id in claimed:
+        record = records.get(run_id)
+        if record is None:
+            held.append(HeldSlot(run_id, f"gone, holds a slot of {name}", None))
+        elif record.dagster_run.is_finished:
+            status = record.dagster_run.status.value
+            held.append(
+                HeldSlot(run_id, f"{status}, holds a slot of {name}", record.update_timestamp)
+            )
+    return held
+
+
+def fail_orphaned_runs(instance: dg.DagsterInstance, patience: int) -> None:
+    """Report the runs without a process as failed, so that they are started again.
+
+    The default launcher can't ask such a run whether it lives; it would stay `STARTED` for ever and
+    keep its partitions from being refreshed.
+    """
+    for record in orphaned_runs(instance, patience):
+        instance.report_run_failed(
+            record.dagster_run, "the run's process ended with the services it ran under"
+        )
+
+
+def will_retry(run: dg.DagsterRun) -> bool:
+    """Return whether Dagster starts the failed run again by itself."""
+    return run.tags.get(WILL_RETRY_TAG) == "true"
+
+
+class CodeServer:
+    """A code server at a host and port, as a client sees it."""
+
+    def __init__(self, host: str, port: int) -> None:
+        self._client = DagsterGrpcClient(host=host, port=port)
+
+    def await_id(self, seconds: float) -> str | None:
+        """Return its id as soon as it answers, None where it does not: each start has another."""
+        try:
+            return tenacity.Retrying(
+                retry=tenacity.retry_if_exception_type(DagsterUserCodeUnreachableError),
+                stop=tenacity.stop_after_delay(seconds),
+                wait=tenacity.wait_fixed(1),
+                reraise=True,
+            )(self._client.get_server_id)
+        except DagsterUserCodeUnreachableError:
+            return None
+
+    def id(self, seconds: int) -> str | None:
+        """Return its id, "" where there is none, None where it is too busy to say in that time."""
+        try:
+            return self._client.get_server_id(timeout=seconds)
+        except DagsterUserCodeUnreachableError as error:
+            cause = error.__cause__
+            is_busy = isinstance(cause, grpc.Call) and (
+                cause.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+            )
+            return None if is_busy else ""
+
+
+def run_daemon(workspace: str) -> None:
+    """Run Dagster's daemon on the instance of DAGSTER_HOME until it is told to end."""
+    from dagster._daemon.cli import cli
+
+    cli(["run", "-w", workspace])
+
+
+@contextmanager
+def webserver_context(workspace: str, *, read_only: bool) -> Iterator[WebserverContext]:
+    """Yield what Dagster's web server serves: the instance of DAGSTER_HOME and the workspace."""
+    from dagster_webserver.cli import (
+        DEFAULT_DB_STATEMENT_TIMEOUT,
+        DEFAULT_POOL_MAX_OVERFLOW,
+        DEFAULT_POOL_RECYCLE,
+    )
+    from dagster_webserver.version import __version__
+
+    configure_loggers()
+    setup_interrupt_handlers()
+    with dg.DagsterInstance.get() as instance:
+        instance.optimize_for_webserver(
+            DEFAULT_DB_STATEMENT_TIMEOUT, DEFAULT_POOL_RECYCLE, DEFAULT_POOL_MAX_OVERFLOW
+        )
+        with WebserverContext(
+            instance, WorkspaceFileTarget([workspace]), version=__version__, read_only=read_only
+        ) as context:
+            yield context
+
+
+def webserver_lifespan() -> Callable[[Starlette], AbstractAsyncContextManager[None]]:
+    """Return what Dagster's own web server does at its start and end."""
+    from dagster_webserver.cli import _lifespan
+
+    return _lifespan

@@ -1,0 +1,271 @@
+"""Measures the facts of `health`, each with a deadline: what cannot be asked is Unknown, with why.
+
+What is allowed belongs in `checks`.
+"""
+
+import shutil
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import fields
+from datetime import date, datetime, timedelta
+from typing import Any, LiteralString, TypeVar
+
+import psycopg
+from psycopg.rows import class_row
+
+from trading_pipelines.alerts import failures, ledger
+from trading_pipelines.alerts.kinds import KINDS
+from trading_pipelines.candles import coverage, due
+from trading_pipelines.candles.windows import DAY
+from trading_pipelines.database import housekeeping
+from trading_pipelines.database.connection import (
+    DatabaseError,
+    database_urls,
+    newest_schema,
+    probe_database,
+    schema_of,
+    within_deadline,
+)
+from trading_pipelines.monitoring.facts import (
+    DAGSTERS,
+    NOT_ASKED,
+    AlertFacts,
+    Facts,
+    FailedPartition,
+    Orchestration,
+    Sizes,
+    Unknown,
+    WaitingAlerts,
+)
+from trading_pipelines.settings.environment import Environment
+from trading_pipelines.settings.strategy import StrategySettings
+from trading_pipelines.signals import coverage as signal_coverage
+from trading_pipelines.signals.catalogue import VOLATILITY_MODEL
+from trading_pipelines.signals.coverage import SignalCoverage
+from trading_pipelines.signals.left_failed import FAILING
+
+T = TypeVar("T")
+
+LABELS = """
+SELECT wanted.symbol, (SELECT hour + interval '1 hour' FROM trading_pipelines.regime_labels AS label
+    WHERE label.symbol = wanted.symbol ORDER BY hour DESC LIMIT 1)
+FROM unnest(%s::text[]) AS wanted (symbol)
+"""
+FILLED = """
+SELECT max(changed_at) FROM trading_pipelines.candle_coverage
+WHERE interval = '1m' AND symbol = ANY(%s) AND day = ANY(%s)
+"""
+# A replay starts anew, from the first try or, before it, from the moment it may be tried.
+WAITING = """
+SELECT kind, count(*) AS count, min(CASE WHEN attempts = 0 THEN next_at ELSE coalesce(
+    (SELECT max(started_at) FROM trading_pipelines.alert_attempts
+     WHERE delivery_id = waiting.id AND number = 1), created_at) END) AS since
+FROM trading_pipelines.alert_deliveries AS waiting
+WHERE state IN ('pending', 'retrying') AND kind = ANY(%s) GROUP BY kind ORDER BY kind
+"""
+FAILED = f"""
+SELECT asset, symbol, day, failures, left_failed, error
+{FAILING} AND (left_failed OR failures >= %(failures)s) ORDER BY asset, symbol, day
+"""
+
+
+EVERYTHING = frozenset(field.name for field in fields(Facts))
+# Neither needs a connection to the market database.
+ELSEWHERE = DAGSTERS | {"free_bytes"}
+
+
+def measure(
+    environment: Environment,
+    settings: StrategySettings,
+    orchestration: Orchestration | Unknown,
+    now: datetime,
+    facts: Collection[str] = EVERYTHING,
+) -> Facts:
+    """Return the facts that are judged, at `now` (UTC); the others are not asked for.
+
+    Raises nothing: what fails is Unknown. Waits no longer than a probe's deadline, after which
+    nothing is known.
+    """
+
+    def measured(market: _Asking, dagster: _Asking) -> Facts:
+        return _facts(environment, settings, orchestration, now, market, dagster, facts)
+
+    def ask() -> Facts:
+        urls = database_urls(environment)
+        # A server that is silent costs its time-out once.
+        with (
+            _asking(urls.market) as market,
+            nullcontext(market) if market.lost else _asking(urls.dagster) as dagster,
+        ):
+            return measured(market, dagster)
+
+    silent = _Asking(None)
+    if ELSEWHERE.issuperset(facts):
+        return measured(silent, silent)
+    try:
+        return within_deadline(ask)
+    except DatabaseError as error:
+        silent.lost = str(error)
+        return measured(silent, silent)
+
+
+class _Asking:
+    """One database; what can't be asked is Unknown, and a connection that is lost is not tried."""
+
+    def __init__(self, connection: psycopg.Connection | None, reason: str = "") -> None:
+        self._connection = connection
+        self.lost = reason
+
+    def ask(self, question: Callable[[psycopg.Connection], T]) -> T | Unknown:
+        if self.lost or self._connection is None:
+            return Unknown("see database")
+        try:
+            return question(self._connection)
+        except psycopg.Error as error:
+            said = f"{type(error).__name__}: {_first_line(str(error))}"
+            # Of a server that is silent each question would cost the whole time-out.
+            if isinstance(error, psycopg.OperationalError):
+                self.lost = said
+            return Unknown(said)
+
+
+@contextmanager
+def _asking(url: str) -> Iterator[_Asking]:
+    try:
+        with probe_database(url) as connection:
+            yield _Asking(connection)
+            return
+    except (DatabaseError, psycopg.Error) as error:
+        lost = _Asking(None, " ".join(str(error).split()))
+    yield lost
+
+
+def _facts(
+    environment: Environment,
+    settings: StrategySettings,
+    orchestration: Orchestration | Unknown,
+    now: datetime,
+    market: _Asking,
+    dagster: _Asking,
+    wanted: Collection[str],
+) -> Facts:
+    def of(name: str, question: Callable[[psycopg.Connection], T]) -> T | Unknown:
+        return market.ask(question) if name in wanted else NOT_ASKED
+
+    def of_dagster(name: str) -> Any:  # noqa: ANN401 - each its own
+        known = orchestration if name in wanted else NOT_ASKED
+        return known if isinstance(known, Unknown) else getattr(known, name)
+
+    days = due.look_back(settings.data.start_date, settings.data.look_back_days, now)
+    symbols = settings.symbols
+    schema = of("unusable", schema_of)
+    free = None if environment.database_url else _free(environment)
+    return Facts(
+        daemons=of_dagster("daemons"),
+        schedules=of_dagster("schedules"),
+        sensors=of_dagster("sensors"),
+        held=of_dagster("held"),
+        days=of("days", lambda c: coverage.read(c, symbols, days)),
+        forgotten=of(
+            "forgotten",
+            lambda c: signal_coverage.gaps_before_look_back(
+                c, symbols, settings.data.start_date, days[0]
+            ),
+        ),
+        filled_at=of("filled_at", lambda c: _moment(c, FILLED, [symbols, days[:-1]])),
+        labels=of("labels", lambda c: dict(c.execute(LABELS, [symbols]).fetchall())),
+        model=of("model", lambda c: _model(c, settings, days, now)),
+        alerts=of("alerts", lambda c: _alerts(c, settings, now)),
+        failed=of("failed", lambda c: _failed(c, settings)),
+        sizes=_sizes(market, dagster, now) if "sizes" in wanted else NOT_ASKED,
+        free_bytes=free if "free_bytes" in wanted else NOT_ASKED,
+        # The last: a connection may be lost on the way.
+        unusable=_unusable(schema, market, dagster) if "unusable" in wanted else NOT_ASKED,
+    )
+
+
+def _first_line(text: str) -> str:
+    return text.strip().partition("\n")[0]
+
+
+def _moment(
+    connection: psycopg.Connection, query: LiteralString, arguments: Sequence[object] = ()
+) -> datetime | None:
+    row = connection.execute(query, arguments).fetchone()
+    return row[0] if row else None
+
+
+def _unusable(schema: str | Unknown | None, market: _Asking, dagster: _Asking) -> list[str]:
+    problems = []
+    newest = newest_schema()
+    if market.lost:
+        problems.append(market.lost)
+    elif isinstance(schema, Unknown) or schema is None:
+        problems.append(f"there is no schema, {newest} is the newest")
+    elif schema != newest:
+        problems.append(f"the schema is at {schema}, {newest} is the newest")
+    if dagster.lost and dagster is not market:
+        problems.append(f"Dagster's storage: {dagster.lost}")
+    return problems
+
+
+def model_day(settings: StrategySettings, now: datetime) -> date:
+    """Return the last closed day whose model had its time to be fitted."""
+    late = timedelta(seconds=settings.health.late_after_seconds)
+    return (now - VOLATILITY_MODEL.settles - late).date() - DAY
+
+
+def _model(
+    connection: psycopg.Connection,
+    settings: StrategySettings,
+    days: Collection[date],
+    now: datetime,
+) -> SignalCoverage | None:
+    day = model_day(settings, now)
+    if day not in days:
+        return None
+    return signal_coverage.read(connection, VOLATILITY_MODEL, [], [day], settings)[0]
+
+
+def _alerts(
+    connection: psycopg.Connection, settings: StrategySettings, now: datetime
+) -> AlertFacts:
+    on = [kind for kind in KINDS if getattr(settings.alerts, kind)]
+    with connection.cursor(row_factory=class_row(WaitingAlerts)) as cursor:
+        waiting = cursor.execute(WAITING, [on]).fetchall()
+    oldest = now - DAY * settings.alerts.look_back_days
+    not_entered = failures.not_entered(connection, oldest, now)
+    counts = ledger.counts(connection)
+    return AlertFacts(
+        waiting,
+        [WaitingAlerts(kind, *found) for kind, found in not_entered.items() if kind in on],
+        {kind: states["dead"] for kind, states in counts.items() if states["dead"]},
+        ledger.last_delivered(connection),
+    )
+
+
+def _failed(connection: psycopg.Connection, settings: StrategySettings) -> list[FailedPartition]:
+    wanted = {
+        "symbols": list(settings.symbols),
+        "failures": settings.alerts.failures_before_alert,
+    }
+    with connection.cursor(row_factory=class_row(FailedPartition)) as cursor:
+        cursor.execute(FAILED, wanted)
+        return cursor.fetchall()
+
+
+def _sizes(market: _Asking, dagster: _Asking, now: datetime) -> Sizes | Unknown:
+    ours, its = (database.ask(housekeeping.database_bytes) for database in (market, dagster))
+    if isinstance(ours, Unknown):
+        return ours
+    if isinstance(its, Unknown):
+        return its
+    growth = market.ask(lambda c: housekeeping.growth(c, ours + its, now))
+    return growth if isinstance(growth, Unknown) else Sizes(ours, its, growth)
+
+
+def _free(environment: Environment) -> int:
+    """Return the bytes that are free where the home is, or will be."""
+    home = environment.trading_pipelines_home
+    place = next(path for path in (home, *home.parents) if path.exists())
+    return shutil.disk_usage(place).free

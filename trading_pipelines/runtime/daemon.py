@@ -1,0 +1,37 @@
+"""Dagster's daemon, which ends with its code server: `python -m trading_pipelines.runtime.daemon`.
+
+For where each process is watched by itself (`serve`). What dies with a code server is a run's
+process, and a run is started again once, when it is reported: that is done between two daemons, as
+`up` does it too.
+"""
+
+import os
+import sys
+import threading
+import time
+
+from trading_pipelines.monitoring.dagster_instance import CodeServer, run_daemon
+
+# A daemon that looks at its workspace meanwhile fails the backfills in flight ("Asset existed at
+# storage-time, but no longer does"): seen once, when this was 6 s and it was given time to end.
+WATCH_SECONDS = 0.5
+ANSWER_SECONDS = 10
+
+
+def main(host: str, port: str, begun_on: str, workspace: str) -> None:
+    """Run the daemon until it is told to end, or the code server `begun_on` has ended."""
+    server = CodeServer(host, int(port))
+    threading.Thread(target=_end_with, args=[server, begun_on], daemon=True).start()
+    run_daemon(workspace)
+
+
+def _end_with(server: CodeServer, begun_on: str) -> None:
+    while server.id(ANSWER_SECONDS) in {begun_on, None}:
+        time.sleep(WATCH_SECONDS)
+    sys.stderr.write("the code server has ended or is another one: so ends this daemon\n")
+    # At once, as if it were killed: the next one finds all in the database.
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,194 @@
+"""What each of Dagster's three processes is run with: its command, settings and variables.
+
+`services` runs and watches all three of a home; `serve` becomes one of them, for machines where
+something else watches (a container's engine, Kubernetes).
+"""
+
+import os
+import sys
+from collections.abc import Mapping
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+
+from trading_pipelines.database.connection import DatabaseUrls, connect
+from trading_pipelines.errors import OperatorError
+from trading_pipelines.runtime.home import dagster_home, workspace_file
+from trading_pipelines.settings.environment import Environment
+from trading_pipelines.settings.errors import SettingsError
+from trading_pipelines.settings.shipped import INSTANCE_SETTINGS, shipped
+
+HOST = "127.0.0.1"
+START_SECONDS = 120
+LOCATION = "trading_pipelines"
+_MODULE = ("-m", "trading_pipelines.definitions", "--location-name", LOCATION)
+STORAGE = {"storage": {"postgres": {"postgres_url": {"env": "DAGSTER_POSTGRES_URL"}}}}
+_SECRETS = (
+    "redis_url",
+    "n8n_url",
+    "n8n_webhook_secret",
+    "discord_webhook_url",
+    "heartbeat_url",
+)
+
+
+class ProcessError(OperatorError):
+    """One of Dagster's processes can't be run; the message says what to do."""
+
+
+class Process(StrEnum):
+    """One of the three, by the name that logs and manifests give it."""
+
+    CODE_SERVER = "code-server"
+    WEBSERVER = "webserver"
+    DAEMON = "daemon"
+
+
+def variables(environment: Environment, urls: DatabaseUrls, config: Path) -> dict[str, str]:
+    """Return the environment of a process of the home; secrets are there and nowhere else."""
+    return {
+        **os.environ,
+        **urls.environment(),
+        "DAGSTER_HOME": str(dagster_home(environment)),
+        "TRADING_PIPELINES_HOME": str(environment.trading_pipelines_home),
+        "TRADING_PIPELINES_CONFIG": str(config.absolute()),
+        "UPBIT_BASE_URL": environment.upbit_base_url,
+        **{
+            name.upper(): value.get_secret_value() if value else ""
+            for name in _SECRETS
+            for value in [getattr(environment, name)]
+        },
+    }
+
+
+def code_server_on(socket: Path) -> list[str]:
+    """Return the command of a code server that tells an error of the code instead of ending."""
+    return _python("dagster", "code-server", "start", "-s", str(socket), *_MODULE)
+
+
+def webserver(workspace: Path, host: str, port: int, *, read_only: bool = False) -> list[str]:
+    """Return the command of the web UI."""
+    options = ["-h", host, "-p", str(port), "-w", str(workspace)]
+    if read_only:
+        options.append("--read-only")
+    return _python("trading_pipelines.runtime.webserver", *options)
+
+
+def daemon(workspace: Path) -> list[str]:
+    """Return the command of the daemon, of which there may be one."""
+    return _python("dagster._daemon", "run", "-w", str(workspace))
+
+
+def _python(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", *arguments]
+
+
+def write_instance_settings(environment: Environment) -> None:
+    """Write dagster.yaml to where Dagster reads it; an edit takes effect at a start.
+
+    It is the one beside the strategy file, else the one that comes with this package, with
+    DAGSTER_OVERRIDES merged over it. Where it names no storage, that is the Postgres of
+    DAGSTER_POSTGRES_URL. Raises SettingsError.
+    """
+    settings = STORAGE | _read_yaml(environment.own_or(shipped(INSTANCE_SETTINGS)))
+    if environment.dagster_overrides:
+        settings = _merged(settings, _read_yaml(environment.dagster_overrides))
+    home = dagster_home(environment)
+    home.mkdir(parents=True, exist_ok=True)
+    (home / INSTANCE_SETTINGS).write_text(yaml.safe_dump(settings), encoding="utf-8")
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise SettingsError(f"{path}: {' '.join(str(error).split())}; allowed: YAML") from error
+    if not isinstance(found, dict):
+        raise SettingsError(f"{path}: no mapping; allowed: the sections of dagster.yaml")
+    return found
+
+
+def write_workspace(environment: Environment, server: Mapping[str, object]) -> None:
+    """Write where the code server is: its `socket`, or its `host` and `port`."""
+    grpc = {**server, "location_name": LOCATION}
+    text = yaml.safe_dump({"load_from": [{"grpc_server": grpc}]})
+    workspace_file(environment).write_text(text, encoding="utf-8")
+
+
+def fail_orphaned_runs(environment: Mapping[str, str]) -> None:
+    """Report runs of a code server that is gone as failed, so that they are started again.
+
+    `environment` has the variables of the processes. No daemon may run meanwhile: it tries to start
+    a failed run again once, and for that the next code server has to answer.
+    """
+    import dagster as dg
+
+    from trading_pipelines.monitoring import dagster_instance
+
+    with connect(environment["DAGSTER_POSTGRES_URL"]):
+        pass  # Dagster's own error has three pages of traceback and no advice
+    # dagster.yaml names the storage by this variable, in our own process too.
+    os.environ["DAGSTER_POSTGRES_URL"] = environment["DAGSTER_POSTGRES_URL"]
+    with dg.DagsterInstance.from_config(environment["DAGSTER_HOME"]) as instance:
+        # One that is busy may take long to say that its run lives.
+        dagster_instance.fail_orphaned_runs(instance, START_SECONDS)
+
+
+def serve(
+    process: Process,
+    environment: Environment,
+    urls: DatabaseUrls,
+    *,
+    host: str,
+    port: int,
+    read_only: bool = False,
+) -> NoReturn:
+    """Become the process, in the foreground, on databases that are there and migrated.
+
+    The daemon is not begun before the code server answers: one that looks earlier fails the
+    backfills in flight. It ends with the code server, to be begun again by whoever watches. Raises
+    SettingsError, ProcessError and DatabaseError.
+    """
+    write_instance_settings(environment)
+    name, _, number = environment.code_server.rpartition(":")
+    write_workspace(environment, {"host": name, "port": int(number)})
+    workspace = workspace_file(environment)
+    known = variables(environment, urls, environment.trading_pipelines_config)
+    match process:
+        case Process.CODE_SERVER:
+            # Listens when the code has loaded, and ends where it does not: whoever watches sees it.
+            command = _python("dagster", "api", "grpc", "-h", host, "-p", str(port), *_MODULE)
+        case Process.WEBSERVER:
+            command = webserver(workspace, host, port, read_only=read_only)
+        case Process.DAEMON:
+            begun_on = _await_code_server(name, int(number))
+            fail_orphaned_runs(known)
+            command = _python(
+                "trading_pipelines.runtime.daemon", name, number, begun_on, str(workspace)
+            )
+    os.execve(command[0], command, known)  # noqa: S606
+
+
+def _await_code_server(host: str, port: int) -> str:
+    """Return the id of the code server: each that is started has another."""
+    from trading_pipelines.monitoring.dagster_instance import CodeServer
+
+    found = CodeServer(host, port).await_id(START_SECONDS)
+    if found is None:
+        raise ProcessError(
+            f"the code server at {host}:{port} did not answer within {START_SECONDS} s: see its "
+            "log, and CODE_SERVER"
+        )
+    return found
+
+
+def _merged(settings: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """Return `settings` with `over` over it, section by section."""
+    both = {
+        key: _merged(settings[key], over[key])
+        for key in settings.keys() & over.keys()
+        if isinstance(settings[key], dict) and isinstance(over[key], dict)
+    }
+    return {**settings, **over, **both}

@@ -1,0 +1,48 @@
+"""A home of a scenario's own: made anew each time, away from all that is the operator's."""
+
+import shutil
+from pathlib import Path
+
+from pydantic import SecretStr
+
+from trading_pipelines.database.embedded import EmbeddedServer
+from trading_pipelines.runtime.home import ServicesError, running_services
+from trading_pipelines.settings.environment import Environment
+from trading_pipelines.simulators.discord import DiscordInbox
+
+
+def apart(
+    environment: Environment, home: Path, base_url: str, webhooks: dict[str, SecretStr | None]
+) -> Environment:
+    """Return the environment of a home of a scenario's own."""
+    return environment.model_copy(
+        update={
+            "database_url": None,
+            "dagster_postgres_url": None,
+            "redis_url": None,  # the bot must not trade on a replayed market
+            "heartbeat_url": None,  # nor be called well because a demonstration is
+            "upbit_base_url": base_url,
+            "trading_pipelines_home": home,
+            **webhooks,
+        }
+    )
+
+
+def inbox_alone(inbox: DiscordInbox) -> dict[str, SecretStr | None]:
+    """Return the webhooks by which alerts go to the inbox directly."""
+    return {
+        "n8n_url": None,
+        "n8n_webhook_secret": None,
+        "discord_webhook_url": SecretStr(inbox.url),
+    }
+
+
+def make_anew(home: Path) -> None:
+    """Empty a home of a scenario's own; raises ServicesError where it is in use."""
+    if running_services(home):
+        raise ServicesError(
+            f"{home} is in use: stop what runs there with Ctrl-C, or with "
+            f"TRADING_PIPELINES_HOME={home} trading-pipelines down"
+        )
+    EmbeddedServer(home).stop()
+    shutil.rmtree(home, ignore_errors=True)

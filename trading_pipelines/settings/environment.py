@@ -1,0 +1,191 @@
+"""The environment variables, typed and strict: addresses, secrets, places.
+
+A secret never appears in an error's text.
+"""
+
+import re
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import AfterValidator, BeforeValidator, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from trading_pipelines.settings.errors import SettingsError, settings_problem, shown_value
+
+# Own patterns, because the errors of urllib quote the URL, password included.
+_DATABASE_URL = r"(postgres|postgresql(\+\w+)?)://[^/?#\s]*/[^/?#@\s]+(\?[^#\s]*)?"
+_DOCS_URL = r"https?://[^/?#@\s]+(/[^?#@\s]*)?"
+_EXCHANGE_URL = rf"{_DOCS_URL}(?<!/v1)"
+# Of the options, those that say where and as whom: the time-outs are not the operator's.
+_REDIS_USER = r"([^/?#@\[\]\s\x7f-\U0010ffff]*@)?"
+_REDIS_OPTION = r"(db=[0-9]+|(username|password|ssl_[a-z_]+)=[^?&#\s]+)"
+_REDIS_URL = (
+    rf"(rediss?://{_REDIS_USER}(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_.-]+)(:[0-9]{{1,5}})?(/[0-9]*)?"
+    rf"|unix://{_REDIS_USER}/[^?#\s]+)(\?{_REDIS_OPTION}(&{_REDIS_OPTION})*)?"
+)
+
+_N8N_URL = r"https?://[^/?#@\s]+(/[^?#@\s]*)?(?<!/webhook)(?<!/webhook/)"
+_DISCORD_URL = r"https?://[^?#@\s]+(\?[^#\s]*)?"
+_HEARTBEAT_URL = r"https?://[^/?#@\s]+(/[^?#@\s]*)?(\?[^#\s]*)?"
+_SECRET = r"[!-~]+"  # noqa: S105
+_HOST = r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?"
+
+
+def _matching(pattern: str, wrong: str, allowed: str) -> AfterValidator:
+    """Demand that a variable, where it is set, has the form; the error never quotes it."""
+
+    def check(value: SecretStr | None) -> SecretStr | None:
+        if value and not re.fullmatch(pattern, value.get_secret_value()):
+            raise settings_problem(wrong, allowed)
+        return value
+
+    return AfterValidator(check)
+
+
+def _plain(pattern: str, allowed: str) -> AfterValidator:
+    """Demand the form of a variable that is no secret."""
+
+    def check(value: str) -> str:
+        if not re.fullmatch(pattern, value):
+            raise settings_problem(f"is {shown_value(value)}", allowed)
+        return value
+
+    return AfterValidator(check)
+
+
+def _below(pattern: str, wrong: str, allowed: str) -> AfterValidator:
+    """Demand the form of a URL that paths are appended to; a slash at its end is taken away."""
+
+    def check(url: str | None) -> str | None:
+        if url and not re.fullmatch(pattern, url.rstrip("/")):
+            raise settings_problem(wrong, allowed)
+        return url and url.rstrip("/")
+
+    return AfterValidator(check)
+
+
+def _host_names(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    names = tuple(name.strip() for name in value.split(","))
+    if not all(re.fullmatch(_HOST, name) for name in names):
+        raise settings_problem(
+            f"is {shown_value(value)}",
+            "names of hosts without ports, separated by commas, such as dagster.example.com",
+        )
+    return names
+
+
+class Environment(BaseSettings):
+    """The environment's variables, named like the fields in capitals; an empty one is not set.
+
+    Without a `database_url` the embedded server is used, without a `redis_url` no Redis, without an
+    `n8n_url` Discord itself, where it is given. Read it with `load_environment`.
+    """
+
+    model_config = SettingsConfigDict(frozen=True, env_ignore_empty=True, hide_input_in_errors=True)
+
+    database_url: Annotated[
+        SecretStr | None,
+        _matching(
+            _DATABASE_URL,
+            "not a PostgreSQL URL with a database name",
+            "postgresql://user:password@host:5432/database, with / ? # @ in the password as %XX",
+        ),
+    ] = None
+    dagster_postgres_url: SecretStr | None = None
+    redis_url: Annotated[
+        SecretStr | None,
+        _matching(
+            _REDIS_URL,
+            "not a Redis URL",
+            "redis://user:password@host:6379/0, the same with rediss, or unix:///path/of/socket, "
+            "with / ? # @ [ ] in the password as %XX",
+        ),
+    ] = None
+    n8n_url: Annotated[
+        SecretStr | None,
+        _matching(
+            _N8N_URL,
+            "not n8n's base URL",
+            "http or https and a host, such as http://127.0.0.1:5678; leave /webhook away",
+        ),
+    ] = None
+    n8n_webhook_secret: Annotated[
+        SecretStr | None,
+        _matching(
+            _SECRET, "can't be sent in a header", "letters, digits and signs of ASCII, no spaces"
+        ),
+    ] = None
+    discord_webhook_url: Annotated[
+        SecretStr | None,
+        _matching(
+            _DISCORD_URL, "not a webhook's URL", "https://discord.com/api/webhooks/<id>/<token>"
+        ),
+    ] = None
+    heartbeat_url: Annotated[
+        SecretStr | None,
+        _matching(
+            _HEARTBEAT_URL, "not a URL that can be asked", "https://hc-ping.com/<your check's id>"
+        ),
+    ] = None
+    docs_url: Annotated[
+        str | None,
+        _below(
+            _DOCS_URL,
+            "not a URL below which pages are",
+            "http or https, a host and a path, such as "
+            "https://github.com/you/trading-pipelines/blob/main/docs",
+        ),
+    ] = None
+    upbit_base_url: Annotated[
+        str,
+        _below(
+            _EXCHANGE_URL,
+            "not the exchange's base URL",
+            "http or https and a host, such as https://api.upbit.com; leave /v1 away",
+        ),
+    ] = "https://api.upbit.com"
+    code_server: Annotated[
+        str,
+        _plain(rf"{_HOST}:[0-9]{{1,5}}", "a host and a port, such as code-server:4000"),
+    ] = "127.0.0.1:4000"
+    """Where `serve webserver` and `serve daemon` find the code server."""
+    webserver_url: Annotated[
+        str | None,
+        _below(
+            _DOCS_URL,
+            "not the base URL of a Dagster web UI",
+            "http or https and a host, such as http://webserver:3000",
+        ),
+    ] = None
+    """The web UI by which `backfill` launches, where it is not that of the home's `up`."""
+    allowed_hosts: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_host_names)] = ()
+    """Names by which the web UI may be called, beside the loopback's."""
+    dagster_overrides: Path | None = None
+    """A YAML file that is merged over config/dagster.yaml."""
+    trading_pipelines_home: Annotated[Path, AfterValidator(Path.absolute)] = Path(".data")
+    trading_pipelines_config: Path = Path("config/strategy.yaml")
+
+    def own_or(self, shipped: Path) -> Path:
+        """Return what stands beside the strategy file by the name of `shipped`, or else that."""
+        own = self.trading_pipelines_config.with_name(shipped.name).absolute()
+        return own if own.exists() else shipped
+
+    @property
+    def stop_flag(self) -> Path:
+        """A file that is there while the services of the home are being stopped."""
+        return self.trading_pipelines_home / "stopping"
+
+
+def load_environment() -> Environment:
+    """Read the environment; raises SettingsError with every wrong variable, never its value."""
+    try:
+        environment = Environment()
+        if not environment.n8n_url or environment.n8n_webhook_secret:
+            return environment
+        problems = ["N8N_WEBHOOK_SECRET: not set; N8N_URL is, and n8n refuses what has no secret"]
+    except ValidationError as error:
+        problems = [f"{str(item['loc'][0]).upper()}: {item['msg']}" for item in error.errors()]
+    # Raised out here, where no traceback carries the first error: that one holds the values.
+    raise SettingsError("\n".join(problems))

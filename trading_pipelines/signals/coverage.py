@@ -1,0 +1,256 @@
+"""The table `signal_coverage`: which partition was computed from what, and which failed.
+
+The versions of the inputs are the view `input_versions`. Whether a partition is due belongs in
+`due`.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import date, datetime
+
+import psycopg
+from psycopg.rows import class_row
+
+from trading_pipelines.candles.coverage import BACK_OFF, healing_arguments
+from trading_pipelines.settings.strategy import HealingSettings, StrategySettings
+from trading_pipelines.signals.catalogue import POOLED, REGIME_LABELS, Signal
+
+
+@dataclass(frozen=True)
+class SignalCoverage:
+    """What is known of one partition; the digest and the reach of its inputs as they are now."""
+
+    asset: str
+    symbol: str
+    day: date
+    computed_until: datetime | None
+    computed_from: str | None
+    failures: int
+    error: str | None
+    retry_at: datetime | None
+    left_failed: bool
+    failed_inputs: str | None
+    """The digest of the inputs that the last failed attempt saw."""
+    inputs: str | None
+    until: datetime | None
+    """As of when it can be computed: how far its inputs reach."""
+    has_all_inputs: bool
+
+
+# The inputs of one partition, as they are seen by this transaction.
+INPUT_DIGEST = """
+SELECT CASE WHEN count(*) > 0 THEN md5(concat_ws(';',
+        string_agg(concat_ws(' ', version.asset, version.symbol, version.day, version.version),
+            ';' ORDER BY version.asset, version.symbol, version.day),
+        {rejections})) END AS inputs,
+    max(version.computed_until) FILTER (
+        WHERE version.day >= {day} AND version.asset = (%(inputs)s::text[])[1]) AS until,
+    count(DISTINCT version.asset) AS assets
+FROM unnest(%(inputs)s::text[], %(days_before)s::int[], %(days_after)s::int[])
+    AS input (asset, days_before, days_after)
+JOIN trading_pipelines.input_versions AS version ON version.asset = input.asset
+    AND version.symbol = ANY (ARRAY['', {symbol}] || %(pooled)s::text[])
+    AND version.day BETWEEN coalesce({inputs_from}, {day} - input.days_before)
+        AND {day} + input.days_after
+    -- The same for all inputs, which an index can use: with years of history 40 times as fast.
+    AND version.day BETWEEN coalesce({inputs_from}, {day} - %(longest)s) AND {day} + %(furthest)s
+"""
+# Of a whole tick in one scan: the bot's table may lack the index that a scan a day would need.
+REJECTION_VERSION = """
+(SELECT version FROM {versions} AS rejected
+    WHERE rejected.symbol = {symbol} AND rejected.day = {day})
+"""
+VERSIONS = "trading_pipelines.rejection_versions({symbols}, {first}, {last})"
+DIGEST_OF_A_TICK = INPUT_DIGEST.format(
+    symbol="symbols.symbol",
+    day="days.day",
+    inputs_from="known.inputs_from",
+    rejections=REJECTION_VERSION.format(
+        versions="rejections", symbol="symbols.symbol", day="days.day"
+    ),
+)
+DIGEST_OF_A_RECORD = INPUT_DIGEST.format(
+    symbol="%(symbol)s",
+    day="%(day)s::date",
+    inputs_from="%(inputs_from)s::date",
+    rejections="CASE WHEN %(rejections)s THEN "
+    + REJECTION_VERSION.format(
+        versions=VERSIONS.format(
+            symbols="ARRAY[%(symbol)s]", first="%(day)s::date", last="%(day)s::date"
+        ),
+        symbol="%(symbol)s",
+        day="%(day)s::date",
+    )
+    + " END",
+)
+READ_SIGNAL_COVERAGE = f"""
+WITH rejections AS MATERIALIZED (
+    SELECT * FROM {
+    VERSIONS.format(
+        symbols="%(symbols)s::text[]",
+        first="(SELECT min(day) FROM unnest(%(days)s::date[]) AS day)",
+        last="(SELECT max(day) FROM unnest(%(days)s::date[]) AS day)",
+    )
+} WHERE %(rejections)s
+)
+SELECT %(asset)s AS asset, symbols.symbol, days.day, known.computed_until,
+    known.inputs AS computed_from, coalesce(known.failures, 0) AS failures, known.error,
+    known.retry_at, coalesce(known.left_failed, false) AS left_failed, known.failed_inputs,
+    found.inputs, found.until,
+    found.assets = cardinality(%(inputs)s::text[]) AS has_all_inputs
+FROM unnest(%(symbols)s::text[]) WITH ORDINALITY AS symbols (symbol, place)
+CROSS JOIN unnest(%(days)s::date[]) AS days (day)
+LEFT JOIN trading_pipelines.signal_coverage AS known
+    ON known.asset = %(asset)s AND known.symbol = symbols.symbol AND known.day = days.day
+CROSS JOIN LATERAL (
+{DIGEST_OF_A_TICK}
+) AS found
+ORDER BY place, days.day
+"""  # noqa: S608 - constants
+RECORD_SIGNAL_COVERAGE = f"""
+INSERT INTO trading_pipelines.signal_coverage AS known
+    (asset, symbol, day, computed_until, inputs_from, inputs, run_id)
+SELECT %(asset)s, %(symbol)s, %(day)s, %(until)s, %(inputs_from)s::date, found.inputs, %(run_id)s
+FROM (
+{DIGEST_OF_A_RECORD}
+) AS found
+ON CONFLICT (asset, symbol, day) DO UPDATE SET
+    computed_until = excluded.computed_until, inputs_from = excluded.inputs_from,
+    inputs = excluded.inputs, run_id = excluded.run_id,
+    changed_at = CASE WHEN %(changed)s THEN clock_timestamp() ELSE known.changed_at END,
+    failures = 0, left_failed = false, failed_inputs = NULL, error = NULL, retry_at = NULL
+"""  # noqa: S608 - constants
+# The same inputs give the same failure; other ones begin to be tried anew.
+FAIL_SIGNAL = f"""
+INSERT INTO trading_pipelines.signal_coverage AS known
+    (asset, symbol, day, run_id, failures, left_failed, failed_inputs, error, retry_at)
+SELECT %(asset)s, %(symbol)s, %(day)s, %(run_id)s, failures,
+    %(is_its_own)s AND failures >= %(attempts)s,
+    %(failed_inputs)s, %(error)s,
+    now() + {BACK_OFF}
+FROM (
+    SELECT 1 + coalesce(max(failures), 0) AS failures FROM trading_pipelines.signal_coverage
+    WHERE asset = %(asset)s AND symbol = %(symbol)s AND day = %(day)s
+        AND failed_inputs IS NOT DISTINCT FROM %(failed_inputs)s
+) AS tried
+ON CONFLICT (asset, symbol, day) DO UPDATE SET
+    failures = excluded.failures, left_failed = excluded.left_failed,
+    failed_inputs = excluded.failed_inputs, error = excluded.error, retry_at = excluded.retry_at,
+    run_id = excluded.run_id
+"""  # noqa: S608 - constants
+
+
+def _signal_arguments(signal: Signal, settings: StrategySettings) -> dict[str, object]:
+    inputs, after = signal.inputs(settings), signal.inputs_after(settings)
+    return {
+        "asset": signal.asset,
+        "inputs": list(inputs),
+        "days_before": list(inputs.values()),
+        "days_after": [after.get(name, 0) for name in inputs],
+        "longest": max(inputs.values()),
+        "furthest": signal.days_after(settings),
+        "pooled": list(settings.symbols) if signal.pooled else [],
+        "rejections": signal.rejections,
+    }
+
+
+def read(
+    connection: psycopg.Connection,
+    signal: Signal,
+    symbols: Sequence[str],
+    days: Iterable[date],
+    settings: StrategySettings,
+) -> list[SignalCoverage]:
+    """Return one entry a partition, in the symbols' order and by day; one a day where pooled."""
+    arguments = {"symbols": [POOLED] if signal.pooled else list(symbols), "days": list(days)}
+    with connection.cursor(row_factory=class_row(SignalCoverage)) as cursor:
+        cursor.execute(READ_SIGNAL_COVERAGE, arguments | _signal_arguments(signal, settings))
+        return cursor.fetchall()
+
+
+GAPS_BEFORE_LOOK_BACK = """
+SELECT look_back.symbol, days.day::date
+FROM unnest(%(symbols)s::text[]) WITH ORDINALITY AS symbols (symbol, place)
+JOIN trading_pipelines.look_backs AS look_back ON look_back.symbol = symbols.symbol
+CROSS JOIN generate_series(greatest(look_back.first_day, %(start)s::date), %(before)s::date - 1,
+    interval '1 day') AS days (day)
+WHERE NOT EXISTS (
+    SELECT FROM trading_pipelines.candle_coverage AS asked
+    JOIN trading_pipelines.signal_coverage AS labelled
+        ON labelled.symbol = asked.symbol AND labelled.day = asked.day
+    WHERE asked.symbol = symbols.symbol AND asked.interval = '1m' AND asked.day = days.day::date
+      AND asked.status = 'complete'
+      AND labelled.asset = %(labels)s AND labelled.computed_until = days.day + interval '1 day')
+ORDER BY place, days.day
+"""
+
+
+def gaps_before_look_back(
+    connection: psycopg.Connection, symbols: Sequence[str], start: date, before: date
+) -> list[tuple[str, date]]:
+    """Return each (symbol, UTC day) in [start, before) that lacks candles or labels.
+
+    Only days that a schedule once looked after: `before` is where its look-back begins now, so
+    that none looks at them any more. An outage that was longer leaves such days.
+    """
+    arguments = {
+        "symbols": list(symbols),
+        "start": start,
+        "before": before,
+        "labels": REGIME_LABELS.asset,
+    }
+    return connection.execute(GAPS_BEFORE_LOOK_BACK, arguments).fetchall()
+
+
+def record(
+    connection: psycopg.Connection,
+    signal: Signal,
+    known: SignalCoverage,
+    settings: StrategySettings,
+    run_id: str,
+    *,
+    changed: bool,
+    inputs_from: date | None = None,
+) -> None:
+    """Record what the partition was computed from, in the transaction that read and wrote it.
+
+    That transaction sees one snapshot (REPEATABLE READ): the versions are those of the rows read.
+    """
+    arguments = {
+        "symbol": known.symbol,
+        "day": known.day,
+        "until": known.until,
+        "inputs_from": inputs_from,
+        "run_id": run_id,
+        "changed": changed,
+    }
+    connection.execute(RECORD_SIGNAL_COVERAGE, arguments | _signal_arguments(signal, settings))
+
+
+def record_failure(
+    connection: psycopg.Connection,
+    known: SignalCoverage,
+    error: str,
+    run_id: str,
+    healing: HealingSettings,
+    *,
+    is_its_own: bool = True,
+) -> None:
+    """Record a failed attempt on the inputs of `known`; what was computed before stays.
+
+    It is tried again with back-off, until its tries with these inputs are spent. A failure that is
+    not its own, but the machine's, never leaves it failed.
+    """
+    connection.execute(
+        FAIL_SIGNAL,
+        {
+            "asset": known.asset,
+            "symbol": known.symbol,
+            "day": known.day,
+            "run_id": run_id,
+            "failed_inputs": known.inputs,
+            "is_its_own": is_its_own,
+            "error": error,
+            **healing_arguments(healing),
+        },
+    )

@@ -1,0 +1,83 @@
+"""The newest signals: the view `current_signals`, and what a person reads of it.
+
+Copying them to the bot's Redis belongs in `bot_redis`.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from decimal import Decimal
+
+import psycopg
+from psycopg.rows import class_row
+
+from trading_pipelines.korean_time import kst
+
+CURRENT_SIGNALS = "current_signals"
+SIGNALS_OVERVIEW = "signals_overview"
+"""The two unpartitioned assets that show what there is."""
+
+CURRENT = """
+SELECT current.symbol, regime, regime_since, regime_diff_pct, regime_as_of, regime_age,
+    annualized_volatility, is_high_volatility, volatility_status, volatility_horizon,
+    volatility_as_of, volatility_age, volatility_valid_until
+FROM unnest(%s::text[]) WITH ORDINALITY AS wanted (symbol, place)
+JOIN trading_pipelines.current_signals AS current ON current.symbol = wanted.symbol
+WHERE regime_as_of IS NOT NULL OR volatility_as_of IS NOT NULL
+ORDER BY place
+"""
+
+
+@dataclass(frozen=True)
+class CurrentSignal:
+    """A row of the view `current_signals`; the regime or the forecast may be missing."""
+
+    symbol: str
+    regime: str | None = None
+    regime_since: datetime | None = None
+    """As-of of the first label of the unbroken run that `regime` is the last of."""
+    regime_diff_pct: Decimal | None = None
+    regime_as_of: datetime | None = None
+    """Close of the newest labelled hour."""
+    regime_age: timedelta | None = None
+    annualized_volatility: float | None = None
+    """1 is 100 % a year; empty where the status is no number."""
+    is_high_volatility: bool | None = None
+    volatility_status: str | None = None
+    volatility_horizon: int | None = None
+    volatility_as_of: datetime | None = None
+    volatility_age: timedelta | None = None
+    volatility_valid_until: datetime | None = None
+
+    def shown(self) -> dict[str, str]:
+        """Return what a person reads of it, by column heading; times in Korean time."""
+        diff, volatility = self.regime_diff_pct, self.annualized_volatility
+        return {
+            "symbol": self.symbol,
+            "regime": self.regime or "-",
+            "since": kst(self.regime_since),
+            "fast over slow": "-" if diff is None else f"{diff:+.2f} %",
+            "volatility a year": "-" if volatility is None else f"{volatility:.0%}",
+            "high": {True: "yes", False: "no", None: "not known"}[self.is_high_volatility],
+            "status": self.volatility_status or "-",
+            "as of": kst(self.regime_as_of or self.volatility_as_of),
+            "valid until": kst(self.volatility_valid_until),
+        }
+
+
+@dataclass(frozen=True)
+class Published:
+    """What became of the signals; `skipped` says in a few words why nothing could be written."""
+
+    keys: tuple[str, ...] = ()
+    stale: Mapping[str, timedelta] = field(default_factory=dict)
+    """Keys not written because what they would say has expired, with its age."""
+    skipped: str | None = None
+
+
+def read_current_signals(
+    connection: psycopg.Connection, symbols: Sequence[str]
+) -> list[CurrentSignal]:
+    """Return the newest signals in the order of `symbols`, without the symbols that have none."""
+    with connection.cursor(row_factory=class_row(CurrentSignal)) as cursor:
+        return cursor.execute(CURRENT, [list(symbols)]).fetchall()

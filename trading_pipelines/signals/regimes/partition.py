@@ -1,0 +1,81 @@
+"""A partition of `regime_labels`: its rows, and the rows of `regime_history` that the bot reads.
+
+The labels themselves are made in `labels`.
+"""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from datetime import date
+from itertools import pairwise
+
+import psycopg
+
+from trading_pipelines.candles.windows import HOUR
+from trading_pipelines.signals import tables
+from trading_pipelines.signals.coverage import SignalCoverage
+from trading_pipelines.signals.engine import ComputeRun, PartitionRows, closed_hours, input_interval
+from trading_pipelines.signals.regimes.labels import Label, label_hours
+from trading_pipelines.signals.regimes.regime import Regime
+
+SYNC_HISTORY = """
+UPDATE public.regime_history AS history SET regime = label.label, ma50 = label.ma_fast,
+    ma200 = label.ma_slow, diff_pct = label.diff_pct
+FROM trading_pipelines.regime_labels AS label
+WHERE label.symbol = %(symbol)s AND label.hour = ANY(%(hours)s) AND history.id = label.history_id
+    AND (history.regime, history.ma50, history.ma200, history.diff_pct) IS DISTINCT FROM
+        (label.label, label.ma_fast::numeric(20, 8), label.ma_slow::numeric(20, 8),
+         label.diff_pct::numeric(10, 4))
+"""
+ADD_HISTORY = """
+WITH added AS (
+    INSERT INTO public.regime_history (detected_at, regime, ma50, ma200, diff_pct, coin_symbol)
+    SELECT label.hour + interval '1 hour', label.label, label.ma_fast, label.ma_slow,
+        label.diff_pct, label.symbol
+    FROM trading_pipelines.regime_labels AS label
+    WHERE label.symbol = %(symbol)s AND label.hour = ANY(%(hours)s)
+        AND NOT EXISTS (SELECT FROM public.regime_history WHERE id = label.history_id)
+    ORDER BY label.hour
+    RETURNING id, detected_at
+)
+UPDATE trading_pipelines.regime_labels AS label SET history_id = added.id FROM added
+WHERE label.symbol = %(symbol)s AND label.hour = added.detected_at - interval '1 hour'
+"""
+
+
+def sync_history(
+    connection: psycopg.Connection, symbol: str, rows: Mapping[date, PartitionRows]
+) -> None:
+    """Bring the bot's rows of `regime_history` in line with the labels just written."""
+    hours = [hour for found in rows.values() for hour in found.times]
+    for statement in (SYNC_HISTORY, ADD_HISTORY):
+        connection.execute(statement, {"symbol": symbol, "hours": hours})
+
+
+def compute_regime_labels(
+    run: ComputeRun, symbol: str, known: Sequence[SignalCoverage]
+) -> dict[date, PartitionRows]:
+    """Return each day's labels."""
+    closes = tables.closes(run.connection, symbol, input_interval(run, known, "candles_1h"))
+    hours = [as_of - HOUR for one in known for as_of in closed_hours(one)]
+    by_day: dict[date, list[Label]] = defaultdict(list)
+    for label in label_hours(closes, hours, run.settings):
+        by_day[label.hour.date()].append(label)
+    found = {}
+    for one in known:
+        labels = by_day[one.day]
+        rows = [
+            (symbol, label.hour, str(label.label), label.ma_fast, label.ma_slow, label.diff_pct,
+             label.candles, label.empty_hours, str(label.hysteresis_label))
+            for label in labels
+        ]  # fmt: skip
+        last = labels[-1]
+        figures = {
+            "label": str(last.label),
+            "diff_pct": None if last.diff_pct is None else round(float(last.diff_pct), 4),
+            "empty_hours": last.empty_hours,
+            "flips": sum(a.label is not b.label for a, b in pairwise(labels)),
+            "unknown_hours": sum(label.label is Regime.UNKNOWN for label in labels),
+        }
+        reach = min(label.inputs_from for label in labels).date()
+        found[one.day] = PartitionRows(rows, tables.hours_of(one.day), figures, reach)
+    return found

@@ -1,0 +1,34 @@
+"""The four market regimes as the bot's tables name them, and which one held at a moment.
+
+How an hour gets its regime belongs in `labels`.
+"""
+
+from datetime import datetime, timedelta
+from enum import StrEnum
+
+import psycopg
+
+# What ended long before the moment says nothing of it; empty hours are rare.
+STALE = timedelta(hours=3)
+LABEL = """
+SELECT label FROM trading_pipelines.regime_labels
+WHERE symbol = %s AND hour <= %s::timestamptz - interval '1 hour' AND hour > %s
+ORDER BY hour DESC LIMIT 1
+"""
+
+
+class Regime(StrEnum):
+    """What the averages say."""
+
+    BULL = "BULL"
+    SIDEWAYS = "SIDEWAYS"
+    BEAR = "BEAR"
+    UNKNOWN = "UNKNOWN"
+    """Fewer hourly candles than `min_hourly_candles_for_regime`."""
+
+
+def label_as_of(connection: psycopg.Connection, symbol: str, moment: datetime) -> str | None:
+    """Return the newest label as of `moment` (UTC); None where none is of the last three hours."""
+    earliest = moment - STALE - timedelta(hours=1)
+    found = connection.execute(LABEL, [symbol, moment, earliest]).fetchone()
+    return found[0] if found else None

@@ -1,0 +1,90 @@
+"""How the strategy would have left a position: the exits of the bot's section `regimes`.
+
+Nothing in that section stops a start: what cannot be read is said with each outcome instead. What a
+rejection came to by these rules belongs in `outcomes`.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from decimal import Decimal
+from typing import TypeGuard
+
+from trading_pipelines.candles.windows import DAY, HOUR
+from trading_pipelines.settings.strategy import StrategySettings
+from trading_pipelines.signals.regimes.regime import Regime
+
+HORIZONS = (1, 4, 12, 24)
+"""Hours after the decision at which the price is noted; the best and worst are of the longest."""
+
+LONGEST_HORIZON = HOUR * max(HORIZONS)
+# Thirty days: an outcome that takes longer says nothing of the decision.
+MOST_HOURS = 720
+# The names that bots give to their time limit, in hours.
+TIME_LIMITS = ("max_hours", "time_limit_hours", "max_holding_hours")
+
+
+@dataclass(frozen=True)
+class ExitRules:
+    """How the strategy leaves a position: fractions of the price, a time, and its size (of 1)."""
+
+    take_profit: Decimal
+    stop_loss: Decimal
+    limit: timedelta
+    size: Decimal
+
+
+def exit_rules_of(settings: StrategySettings, regime: str) -> ExitRules | str:
+    """Return the exits of a regime in the bot's section `regimes`, or why they are not known.
+
+    Those of UNKNOWN are its fallback's. The section is the bot's, so nothing in it stops a start:
+    what can't be read is said with each outcome instead.
+    """
+    if regime == Regime.UNKNOWN:
+        regime = settings.regime_detection.unknown_fallback
+    if isinstance(settings.regimes, str):
+        return settings.regimes
+    if not isinstance(settings.regimes, Mapping) or regime not in settings.regimes:
+        return f"regimes.{regime} is not in the settings"
+    section = settings.regimes[regime]
+    content = section if isinstance(section, Mapping) else {}
+    given = content.get("exit")
+    given = given if isinstance(given, Mapping) else {}
+    limit = next((name for name in TIME_LIMITS if name in given), TIME_LIMITS[0])
+    numbers = {}
+    for name, most in (("take_profit_pct", 1), ("stop_loss_pct", 1), (limit, MOST_HOURS)):
+        value = given.get(name)
+        if not is_number(value) or not 0 < value < most:
+            allowed = (
+                f"hours, less than {MOST_HOURS}"
+                if name == limit
+                else "a fraction, such as 0.03 for 3 %"
+            )
+            return f"regimes.{regime}.exit.{name} is {value!r}; wanted: {allowed}"
+        numbers[name] = value
+    size = content.get("position_size_ratio", 1)
+    if not is_number(size) or not 0 < size < math.inf:
+        return f"regimes.{regime}.position_size_ratio is {size!r}; wanted: a share, such as 0.5"
+    return ExitRules(
+        take_profit=Decimal(str(numbers["take_profit_pct"])),
+        stop_loss=Decimal(str(numbers["stop_loss_pct"])),
+        limit=timedelta(hours=numbers[limit]),
+        size=Decimal(str(size)),
+    )
+
+
+def is_number(value: object) -> TypeGuard[int | float]:
+    """Return whether the value is a number; True and False are none."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def time_to_settle(settings: StrategySettings) -> timedelta:
+    """Return how long after a decision its outcome may still be open."""
+    known = (exit_rules_of(settings, regime) for regime in Regime)
+    return max([LONGEST_HORIZON, *(one.limit for one in known if isinstance(one, ExitRules))])
+
+
+def outcome_days_after(settings: StrategySettings) -> int:
+    """Return how many UTC days after its own a day's rejections are followed."""
+    return -(-time_to_settle(settings) // DAY)

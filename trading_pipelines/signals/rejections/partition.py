@@ -1,0 +1,62 @@
+"""A partition of `reject_outcomes`: the day's rejections, each followed on the candles.
+
+What a rejection came to is evaluated in `outcomes`.
+"""
+
+from collections.abc import Sequence
+from datetime import date
+
+from trading_pipelines.candles.windows import HOUR, Interval, day_interval, floor_hour
+from trading_pipelines.signals import tables
+from trading_pipelines.signals.coverage import SignalCoverage
+from trading_pipelines.signals.engine import ComputeRun, PartitionRows, SignalRow
+from trading_pipelines.signals.regimes.regime import Regime, label_as_of
+from trading_pipelines.signals.rejections import outcomes
+from trading_pipelines.signals.rejections.exit_rules import exit_rules_of, outcome_days_after
+
+
+def compute_reject_outcomes(
+    run: ComputeRun, symbol: str, known: Sequence[SignalCoverage]
+) -> dict[date, PartitionRows]:
+    """Return each day's rejections with what became of them."""
+    return {one.day: _outcomes_of_day(run, symbol, one) for one in known}
+
+
+def _outcomes_of_day(run: ComputeRun, symbol: str, one: SignalCoverage) -> PartitionRows:
+    assert one.until is not None
+    day, days_after = day_interval(one.day), outcome_days_after(run.settings)
+    covered = floor_hour(tables.covered_until(run.connection, symbol, one.day, days_after))
+    as_of = min(one.until, covered)
+    rejections = tables.rejections(run.connection, symbol, Interval(day.start, min(as_of, day.end)))
+    minutes: list[outcomes.MinutePrices] = []
+    if rejections:
+        # The price just after midnight is the day before's last one.
+        minutes = tables.minutes(run.connection, symbol, Interval(day.start - HOUR, as_of))
+    costs = run.settings.reject_outcomes
+    rows: list[SignalRow] = []
+    results: list[outcomes.RejectOutcome] = []
+    for rejection in rejections:
+        at = rejection.decided_at
+        label = rejection.regime or label_as_of(run.connection, symbol, at)
+        label = label or str(Regime.UNKNOWN)
+        exits = exit_rules_of(run.settings, label)
+        note, rules = (exits, None) if isinstance(exits, str) else (None, exits)
+        outcome = outcomes.evaluate(rejection, minutes, as_of, rules, costs)
+        family = outcomes.reason_family(rejection.reason, costs.reason_families)
+        left = outcome.exit
+        results.append(outcome)
+        rows.append(
+            (symbol, one.day, rejection.id, at, label, rejection.model, family,
+             str(outcome.state), outcome.price, *outcome.later, outcome.best, outcome.worst,
+             left and left.at, left and left.price, left and str(left.reason),
+             outcome.result_krw, outcome.verdict, note)
+        )  # fmt: skip
+    won = [one.result_krw for one in results if one.result_krw is not None]
+    figures = {
+        "rejections": len(results),
+        "completed": sum(one.state is outcomes.OutcomeState.COMPLETED for one in results),
+        "saved": sum(one.verdict is outcomes.OutcomeVerdict.SAVED for one in results),
+        "saved_krw": -int(sum(krw for krw in won if krw < 0)),
+        "cost_krw": int(sum(krw for krw in won if krw > 0)),
+    }
+    return PartitionRows(rows, [one.day], figures)

@@ -1,0 +1,116 @@
+"""The baseline that the model has to beat: GARCH(1,1) on hourly returns, a symbol at a time.
+
+Fitted by `arch`; pure functions of hourly closes, indexed by the close of their hour (UTC), NaN
+where nothing was traded. Its failure to converge is recorded, never hidden behind a number.
+"""
+
+import warnings
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+
+import numpy as np
+import pandas as pd
+from arch import arch_model
+from pydantic import BaseModel, ConfigDict
+
+from trading_pipelines.signals.catalogue import GARCH_TRAINING_DAYS
+
+SCALE = 100.0
+"""Returns in percent: `arch` does not converge well on numbers as small as 0.001."""
+FEWEST_HOURS = 7 * 24
+
+
+class Parameters(BaseModel):
+    """In percent and percent squared an hour."""
+
+    model_config = ConfigDict(frozen=True)
+
+    mu: float
+    omega: float
+    alpha: float
+    beta: float
+    next_variance: float
+    """Of the hour that begins at the fit's `as_of`: the state from which it is carried forward."""
+
+
+class GarchFit(BaseModel):
+    """One fit; without parameters where there was nothing to fit."""
+
+    model_config = ConfigDict(frozen=True)
+
+    as_of: datetime
+    rows: int
+    converged: bool = False
+    """False: no forecast is made of it."""
+    warnings: list[str] = []
+    parameters: Parameters | None = None
+
+
+def hourly_returns(closes: pd.Series, until: datetime) -> pd.Series:
+    """Return log returns in percent, each hour up to `until`; zero in an hour without a trade."""
+    if closes.empty:
+        return closes
+    grid = closes.reindex(pd.date_range(closes.index[0], until, freq="h")).ffill()
+    return SCALE * grid.apply(np.log).diff().iloc[1:]
+
+
+def fit(returns: pd.Series, as_of: datetime) -> GarchFit:
+    """Fit on the returns of the last `TRAINING_DAYS` that had closed at `as_of`.
+
+    Constant prices, too few hours, a failed optimiser: `converged` is false and `warnings` says it;
+    nothing is raised.
+    """
+    first = as_of - timedelta(days=GARCH_TRAINING_DAYS)
+    known = returns[(returns.index > first) & (returns.index <= as_of)]
+    model = GarchFit(as_of=as_of, rows=len(known))
+    if len(known) < FEWEST_HOURS:
+        said = f"{len(known)} hours of returns, fewer than {FEWEST_HOURS}"
+        return model.model_copy(update={"warnings": [said]})
+    if not known.any():
+        return model.model_copy(update={"warnings": ["the price did not move"]})
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        result = arch_model(known, mean="Constant", vol="GARCH", p=1, q=1, rescale=False).fit(
+            disp="off"
+        )
+    mu, omega, alpha, beta = (float(value) for value in result.params)
+    residual, deviation = (
+        float(np.asarray(series)[-1]) for series in (result.resid, result.conditional_volatility)
+    )
+    ahead = omega + alpha * residual**2 + beta * deviation**2
+    return model.model_copy(
+        update={
+            "converged": result.convergence_flag == 0,
+            "warnings": [" ".join(str(one.message).split()) for one in caught],
+            "parameters": Parameters(
+                mu=mu, omega=omega, alpha=alpha, beta=beta, next_variance=ahead
+            ),
+        }
+    )
+
+
+def forecast(
+    model: GarchFit, returns: pd.Series, as_ofs: Sequence[datetime], horizon: int
+) -> pd.Series:
+    """Return the mean hourly variance of the next `horizon` hours, as of each moment.
+
+    The sum of the steps' variances over `horizon`, back on the scale of log returns. `as_ofs` are
+    hours from the model's own on. NaN where it did not converge or a return is missing.
+    """
+    found = pd.Series(np.nan, index=pd.DatetimeIndex(list(as_ofs)))
+    fitted = model.parameters
+    if not model.converged or fitted is None:
+        return found
+    ahead = fitted.next_variance
+    known = {pd.Timestamp(model.as_of): ahead}
+    later = returns[(returns.index > model.as_of) & (returns.index <= max(as_ofs))]
+    for at, value in zip(pd.DatetimeIndex(later.index), later, strict=True):
+        ahead = fitted.omega + fitted.alpha * (value - fitted.mu) ** 2 + fitted.beta * ahead
+        known[at] = ahead
+    for as_of in found.index.intersection(list(known)):
+        step, total = known[as_of], 0.0
+        for _ in range(horizon):
+            total += step
+            step = fitted.omega + (fitted.alpha + fitted.beta) * step
+        found[as_of] = total / horizon / SCALE**2
+    return found

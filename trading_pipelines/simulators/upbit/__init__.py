@@ -1,0 +1,25 @@
+"""The replay exchange: Upbit's quotation API on loopback, over a recording or a generated market.
+
+Here belongs what stands in for the exchange in the demo, in tests and in benchmarks. It imports
+nothing of the rest of the project, so that it cannot share a mistake with what it tests.
+"""
+
+from trading_pipelines.simulators.upbit.faults import BadFaultError, Fault
+from trading_pipelines.simulators.upbit.market import (
+    BadRecordingError,
+    GeneratedMarket,
+    Market,
+    Recording,
+)
+from trading_pipelines.simulators.upbit.server import ReplayExchange, Stats
+
+__all__ = [
+    "BadFaultError",
+    "BadRecordingError",
+    "Fault",
+    "GeneratedMarket",
+    "Market",
+    "Recording",
+    "ReplayExchange",
+    "Stats",
+]

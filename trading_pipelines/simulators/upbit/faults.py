@@ -1,0 +1,207 @@
+"""What can go wrong with an answer, by name, and how often it does.
+
+Here belongs every fault's kind and content, and the schedule that decides which request is hit.
+Faults of the connection itself (`reset`, `timeout`, `short_body`) are named here and carried out
+by `server`.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from random import Random
+from typing import Any, NamedTuple, Self
+
+from trading_pipelines.simulators.upbit.market import EPOCH
+from trading_pipelines.simulators.upbit.pages import MINUTE_MS, CandleJson, PageQuery
+
+
+class CannedAnswer(NamedTuple):
+    """An HTTP answer, without the headers that every answer carries."""
+
+    status: int
+    body: bytes
+    content_type: str = "application/json; charset=utf-8"
+    headers: tuple[tuple[str, str], ...] = ()
+
+
+def json_answer(status: int, content: object) -> CannedAnswer:
+    """An answer with a JSON body."""
+    return CannedAnswer(status, json.dumps(content, ensure_ascii=False).encode())
+
+
+def error_answer(status: int, name: str | int, message: str) -> CannedAnswer:
+    """An answer in the form of Upbit's errors."""
+    return json_answer(status, {"error": {"name": name, "message": message}})
+
+
+def _html(status: int, title: str) -> CannedAnswer:
+    body = f"<!DOCTYPE html><html><head><title>{title}</title></head><body>{title}</body></html>"
+    return CannedAnswer(status, body.encode(), "text/html; charset=utf-8")
+
+
+_SLOW_DOWN = "too_many_requests"
+TOO_MANY_REQUESTS = {
+    "429_error_key": error_answer(429, _SLOW_DOWN, "Too many API requests."),
+    "429_plain_key": json_answer(429, {"name": _SLOW_DOWN}),
+    "429_text": CannedAnswer(429, b"Too many API requests.", "text/plain; charset=utf-8"),
+}
+CANNED = TOO_MANY_REQUESTS | {
+    "418_error_key": error_answer(418, _SLOW_DOWN, "This client is blocked for a while."),
+    "418_plain_key": json_answer(418, {"name": _SLOW_DOWN}),
+    "500_json": error_answer(500, "server_error", "Internal server error."),
+    "500_html": _html(500, "Internal Server Error"),
+    "502": _html(502, "Bad Gateway"),
+    "503_html": _html(503, "Service Temporarily Unavailable"),
+    "504": _html(504, "Gateway Time-out"),
+    "html_200": _html(200, "Scheduled maintenance"),
+    "json_object": json_answer(200, {"status": "maintenance"}),
+}
+_SPOILED_PAGES = ("null_fields", "out_of_order", "stale_page", "empty_page", "wrong_market")
+_BROKEN_BODIES = ("truncated_json", "short_body")
+_BROKEN_CONNECTIONS = ("reset", "timeout")
+KINDS = (*CANNED, *_SPOILED_PAGES, *_BROKEN_BODIES, *_BROKEN_CONNECTIONS)
+
+
+class BadFaultError(ValueError):
+    """A fault that cannot be set; the message says what is allowed."""
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One kind of wrong answer, and which candle requests get it.
+
+    `every`: each Nth request that matches. `probability`: each with this chance, the same ones in
+    every run. `count`: at most so many. `market`: only requests for it. `between`: only those
+    with first < `to` <= last, which are the pages whose newest candle lies in [first, last).
+    `retry_after`: the Retry-After header in seconds, of the kinds that have a status of 4xx or
+    5xx. Raises BadFaultError.
+    """
+
+    kind: str
+    every: int = 1
+    probability: float = 1.0
+    count: int | None = None
+    market: str | None = None
+    between: tuple[datetime, datetime] | None = None
+    retry_after: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what could never strike, or never as meant."""
+        if self.kind not in KINDS:
+            raise BadFaultError(f"fault kind {self.kind!r}; allowed: {', '.join(KINDS)}")
+        for name in ("every", "count"):
+            if (number := getattr(self, name)) is not None and number < 1:
+                raise BadFaultError(f"{name}={number}; allowed: a whole number from 1")
+        if not 0 < self.probability <= 1:
+            raise BadFaultError(f"probability={self.probability}; allowed: above 0, up to 1")
+        if self.between and not EPOCH <= self.between[0] < self.between[1]:
+            raise BadFaultError("between: the first time is not before the last")
+        if self.retry_after is not None and (
+            self.retry_after < 0 or self.kind not in CANNED or CANNED[self.kind].status == 200
+        ):
+            raise BadFaultError(
+                "retry_after: allowed: seconds from 0, with a kind that is an error"
+            )
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read `kind` or `kind:option=value,…`; `between` is two ISO 8601 times, `first/last`.
+
+        Times without an offset are UTC. Raises BadFaultError with what is allowed.
+        """
+        kind, _, rest = text.strip().partition(":")
+        options: dict[str, Any] = {}
+        for part in filter(None, rest.split(",")):
+            name, _, value = (piece.strip() for piece in part.partition("="))
+            if name not in _OPTIONS:
+                raise BadFaultError(
+                    f"{part!r} in {text!r}; allowed: {', '.join(_OPTIONS)}, each with ="
+                )
+            read, allowed = _OPTIONS[name]
+            try:
+                options[name] = read(value)
+            except ValueError as error:
+                raise BadFaultError(f"{part!r} in {text!r}; allowed: {allowed}") from error
+        return cls(kind, **options)
+
+
+def _between(text: str) -> tuple[datetime, datetime]:
+    first, last = (parse_time(time) for time in text.split("/"))
+    return first, last
+
+
+_OPTIONS: dict[str, tuple[Callable[[str], object], str]] = {
+    "every": (int, "a whole number from 1"),
+    "probability": (float, "a number above 0, up to 1"),
+    "count": (int, "a whole number from 1"),
+    "market": (str, "a market such as KRW-DOGE"),
+    "between": (_between, "two times such as 2025-09-03T00:00/2025-09-04T00:00"),
+    "retry_after": (int, "whole seconds from 0"),
+}
+
+
+def parse_time(text: str) -> datetime:
+    """Read an ISO 8601 time, UTC unless it carries an offset; raises ValueError."""
+    time = datetime.fromisoformat(text)
+    return time if time.tzinfo else time.replace(tzinfo=UTC)
+
+
+class FaultSchedule:
+    """Faults in order, and what each has seen and sent so far; not thread-safe.
+
+    A fault sees only the requests that the ones before it let pass.
+    """
+
+    def __init__(self, faults: Iterable[Fault]) -> None:
+        # Seeded by its own text: the same fault strikes the same requests in every run.
+        self._faults = [(fault, Random(repr(fault))) for fault in faults]  # noqa: S311
+        self._seen: Counter[int] = Counter()
+        self._sent: Counter[int] = Counter()
+
+    def strike(self, symbol: str, to_ms: int) -> Fault | None:
+        """The fault that hits the next candle request, which has this market and `to`, if any."""
+        to = EPOCH + timedelta(milliseconds=to_ms)
+        for index, (fault, random) in enumerate(self._faults):
+            if fault.market not in (None, symbol) or self._sent[index] == fault.count:
+                continue
+            if fault.between and not fault.between[0] < to <= fault.between[1]:
+                continue
+            self._seen[index] += 1
+            if self._seen[index] % fault.every == 0 and random.random() < fault.probability:
+                self._sent[index] += 1
+                return fault
+        return None
+
+
+def canned(fault: Fault) -> CannedAnswer:
+    """The answer of a kind in CANNED, with its Retry-After."""
+    answer = CANNED[fault.kind]
+    if fault.retry_after is None:
+        return answer
+    return answer._replace(headers=(("Retry-After", str(fault.retry_after)),))
+
+
+def faulty_page(
+    kind: str, query: PageQuery, other: str | None, ask: Callable[[PageQuery], list[CandleJson]]
+) -> list[CandleJson]:
+    """The rows that a fault's page has; those of a sound one for a kind that spares the rows.
+
+    `other` is another market, if there is one; `ask` gives the sound page of a query.
+    """
+    match kind:
+        case "empty_page":
+            return []
+        case "stale_page":
+            earlier = query.to_ms - query.size * query.unit * MINUTE_MS
+            return ask(query._replace(to_ms=earlier))
+        case "wrong_market":
+            rows = ask(query._replace(symbol=other or query.symbol))
+            return [row | {"market": other or "KRW-OTHER"} for row in rows]
+    rows = ask(query)
+    if kind == "out_of_order":
+        return rows[1::2] + rows[::2]
+    if kind == "null_fields" and rows:
+        rows[len(rows) // 2] |= {"trade_price": None, "candle_acc_trade_volume": None}
+    return rows

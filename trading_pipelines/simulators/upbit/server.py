@@ -1,0 +1,336 @@
+"""The exchange on the wire: HTTP on loopback, its clock, and what it has been asked.
+
+Here belongs what needs a connection, a clock or a lock. Which candles a page holds belongs to
+`pages`, when to refuse to `limits`, and what an error or a fault looks like to `faults`.
+"""
+
+import json
+import socket
+import struct
+import sys
+import time
+from collections import Counter, deque
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from datetime import datetime, timedelta
+from email.utils import formatdate
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import cycle
+from threading import Event, Lock, Thread
+from typing import Any, NoReturn, Self
+from urllib.parse import parse_qsl, urlsplit
+
+from trading_pipelines.simulators.upbit import faults as faulty
+from trading_pipelines.simulators.upbit.faults import (
+    CannedAnswer,
+    Fault,
+    error_answer,
+    json_answer,
+    parse_time,
+)
+from trading_pipelines.simulators.upbit.limits import RateLimit, RateLimitDecision
+from trading_pipelines.simulators.upbit.market import EPOCH, Market
+from trading_pipelines.simulators.upbit.pages import MAX_COUNT, UNITS, PageQuery, page
+
+_HOLD_SECONDS = 60.0  # how long a `timeout` fault holds its answer: longer than any client waits
+_MILLISECOND = timedelta(milliseconds=1)
+
+
+@dataclass(frozen=True)
+class Stats:
+    """What has been asked since the start; only candle requests count.
+
+    `answered`: with a sound page; `refused`: by the limit or a block; `rejected`: asked for
+    what does not exist (4xx). `peak` is the most requests in any rolling second, refused ones
+    included. `markets` counts requests by market, `faults` the faults sent by kind.
+    """
+
+    requests: int = 0
+    answered: int = 0
+    refused: int = 0
+    rejected: int = 0
+    peak: int = 0
+    markets: dict[str, int] = field(default_factory=dict)
+    faults: dict[str, int] = field(default_factory=dict)
+
+
+class _ApiError(Exception):
+    """A request that Upbit answers with an error of its own."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.answer = error_answer(status, status, message)
+
+
+class ReplayExchange:
+    """Upbit's quotation API over a market, on loopback, while its `with` block lasts.
+
+    `rate`: requests a second and client, None for no limit. `latency`: seconds from a request to
+    its answer. `clock`: the exchange's time as an aware datetime from which it ticks on, or as a
+    shift of the real time. `port` 0 takes a free one.
+    """
+
+    def __init__(
+        self,
+        market: Market,
+        *,
+        rate: float | None = 10.0,
+        latency: float = 0.0,
+        clock: datetime | timedelta | None = None,
+        faults: Iterable[Fault] = (),
+        port: int = 0,
+        host: str = "127.0.0.1",
+    ) -> None:
+        """Raises ValueError for a rate that is not positive or a clock without an offset."""
+        self.market = market
+        self.latency = latency
+        self._address = (host, port)
+        self._limit = RateLimit(rate)
+        self._refusals = cycle(faulty.TOO_MANY_REQUESTS.values())
+        self._lock = Lock()
+        self._counts: Counter[str] = Counter()
+        self._markets: Counter[str] = Counter()
+        self._sent: Counter[str] = Counter()
+        self._arrivals: deque[float] = deque()
+        self.stopped = Event()
+        self.set_clock(clock)
+        self.set_faults(faults)
+
+    def __enter__(self) -> Self:
+        """Listen; raises OSError when the port is taken."""
+        self._server = _Server(self._address, self)
+        Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Stop listening and cut the connections that are open."""
+        self.stopped.set()
+        self._server.shutdown()
+        self._server.server_close()
+        self._server.cut_connections()
+
+    @property
+    def url(self) -> str:
+        """Where it listens, without `/v1`."""
+        host, port = self._server.server_address[:2]
+        return f"http://{host!s}:{port}"
+
+    def serve_forever(self) -> None:
+        """Wait until the exchange is stopped or Ctrl-C is pressed."""
+        try:
+            self.stopped.wait()
+        except KeyboardInterrupt:
+            return
+
+    def set_clock(self, clock: datetime | timedelta | None) -> None:
+        """Set the exchange's time, from which it ticks on, or shift it from the real time."""
+        if isinstance(clock, datetime):
+            if clock.tzinfo is None:
+                raise ValueError(f"clock {clock} has no offset; give an aware datetime, in UTC")
+            clock = clock - EPOCH - timedelta(seconds=time.time())
+        self._shift = (clock or timedelta()).total_seconds()
+
+    def set_faults(self, faults: Iterable[Fault]) -> None:
+        """Replace the faults; what they count starts anew, what the statistics hold stays."""
+        schedule = faulty.FaultSchedule(faults)
+        with self._lock:
+            self._faults = schedule
+
+    def stats(self) -> Stats:
+        """What has been asked since the start."""
+        with self._lock:
+            return Stats(**self._counts, markets=dict(self._markets), faults=dict(self._sent))
+
+    def now(self) -> float:
+        """The exchange's time, in seconds since 1970 UTC."""
+        return time.time() + self._shift
+
+    def markets(self) -> CannedAnswer:
+        """Upbit's list of markets; the names are the codes of the base assets."""
+        names = [(symbol, symbol.partition("-")[2]) for symbol in self.market.symbols]
+        keys = ("market", "korean_name", "english_name")
+        rows = [dict(zip(keys, (symbol, name, name), strict=True)) for symbol, name in names]
+        return json_answer(200, rows)
+
+    def candles(self, client: str, unit: str, params: dict[str, str]) -> tuple[CannedAnswer, str]:
+        """The answer to a candle request from a client's address, and its fault's kind or ""."""
+        with self._lock:
+            verdict = self._admit(client, params.get("market", ""))
+        headers = [("Remaining-Req", f"group=candles; min=600; sec={verdict.remaining}")]
+        if verdict.retry_after:
+            headers.append(("Retry-After", str(verdict.retry_after)))
+        kind = ""
+        try:
+            if verdict.status == 418:
+                answer = faulty.CANNED["418_error_key"]
+            elif verdict.status == 429:
+                answer = next(self._refusals)
+            else:
+                answer, kind = self._page(self._query(unit, params))
+        except _ApiError as rejected:
+            answer = rejected.answer
+            with self._lock:
+                self._counts["rejected"] += 1
+        return answer._replace(headers=(*headers, *answer.headers)), kind
+
+    def _admit(self, client: str, symbol: str) -> RateLimitDecision:
+        # The time is taken under the lock: a rolling second needs arrivals in their order.
+        now = time.monotonic()
+        self._arrivals.append(now)
+        while self._arrivals[0] <= now - 1:
+            self._arrivals.popleft()
+        self._counts["peak"] = max(self._counts["peak"], len(self._arrivals))
+        self._counts["requests"] += 1
+        self._markets[symbol] += 1
+        verdict = self._limit.admit(client, now)
+        self._counts["refused"] += verdict.status != 200
+        return verdict
+
+    def _query(self, unit: str, params: dict[str, str]) -> PageQuery:
+        if unit not in map(str, UNITS):
+            raise _ApiError(400, "specified unit is not valid.")
+        if "market" not in params:
+            raise _ApiError(400, "Missing request parameter error. Check the required parameters!")
+        now_ms = self._now_ms()
+        try:
+            count = int(params.get("count", 1))
+            to = params.get("to")
+            to_ms = (parse_time(to) - EPOCH) // _MILLISECOND if to else now_ms
+        except ValueError as error:
+            raise _ApiError(400, "Type mismatch error. Check the parameters type!") from error
+        if count < 1:
+            raise _ApiError(400, "count is not valid.")
+        if params["market"] not in self.market.symbols:
+            raise _ApiError(404, "Code not found")
+        return PageQuery(params["market"], int(unit), min(to_ms, now_ms), min(count, MAX_COUNT))
+
+    def _page(self, query: PageQuery) -> tuple[CannedAnswer, str]:
+        with self._lock:
+            fault = self._faults.strike(query.symbol, query.to_ms)
+            if fault:
+                self._sent[fault.kind] += 1
+            else:
+                self._counts["answered"] += 1
+        if fault and fault.kind in faulty.CANNED:
+            return faulty.canned(fault), fault.kind
+        kind = fault.kind if fault else ""
+        now_ms = self._now_ms()
+        other = next((symbol for symbol in self.market.symbols if symbol != query.symbol), None)
+        rows = faulty.faulty_page(kind, query, other, lambda q: page(self.market, q, now_ms))
+        answer = json_answer(200, rows)
+        if kind == "truncated_json":
+            answer = answer._replace(body=answer.body[: len(answer.body) // 2])
+        return answer, kind
+
+    def _now_ms(self) -> int:
+        return int(self.now() * 1000)
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 128
+
+    def __init__(self, address: tuple[str, int], exchange: ReplayExchange) -> None:
+        self.exchange = exchange
+        self._open: set[socket.socket] = set()
+        super().__init__(address, _Handler)
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        request, address = super().get_request()
+        self._open.add(request)
+        return request, address
+
+    def shutdown_request(self, request: Any) -> None:  # noqa: ANN401
+        self._open.discard(request)
+        super().shutdown_request(request)
+
+    def cut_connections(self) -> None:
+        """End what keep-alive holds open: a stopped exchange must not go on answering."""
+        for request in tuple(self._open):
+            with suppress(OSError):
+                request.shutdown(socket.SHUT_RDWR)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ANN401
+        # A client may leave whenever it likes; any other error is a defect and is shown.
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: _Server
+    protocol_version = "HTTP/1.1"
+    server_version = "replay-exchange"
+    disable_nagle_algorithm = True
+    wbufsize = -1  # head and body leave in one segment
+
+    def date_time_string(self, timestamp: float | None = None) -> str:
+        """Date is what the exchange's own clock says."""
+        return formatdate(timestamp or self.server.exchange.now(), usegmt=True)
+
+    def log_message(self, *_: object) -> None:
+        """Stay quiet: `stats` says what was asked."""
+
+    def do_GET(self) -> None:
+        exchange = self.server.exchange
+        arrived = time.monotonic()
+        url = urlsplit(self.path)
+        kind = ""
+        if url.path == "/replay/stats":
+            self._send(json_answer(200, asdict(exchange.stats())))
+            return
+        if url.path == "/v1/market/all":
+            answer = exchange.markets()
+        elif url.path.startswith("/v1/candles/minutes/"):
+            unit = url.path.removeprefix("/v1/candles/minutes/")
+            params = dict(parse_qsl(url.query))
+            answer, kind = exchange.candles(self.client_address[0], unit, params)
+        else:
+            answer = error_answer(404, 404, "no such path")
+        exchange.stopped.wait(arrived + exchange.latency - time.monotonic())
+        if kind == "timeout":
+            exchange.stopped.wait(_HOLD_SECONDS)
+            self.close_connection = True
+        elif kind == "reset":
+            self._reset()
+        else:
+            self._send(answer, whole=kind != "short_body")
+
+    def do_POST(self) -> None:
+        exchange = self.server.exchange
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        try:
+            content = json.loads(body)
+            if self.path == "/replay/faults":
+                exchange.set_faults([Fault.parse(text) for text in content])
+            elif self.path == "/replay/clock" and "at" in content:
+                exchange.set_clock(parse_time(content["at"]))
+            elif self.path == "/replay/clock":
+                exchange.set_clock(timedelta(seconds=content["shift_seconds"]))
+            else:
+                self._send(error_answer(404, 404, "no such path"))
+                return
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            allowed = 'a list of faults, or {"at": time} or {"shift_seconds": number} for the clock'
+            self._send(error_answer(400, 400, f"{error}; allowed: {allowed}"))
+            return
+        self._send(json_answer(200, {"now": self.date_time_string()}))
+
+    def _send(self, answer: CannedAnswer, *, whole: bool = True) -> None:
+        self.send_response(answer.status)
+        self.send_header("Content-Type", answer.content_type)
+        self.send_header("Content-Length", str(len(answer.body)))
+        # A label holds a file's name; `ascii` keeps whatever is in it inside one header.
+        self.send_header("Replay-Source", ascii(self.server.exchange.market.label)[1:-1])
+        for name, value in answer.headers:
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(answer.body if whole else answer.body[: len(answer.body) // 2])
+        self.close_connection |= not whole
+
+    def _reset(self) -> NoReturn:
+        # No lingering makes the last close send RST; `finish` closes the two files that share it.
+        # Closed here already, the socket is spared the FIN that `shutdown_request` sends.
+        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.connection.close()
+        raise ConnectionResetError("as the fault demands")
