@@ -19,6 +19,7 @@ INLINE = re.compile(r"`[^`\n]+`")
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 # Not where it is the name of a folder or of something in Kubernetes.
 EXAMPLE = re.compile(r"(?<!-n )(?<!generic )trading-pipelines ([a-z0-9-][^\n`#|&)]*)")
+NAMED = re.compile(r"`((?:trading_pipelines|config|deploy|docs|tests|benchmarks)/[^`\s]*)`")
 HEADING = re.compile(r"^(#{1,6}) (.+)$", re.MULTILINE)
 
 
@@ -95,6 +96,12 @@ def test_each_link_leads_to_a_file_and_a_heading_that_are_there(page: Path) -> N
         target = page.parent / path if path else page
         assert target.exists(), link
         assert not anchor or anchor in anchors(target), link
+
+
+@pytest.mark.parametrize("page", PAGES, ids=of_each_page)
+def test_each_file_of_ours_that_is_named_is_there(page: Path) -> None:
+    paths = NAMED.findall(page.read_text(encoding="utf-8"))
+    assert [path for path in paths if not (ROOT / path).exists()] == []
 
 
 def test_the_list_of_symptoms_names_each_heading_in_its_order() -> None:
