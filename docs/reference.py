@@ -132,11 +132,9 @@ def _commands() -> Iterator[str]:
 
 def _split(help_: str) -> tuple[str, str]:
     """Part an option's help from the default and the limits that are printed behind it."""
-    # GitHub takes <home> for a tag.
-    words, bracket, more = help_.replace("<", "\\<").rpartition("[")
-    if not bracket:
-        return more, ""
-    return words.strip(), more.removesuffix("]").removeprefix("default: ")
+    help_ = help_.replace("<", "\\<")  # GitHub takes <home> for a tag.
+    parts = re.fullmatch(r"(.*?) *\[(?:default: )?([^]]*)]", help_)
+    return (parts[1], parts[2]) if parts else (help_, "")
 
 
 def _settings() -> Iterator[str]:
