@@ -72,8 +72,9 @@ types: $(READY) ## Check types
 bench: $(READY) ## Measure (BENCH=alerts, backfill, growth, scaling, signals or volatility)
 	$(BIN)/python benchmarks/$(BENCH).py $(ARGS)
 
-docs: $(READY) ## Write docs/assets/ anew, a page for each group of assets
+docs: $(READY) ## Write docs/assets/ and docs/reference.md anew, from the code
 	$(BIN)/python -W ignore docs/asset_pages.py
+	$(BIN)/python -W ignore docs/reference.py
 
 screenshots: browser ## Take the pictures of the docs anew, of an installation made for them
 	$(BIN)/python -W ignore docs/screenshots.py

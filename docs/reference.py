@@ -1,0 +1,221 @@
+"""The reference of commands, settings and variables, written from the code: `make docs`.
+
+What a command or a setting says of itself belongs to the code and to config/strategy.yaml. Here is
+only how it is drawn, and what a variable means where its model does not say so.
+"""
+
+import inspect
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import typer
+import yaml
+from pydantic import BaseModel
+
+from trading_pipelines.cli import app
+from trading_pipelines.settings import Environment, StrategySettings, _allowed, _schema
+
+ROOT = Path(__file__).parent.parent
+PAGE = ROOT / "docs" / "reference.md"
+DEFAULTS = ROOT / "config" / "strategy.yaml"
+PROGRAM = "trading-pipelines"
+COMMAND_LINE = typer.main.get_command(app)
+HEAD = """\
+<!-- Written by `make docs` (docs/reference.py) from the command line, the settings' model and
+config/strategy.yaml: change those. -->
+
+# Reference
+
+[Commands](#commands) · [settings](#settings) · [environment variables](#environment-variables)
+"""
+COMMANDS = """\
+## Commands
+
+`trading-pipelines` is short for `.venv/bin/trading-pipelines` in the folder of the clone, and
+`trading-pipelines COMMAND --help` prints the same as below. {epilog}
+"""
+SETTINGS = """\
+## Settings
+
+They are in `config/strategy.yaml`, or in the file that `TRADING_PIPELINES_CONFIG` names. A key or a
+section that is left out has its default. A wrong one stops the start, and the message names file,
+line, key and what is allowed. The bot's own sections `regimes`, `risk_management` and
+`regime_change_policy` may stand in the same file; of them only the exits in `regimes` are read.
+"""
+VARIABLES = """\
+## Environment variables
+
+They are read when a command starts; an empty one counts as not set.
+"""
+# Where the model has a description of a variable, that is taken; a test allows no second one here.
+MEANINGS = {
+    "database_url": "your Postgres, `postgresql://user:password@host/database`; without it an "
+    "embedded one runs in the home. The bot's own database is fine: its tables are adopted with "
+    "their rows",
+    "dagster_postgres_url": "Dagster's storage, `postgresql+psycopg2://…`; without it "
+    "`<database>_dagster` on the same server",
+    "redis_url": "the bot's cache: `market:regime:{symbol}` and `coinpilot:volatility_state` are "
+    "written hourly, and expire by the age of what they say",
+    "n8n_url": "n8n's base URL, such as `http://127.0.0.1:5678`",
+    "n8n_webhook_secret": "what n8n's webhooks ask for in the header `X-Webhook-Secret`",
+    "discord_webhook_url": "Discord's webhook, used while n8n is away, or without n8n",
+    "heartbeat_url": "asked once a minute as long as `health` is good",
+    "docs_url": "where `docs/` can be read, such as "
+    "`https://github.com/you/trading-pipelines/blob/main/docs`: the assets in the UI then link to "
+    "their runbooks",
+    "upbit_base_url": "Upbit's address, without `/v1`",
+    "code_server": "where `serve webserver` and `serve daemon` find the code server",
+    "webserver_url": "the web UI by which `backfill` launches, where it is not that of the home's "
+    "`up`",
+    "allowed_hosts": "names by which the web UI may be called, beside the "
+    "[loopback's](security.md); separated by commas, without ports",
+    "dagster_overrides": "a YAML file that is merged over `dagster.yaml`",
+    "trading_pipelines_home": "the folder of the embedded server, of Dagster and of the logs; "
+    "several homes run side by side with `--port`",
+    "trading_pipelines_config": "the strategy file; CoinPilot's own loads unchanged",
+    "n8n_command": "the n8n that the demo and the tests start; without it the one that `make n8n` "
+    "has installed",
+}
+
+
+def text() -> str:
+    """Return the page."""
+    return "\n".join([HEAD, *_commands(), *_settings(), *_variables()])
+
+
+def options() -> dict[str, set[str]]:
+    """Return the options of each command, by the command as it is typed: `alerts list`."""
+    return {
+        context.command_path.removeprefix(f"{PROGRAM} "): {
+            option for param in command.get_params(context) for option in param.opts
+        }
+        for command, context in _walk()
+    }
+
+
+def _walk() -> Iterator[tuple[Any, Any]]:
+    """Yield each command with its context, in the order of `--help`."""
+
+    def below(command: Any, name: str, parent: Any) -> Iterator[tuple[Any, Any]]:  # noqa: ANN401
+        context = command.make_context(name, [], parent=parent, resilient_parsing=True)
+        if not hasattr(command, "list_commands"):
+            yield command, context
+            return
+        for child in command.list_commands(context):
+            yield from below(command.get_command(context, child), child, context)
+
+    yield from below(COMMAND_LINE, PROGRAM, None)
+
+
+def _commands() -> Iterator[str]:
+    yield COMMANDS.format(epilog=COMMAND_LINE.epilog)
+    paths = [
+        (context.command_path, command.get_short_help_str(200)) for command, context in _walk()
+    ]
+    yield _table(
+        ["command", "what it does"],
+        [[f"[`{path}`](#{path.replace(' ', '-')})", help_] for path, help_ in paths],
+    )
+    for command, context in _walk():
+        yield f"### {context.command_path}\n"
+        words, _, example = (command.help or "").partition("Example: ")
+        yield f"{words.strip()}\n"
+        if example:
+            yield f"```sh\n{example.strip()}\n```\n"
+        records = filter(None, (param.get_help_record(context) for param in command.params))
+        rows = [[f"`{name}`", *_split(help_)] for name, help_ in records]
+        if rows:
+            yield _table(["argument or option", "meaning", "default, limits"], rows)
+
+
+def _split(help_: str) -> tuple[str, str]:
+    """Part an option's help from the default and the limits that are printed behind it."""
+    help_ = help_.replace("<", "\\<")  # GitHub takes <home> for a tag.
+    parts = re.fullmatch(r"(.*?) *\[(?:default: )?([^]]*)]", help_)
+    return (parts[1], parts[2]) if parts else (help_, "")
+
+
+def _settings() -> Iterator[str]:
+    yield SETTINGS
+    sections = {
+        name: field.default
+        for name, field in StrategySettings.model_fields.items()
+        if isinstance(field.default, BaseModel)
+    }
+    symbols = StrategySettings.model_fields["symbols"]
+    yield f"`symbols`: {symbols.description}; by default `{_yaml(symbols.default)}`.\n"
+    comments = _comments()
+    for section, defaults in sections.items():
+        yield f"### {section}\n"
+        yield f"{inspect.getdoc(type(defaults))}\n"
+        rows = [
+            [
+                f"`{key}`",
+                f"`{_yaml(value)}`",
+                _allowed(_schema((section, key))),
+                comments.get((section, key), ""),
+            ]
+            for key, value in defaults.model_dump().items()
+        ]
+        yield _table(["key", "default", "allowed", "meaning"], rows)
+
+
+def _comments() -> dict[tuple[str, str], str]:
+    """Return the strategy file's comment on each key: behind it, or in the lines before it."""
+    comments: dict[tuple[str, str], str] = {}
+    section, before = "", ""
+    for line in DEFAULTS.read_text(encoding="utf-8").splitlines():
+        if comment := re.match(r"  # (.*)", line):
+            before += f" {comment[1]}"
+            continue
+        if heading := re.match(r"(\w+):", line):
+            section = heading[1]
+        elif key := re.match(r"  (\w+):[^#]*(?:# (.*))?", line):
+            comments[section, key[1]] = (key[2] or before).strip()
+        before = ""
+    return comments
+
+
+def _yaml(value: object) -> str:
+    """Return a value as the strategy file writes it, in one line."""
+    if value is None:
+        return "nothing"
+    line = yaml.safe_dump(
+        value, default_flow_style=True, allow_unicode=True, width=10_000, sort_keys=False
+    )
+    return line.removesuffix("\n").removesuffix("\n...")
+
+
+def _variables() -> Iterator[str]:
+    yield VARIABLES
+    fields: dict[str, Any] = {**Environment.model_fields, "n8n_command": None}
+    rows = [
+        [
+            f"`{name.upper()}`",
+            f"`{field.default}`" if field and field.default else "none",
+            getattr(field, "description", None) or MEANINGS[name],
+        ]
+        for name, field in fields.items()
+    ]
+    yield _table(["variable", "default", "meaning"], rows)
+
+
+def _table(head: list[str], rows: list[list[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return (
+        "\n".join(
+            f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines
+        )
+        + "\n"
+    )
+
+
+def main() -> None:
+    """Write the page."""
+    PAGE.write_text(text(), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
