@@ -14,8 +14,10 @@ import typer
 import yaml
 from pydantic import BaseModel
 
-from trading_pipelines.cli import app
-from trading_pipelines.settings import Environment, StrategySettings, _allowed, _schema
+from trading_pipelines.cli.main import app
+from trading_pipelines.settings.environment import Environment
+from trading_pipelines.settings.strategy import StrategySettings
+from trading_pipelines.settings.strategy_file import allowed_text, setting_schema
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "reference.md"
@@ -154,7 +156,7 @@ def _settings() -> Iterator[str]:
             [
                 f"`{key}`",
                 f"`{_yaml(value)}`",
-                _allowed(_schema((section, key))),
+                allowed_text(setting_schema((section, key))),
                 comments.get((section, key), ""),
             ]
             for key, value in defaults.model_dump().items()

@@ -9,7 +9,7 @@ import pytest
 
 from docs import reference
 from docs.asset_pages import FOLDER, write
-from trading_pipelines.settings import Environment
+from trading_pipelines.settings.environment import Environment
 
 ROOT = Path(__file__).parent.parent
 READMES = [ROOT / "README.md", ROOT / "README.ko.md"]

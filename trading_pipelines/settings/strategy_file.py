@@ -71,13 +71,13 @@ class _StrategyFile:
         while loc and loc not in self.lines:
             loc = loc[:-1]
         if error["type"] == "extra_forbidden":
-            keys = [*_schema(loc[:-1])["properties"], *(() if loc[:-1] else _BOT_SECTIONS)]
+            keys = [*setting_schema(loc[:-1])["properties"], *(() if loc[:-1] else _BOT_SECTIONS)]
             near = difflib.get_close_matches(str(loc[-1]), keys, n=1)
             wrong = "unknown key" + "".join(f", did you mean {key}?" for key in near)
             allowed = ", ".join(keys)
         else:
             wrong = context.get("wrong") or f"is {shown_value(error['input'])}"
-            allowed = context.get("allowed") or _allowed(_schema(loc))
+            allowed = context.get("allowed") or allowed_text(setting_schema(loc))
         return self.lines[loc], f"{_dotted(loc)}: {wrong}; allowed: {allowed}"
 
 
@@ -89,7 +89,8 @@ def _dotted(loc: Place) -> str:
     return ".".join(part for part in loc if isinstance(part, str))
 
 
-def _schema(loc: Place) -> dict[str, Any]:
+def setting_schema(loc: Place) -> dict[str, Any]:
+    """Return the JSON schema of the setting at the place in the file."""
     schema = root = StrategySettings.model_json_schema()
     for part in loc:
         schema = schema["items"] if isinstance(part, int) else schema["properties"][part]
@@ -97,7 +98,7 @@ def _schema(loc: Place) -> dict[str, Any]:
     return schema
 
 
-def _allowed(schema: dict[str, Any]) -> str:
+def allowed_text(schema: dict[str, Any]) -> str:
     """What a JSON schema allows, in words: the model stays the only place that knows it."""
     if "properties" in schema:
         return "a section with the keys " + ", ".join(schema["properties"])
