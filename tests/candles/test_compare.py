@@ -22,7 +22,7 @@ from tests.candles.conftest import (
 from tests.conftest import SYMBOLS
 from trading_pipelines.candles.compare import VALUES, Change, Comparison, compare
 from trading_pipelines.candles.windows import HOUR, Interval, day_interval
-from trading_pipelines.cli import main
+from trading_pipelines.cli import db
 from trading_pipelines.cli.main import app
 from trading_pipelines.settings.strategy import StrategySettings
 from trading_pipelines.simulators.upbit.market import Recording
@@ -88,7 +88,7 @@ def test_the_figures_are_those_of_a_plain_count_and_of_the_repair_that_follows(
     monkeypatch.setenv("DATABASE_URL", market_url)
     monkeypatch.setenv("UPBIT_BASE_URL", bench.replay.url)
     monkeypatch.setattr(
-        main, "load_strategy", lambda _: StrategySettings(symbols=SYMBOLS, exchange=FAST)
+        db, "load_strategy", lambda _: StrategySettings(symbols=SYMBOLS, exchange=FAST)
     )
     days = ["--start", str(DAYS[0]), "--end", str(DAYS[-1])]
     asked = ["db", "adopt", "--compare", "--symbols", ",".join(TWO), *days]
@@ -143,7 +143,7 @@ def test_what_one_symbol_can_not_be_asked_is_its_own_and_the_command_fails(
     monkeypatch.setenv("DATABASE_URL", market_url)
     monkeypatch.setenv("UPBIT_BASE_URL", bench.replay.url)
     settings = StrategySettings(symbols=["KRW-GONE", "KRW-BTC"], exchange=FAST)
-    monkeypatch.setattr(main, "load_strategy", lambda _: settings)
+    monkeypatch.setattr(db, "load_strategy", lambda _: settings)
     told = CliRunner().invoke(
         app,
         ["db", "adopt", "--compare", "--start", "2025-09-03", "--end", "2025-09-03", "--json"],

@@ -276,15 +276,15 @@ def test_a_killed_run_over_complete_days_also_continues_where_it_was(
 DOWNLOAD = """
 import sys
 from datetime import date, timedelta
-from trading_pipelines import database
+from trading_pipelines.database.connection import connect
 from trading_pipelines.candles.download import download
 from trading_pipelines.candles.exchange import Exchange
 from trading_pipelines.candles.rate_limit import RequestSlots
-from trading_pipelines.settings import ExchangeSettings, HealingSettings
+from trading_pipelines.settings.strategy import ExchangeSettings, HealingSettings
 
 market_url, exchange_url, symbols = sys.argv[1:]
 settings = ExchangeSettings(requests_per_second=500.0, backoff_seconds=0.001)
-with database.connect(market_url) as connection:
+with connect(market_url) as connection:
     exchange = Exchange(exchange_url, RequestSlots(connection, exchange_url, 500.0), settings)
     days = [date(2025, 9, 1) + timedelta(days=n) for n in range(21)]
     print(download(connection, exchange, symbols.split(), days, "run", HealingSettings()))

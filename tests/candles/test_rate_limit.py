@@ -24,11 +24,11 @@ SECOND = timedelta(seconds=1)
 RESERVING = """
 import sys
 from datetime import UTC, datetime, timedelta
-from trading_pipelines import database
+from trading_pipelines.database.connection import connect
 from trading_pipelines.candles.rate_limit import RequestSlots
 
 market_url, rate = sys.argv[1:]
-with database.connect(market_url) as connection:
+with connect(market_url) as connection:
     slots = RequestSlots(connection, "https://api.upbit.com", float(rate))
     print("ready", flush=True)
     until = datetime.fromisoformat(sys.stdin.readline().strip())

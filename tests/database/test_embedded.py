@@ -71,15 +71,15 @@ def test_a_server_starts_once_stops_once_and_keeps_its_rows(own_home: Path) -> N
 PREPARE = """
 import os, sys
 from pathlib import Path
-from trading_pipelines import database
+from trading_pipelines.database.connection import connect, prepare_database
 from trading_pipelines.database.embedded import EmbeddedServer
-from trading_pipelines.settings import Environment
+from trading_pipelines.settings.environment import Environment
 
 print("ready", flush=True)
 sys.stdin.readline()
 print(EmbeddedServer(Path(sys.argv[1])).start())
-urls = database.prepare(Environment(trading_pipelines_home=sys.argv[1]))
-with database.connect(urls.market) as connection:
+urls = prepare_database(Environment(trading_pipelines_home=sys.argv[1]))
+with connect(urls.market) as connection:
     print(connection.execute("SELECT pg_postmaster_start_time()").fetchone())
     print(connection.execute("SELECT count(*) FROM trading_pipelines.candle_coverage").fetchone())
 """

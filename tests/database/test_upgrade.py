@@ -308,11 +308,11 @@ def test_a_bot_that_goes_on_inserting_its_way_meets_no_error(
 
 UPGRADE = """
 import sys
-from trading_pipelines import database
+from trading_pipelines.database.connection import upgrade_database
 
 print("ready", flush=True)
 sys.stdin.readline()
-database.upgrade(sys.argv[1])
+upgrade_database(sys.argv[1])
 """
 
 

@@ -40,14 +40,23 @@ def instance_settings(environment: Environment) -> dict[str, object]:
 
 def test_without_settings_of_ones_own_dagster_gets_those_of_the_package(tmp_path: Path) -> None:
     shipped = yaml.safe_load((CLONE / "dagster.yaml").read_text())
-    assert instance_settings(environment_of(tmp_path)) == shipped
+    assert instance_settings(environment_of(tmp_path)) == shipped | processes.STORAGE
 
 
 def test_a_dagster_yaml_beside_the_strategy_is_the_one_that_counts(tmp_path: Path) -> None:
     environment = environment_of(tmp_path)
     environment.trading_pipelines_config.parent.mkdir()
     (tmp_path / "config" / "dagster.yaml").write_text("telemetry: {enabled: false}")
-    assert instance_settings(environment) == {"telemetry": {"enabled": False}}
+    own = {"telemetry": {"enabled": False}}
+    assert instance_settings(environment) == own | processes.STORAGE
+
+
+def test_a_storage_that_a_home_of_before_names_stays(tmp_path: Path) -> None:
+    environment = environment_of(tmp_path)
+    environment.trading_pipelines_config.parent.mkdir()
+    own = {"storage": {"postgres": {"postgres_url": {"env": "ANOTHER"}}}}
+    (tmp_path / "config" / "dagster.yaml").write_text(yaml.safe_dump(own))
+    assert instance_settings(environment) == own
 
 
 def test_overrides_change_what_they_name_and_leave_the_rest(tmp_path: Path) -> None:
@@ -139,17 +148,14 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("wheel")
     source = folder / "source"
     source.mkdir()
-    for name in ("pyproject.toml", "README.md"):
+    for name in ("pyproject.toml", "README.md", "dagster.yaml"):
         shutil.copy(CLONE / name, source)
     for name in ("trading_pipelines", "config"):
-        shutil.copytree(CLONE / name, source / name, symlinks=True)
-    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
-    no_more = ["--no-deps", "--no-index"]
-    subprocess.run(
-        [*pip, "wheel", *no_more, "--no-build-isolation", "-w", folder, source], check=True
-    )
+        shutil.copytree(CLONE / name, source / name)
+    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", folder]
+    subprocess.run(build, cwd=source, check=True)
     (wheel,) = folder.glob("*.whl")
-    subprocess.run([*pip, "install", *no_more, "--target", folder / "site", wheel], check=True)
+    shutil.unpack_archive(wheel, folder / "site", "zip")
     return folder / "site"
 
 
@@ -179,7 +185,7 @@ def test_the_wheel_runs_from_an_empty_folder(installed: Path, tmp_path: Path) ->
     assert run("init", ".").returncode == 0
     written = {f"{path.relative_to(tmp_path)}" for path in tmp_path.rglob("*") if path.is_file()}
     shipped = {f"{path.relative_to(CLONE)}" for path in (CLONE / "config").rglob("*.[yj]*")}
-    assert written == shipped
+    assert written == shipped | {"config/dagster.yaml"}
     settings = tmp_path / "config" / "strategy.yaml"
     settings.write_text(settings.read_text() + "\n# mine\n")
     again = run("init", ".")

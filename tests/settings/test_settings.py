@@ -914,7 +914,7 @@ def test_a_wrong_place_of_a_process_is_named(
 
 
 def test_importing_reads_nothing_and_needs_no_dagster(tmp_path: Path) -> None:
-    code = "import sys, trading_pipelines.settings; print('dagster' in sys.modules)"
+    code = "import sys, trading_pipelines.settings.strategy_file; print('dagster' in sys.modules)"
     wrong = {"PYTHONPATH": str(ROOT), "DATABASE_URL": "wrong", "UPBIT_BASE_URL": "wrong"}
     done = subprocess.run(
         [sys.executable, "-c", code],
