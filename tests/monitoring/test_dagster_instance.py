@@ -31,6 +31,10 @@ from dagster._core.scheduler.instigation import (
     TickStatus,
 )
 from dagster._core.storage.tags import DOCKER_IMAGE_TAG, GRPC_INFO_TAG
+from dagster._daemon.controller import (
+    DEFAULT_DAEMON_HEARTBEAT_TOLERANCE_SECONDS,
+    DEFAULT_HEARTBEAT_INTERVAL_SECONDS,
+)
 from dagster._daemon.types import DaemonHeartbeat
 from dagster._grpc.types import CanCancelExecutionResult
 from dagster._serdes import serialize_value
@@ -46,8 +50,8 @@ from trading_pipelines.cli.main import app
 from trading_pipelines.database.connection import connect
 from trading_pipelines.database.embedded import EmbeddedServer
 from trading_pipelines.definitions import build_definitions, build_schedules, build_sensors
-from trading_pipelines.monitoring import dagster_instance
-from trading_pipelines.monitoring.facts import HeldSlot, Orchestration, Unknown
+from trading_pipelines.monitoring import daemons, dagster_instance
+from trading_pipelines.monitoring.facts import Daemon, HeldSlot, Orchestration, Unknown
 from trading_pipelines.settings.shipped import INSTANCE_SETTINGS, shipped
 from trading_pipelines.settings.strategy import DataSettings, StrategySettings
 from trading_pipelines.settings.strategy_file import dump_strategy
@@ -183,6 +187,34 @@ def test_a_heartbeat_that_is_old_or_missing_is_not_healthy(well: dg.DagsterInsta
     assert (old.name, old.last_heartbeat) == ("SENSOR", NOW - HOUR)
     well.wipe_daemon_heartbeats()
     assert {daemon.last_heartbeat for daemon in read(well).daemons} == {None}
+
+
+def test_the_daemons_alone_are_read_without_dagster_and_are_the_same(
+    well: dg.DagsterInstance, storage: str
+) -> None:
+    assert set(daemons.REQUIRED) == set(well.get_required_daemon_types())
+    tolerance = DEFAULT_HEARTBEAT_INTERVAL_SECONDS + DEFAULT_DAEMON_HEARTBEAT_TOLERANCE_SECONDS
+    assert timedelta(seconds=tolerance) == daemons.TOLERANCE
+    beat(well, "SENSOR", NOW - daemons.TOLERANCE)
+    beat(well, "ASSET", NOW - daemons.TOLERANCE - timedelta(seconds=1))
+    # Dagster writes a column in the server's time zone.
+    with connect(storage) as connection:
+        name = connection.info.dbname
+        connection.execute(f"ALTER DATABASE {name} SET timezone TO 'Asia/Seoul'")
+    alone = daemons.ask_for_daemons(storage, NOW)
+    assert isinstance(alone, Orchestration), alone
+    assert {one.name for one in alone.daemons if not one.healthy} == {"ASSET"}
+    assert sorted(alone.daemons, key=by_name) == sorted(read(well).daemons, key=by_name)
+
+
+def by_name(daemon: Daemon) -> str:
+    return daemon.name
+
+
+def test_where_dagster_has_never_run_its_daemons_are_not_known(empty_url: str) -> None:
+    assert daemons.ask_for_daemons(empty_url, NOW) == daemons.NEVER_RAN
+    nowhere = "postgresql://nobody@127.0.0.1:1/none"
+    assert daemons.ask_for_daemons(nowhere, NOW) == Unknown("see database")
 
 
 @pytest.mark.parametrize("name", ["update_regime", "risk_alerts"])

@@ -12,6 +12,7 @@ from trading_pipelines.cli.render import out, print_health, print_signals
 from trading_pipelines.database.connection import connect, database_urls
 from trading_pipelines.korean_time import kst
 from trading_pipelines.monitoring.checks import NEEDS, facts_needed, judge
+from trading_pipelines.monitoring.daemons import ask_for_daemons
 from trading_pipelines.monitoring.facts import DAGSTERS, NOT_ASKED, Orchestration, Unknown
 from trading_pipelines.monitoring.measure import measure
 from trading_pipelines.monitoring.status import draw as draw_status
@@ -85,11 +86,14 @@ def _asked_of_dagster(
     environment: Environment, settings: StrategySettings, now: datetime, wanted: set[str]
 ) -> Orchestration | Unknown:
     """Return what Dagster knows of what is wanted; it is not imported where that is nothing."""
-    if DAGSTERS.isdisjoint(wanted):
+    asked = DAGSTERS & wanted
+    if not asked:
         return NOT_ASKED
+    url = database_urls(environment).dagster
+    if asked == {"daemons"}:
+        return ask_for_daemons(url, now)
     from trading_pipelines.monitoring import dagster_instance
 
-    url = database_urls(environment).dagster
     if wanted.isdisjoint({"schedules", "sensors"}):
         return dagster_instance.probe_dagster(url, [], [], now, wanted)
     from trading_pipelines.definitions import build_schedules, build_sensors

@@ -24,16 +24,10 @@ from dagster._core.scheduler.instigation import (
     TickStatus,
 )
 from dagster._core.storage.tags import DOCKER_IMAGE_TAG, GRPC_INFO_TAG, WILL_RETRY_TAG
-from dagster._core.workspace.context import BaseWorkspaceRequestContext, WorkspaceProcessContext
-from dagster._core.workspace.load_target import WorkspaceFileTarget
-from dagster._daemon.controller import get_daemon_statuses
 from dagster._grpc.client import DagsterGrpcClient
 from dagster._grpc.types import CanCancelExecutionRequest, CanCancelExecutionResult
 from dagster._serdes import deserialize_value
-from dagster._utils.interrupts import setup_interrupt_handlers
-from dagster._utils.log import configure_loggers
 from dagster._utils.schedules import schedule_execution_time_iterator
-from starlette.applications import Starlette
 
 from trading_pipelines.database.connection import (
     DatabaseError,
@@ -41,6 +35,7 @@ from trading_pipelines.database.connection import (
     probe_url,
     within_deadline,
 )
+from trading_pipelines.monitoring.daemons import NEVER_RAN, healthy_daemons
 from trading_pipelines.monitoring.facts import (
     DAGSTERS,
     AutomationStatus,
@@ -52,8 +47,6 @@ from trading_pipelines.monitoring.facts import (
 from trading_pipelines.settings.shipped import INSTANCE_SETTINGS, shipped
 
 T = TypeVar("T")
-WebserverContext = WorkspaceProcessContext
-WebserverRequestContext = BaseWorkspaceRequestContext
 HEARTBEAT = "heartbeat"
 """The sensor that tells of our health: whether it ticks is for whoever listens to say."""
 
@@ -93,7 +86,7 @@ def _ask(url: str, question: Callable[[dg.DagsterInstance], T]) -> T | Unknown:
     except (DatabaseError, psycopg.Error):
         return Unknown("see database")
     if found is None or found[0] is None:
-        return Unknown("Dagster has never run on this database")
+        return NEVER_RAN
     # Opening it would otherwise create tables, and try six times where nobody answers.
     with _open(probe_url(url)) as instance:
         return question(instance)
@@ -156,17 +149,11 @@ def _should_be_on(one: dg.ScheduleDefinition | dg.SensorDefinition) -> bool:
 
 
 def _daemons(instance: dg.DagsterInstance, now: datetime) -> list[Daemon]:
-    statuses = get_daemon_statuses(
-        instance, instance.get_required_daemon_types(), now.timestamp(), ignore_errors=True
-    )
-    return [
-        Daemon(
-            name,
-            bool(status.healthy),
-            _utc(status.last_heartbeat.timestamp) if status.last_heartbeat else None,
-        )
-        for name, status in statuses.items()
-    ]
+    heartbeats = {
+        name: _utc(heartbeat.timestamp)
+        for name, heartbeat in instance.get_daemon_heartbeats().items()
+    }
+    return healthy_daemons(heartbeats, instance.get_required_daemon_types(), now)
 
 
 def _utc(timestamp: float) -> datetime:
@@ -363,8 +350,12 @@ def run_daemon(workspace: str) -> None:
 
 
 @contextmanager
-def webserver_context(workspace: str, *, read_only: bool) -> Iterator[WebserverContext]:
+def webserver_context(workspace: str, *, read_only: bool) -> Iterator[Any]:
     """Yield what Dagster's web server serves: the instance of DAGSTER_HOME and the workspace."""
+    from dagster._core.workspace.context import WorkspaceProcessContext
+    from dagster._core.workspace.load_target import WorkspaceFileTarget
+    from dagster._utils.interrupts import setup_interrupt_handlers
+    from dagster._utils.log import configure_loggers
     from dagster_webserver.cli import (
         DEFAULT_DB_STATEMENT_TIMEOUT,
         DEFAULT_POOL_MAX_OVERFLOW,
@@ -378,13 +369,13 @@ def webserver_context(workspace: str, *, read_only: bool) -> Iterator[WebserverC
         instance.optimize_for_webserver(
             DEFAULT_DB_STATEMENT_TIMEOUT, DEFAULT_POOL_RECYCLE, DEFAULT_POOL_MAX_OVERFLOW
         )
-        with WebserverContext(
+        with WorkspaceProcessContext(
             instance, WorkspaceFileTarget([workspace]), version=__version__, read_only=read_only
         ) as context:
             yield context
 
 
-def webserver_lifespan() -> Callable[[Starlette], AbstractAsyncContextManager[None]]:
+def webserver_lifespan() -> Callable[[Any], AbstractAsyncContextManager[None]]:
     """Return what Dagster's own web server does at its start and end."""
     from dagster_webserver.cli import _lifespan
 

@@ -6,6 +6,7 @@ It has those options of `dagster-webserver` that are used here, and its way to e
 import argparse
 import logging
 from collections.abc import Collection
+from typing import Any
 
 import uvicorn
 from dagster_webserver.webserver import DagsterWebserver
@@ -18,8 +19,6 @@ from graphql import (
 )
 
 from trading_pipelines.monitoring.dagster_instance import (
-    WebserverContext,
-    WebserverRequestContext,
     webserver_context,
     webserver_lifespan,
 )
@@ -29,7 +28,7 @@ from trading_pipelines.settings.environment import load_environment
 POLL_MILLISECONDS = 2000
 
 
-class Viewed(DagsterWebserver[WebserverContext, WebserverRequestContext]):
+class Viewed(DagsterWebserver[Any, Any]):
     """Dagster's web server for viewers: a mutation is refused before it is begun.
 
     Dagster's own read-only mode looks at some permissions only after the deed, and at none for two
