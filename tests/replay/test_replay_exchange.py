@@ -264,7 +264,9 @@ def test_wrong_requests_are_answered_as_upbit_does(exchange: ReplayExchange) -> 
     assert requests.get(f"{exchange.url}/v1/ticker", timeout=5).status_code == 404
 
 
-def test_every_answer_names_its_source(exchange: ReplayExchange, tmp_path: Path) -> None:
+def test_every_answer_names_its_source(
+    exchange: ReplayExchange, recording: Path, tmp_path: Path
+) -> None:
     for path in (
         "/v1/market/all",
         "/v1/candles/minutes/1?market=KRW-BTC",
@@ -272,7 +274,7 @@ def test_every_answer_names_its_source(exchange: ReplayExchange, tmp_path: Path)
         "/replay/stats",
     ):
         headers = requests.get(exchange.url + path, timeout=5).headers
-        assert headers["Replay-Source"] == "recording upbit_krw5_1m_20250901_20250921.parquet"
+        assert headers["Replay-Source"] == f"recording {recording.name}"
     file = tmp_path / "한\n글.csv"
     file.write_text("symbol,timestamp_utc,open,high,low,close,volume\nA-B,2025-09-01,1,1,1,1,1\n")
     with ReplayExchange(Recording.load(file)) as odd:
