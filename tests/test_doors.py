@@ -31,7 +31,7 @@ from trading_pipelines.instance import INSTANCE_SETTINGS
 from trading_pipelines.settings import Environment
 
 NAME = "dagster.example.com"
-STARTS_WITHIN = 120
+STARTS_WITHIN = 240
 CODE = """
 import dagster as dg
 @dg.asset

@@ -337,7 +337,7 @@ def test_a_server_that_stops_is_waited_for_until_the_deadline(
             os.kill(pid, signal.SIGSTOP)
             undo.append(lambda: os.kill(pid, signal.SIGCONT))
             # Without a deadline the test would wait for ever, and not fail.
-            late = threading.Timer(10, undo[-1])
+            late = threading.Timer(60, undo[-1])
             late.daemon = True
             late.start()
             undo.append(late.cancel)
@@ -349,7 +349,7 @@ def test_a_server_that_stops_is_waited_for_until_the_deadline(
     started = time.monotonic()
     try:
         known = [instance.probe(storage, *wanted), instance.read(well, *wanted)]
-        assert time.monotonic() - started < 9
+        assert time.monotonic() - started < 20, "which is the deadline as it is set"
     finally:
         for one in undo:
             one()

@@ -15,6 +15,7 @@ from pathlib import Path
 import pandas as pd
 import psycopg
 import pytest
+import yaml
 
 from tests.conftest import FIRST_DAY, SYMBOLS
 from trading_pipelines import database, services
@@ -28,7 +29,13 @@ from trading_pipelines.settings import (
     dump_strategy,
 )
 
-AWAIT_SECONDS = 240
+AWAIT_SECONDS = 600
+# After a kill Dagster's own clocks are what is waited for: 180 s for a run that was starting.
+MONITORING = {
+    "start_timeout_seconds": 60,
+    "poll_interval_seconds": 5,
+    "free_slots_after_run_end_seconds": 5,
+}
 UNANSWERED = """
 SELECT body ->> 'idempotency_key', count(*) FROM trading_pipelines.alert_deliveries
 JOIN trading_pipelines.alert_attempts ON delivery_id = alert_deliveries.id
@@ -51,6 +58,9 @@ class Installation:
 
     def configure(self, base_url: str) -> None:
         """Write settings for a replayed exchange whose rate limit is lifted; no schedule."""
+        overrides = self.home / "overrides.yaml"
+        overrides.write_text(yaml.safe_dump({"run_monitoring": MONITORING}))
+        self.variables["DAGSTER_OVERRIDES"] = str(overrides)
         self.variables["UPBIT_BASE_URL"] = base_url
         dump_strategy(
             StrategySettings(
@@ -103,7 +113,7 @@ class Installation:
         """Run the command line to its end."""
         return subprocess.run(
             [sys.executable, "-m", "trading_pipelines.cli", *arguments],
-            env=self.variables, capture_output=True, text=True, timeout=280, check=False,
+            env=self.variables, capture_output=True, text=True, timeout=AWAIT_SECONDS, check=False,
         )  # fmt: skip
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:

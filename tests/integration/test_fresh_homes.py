@@ -10,7 +10,7 @@ import pandas as pd
 import psycopg
 
 from tests.conftest import FIRST_DAY, LAST_DAY, SYMBOLS
-from tests.integration.conftest import Installation, await_that, exact
+from tests.integration.conftest import AWAIT_SECONDS, Installation, await_that, exact
 from trading_pipelines import backfill, database, services
 from trading_pipelines.database.embedded import EmbeddedServer
 from trading_pipelines.replay import Fault, ReplayExchange
@@ -48,7 +48,7 @@ def test_a_backfill_killed_half_way_goes_on_by_itself_and_ends_in_the_same_rows(
     # Of 760 requests; at most one page in flight a run and the days begun are asked for again.
     assert exchange.stats().requests - before < 800, "what was committed was not asked for again"
     again.terminate()
-    again.wait(60)
+    again.wait(AWAIT_SECONDS)
 
 
 def test_a_one_off_backfill_starts_what_it_needs_names_what_failed_and_needs_no_settings(
