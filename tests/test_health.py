@@ -436,7 +436,7 @@ def test_where_nothing_was_ever_started_the_database_is_bad_and_the_rest_not_kno
 def test_a_server_that_accepts_and_never_answers_is_told_in_a_few_seconds(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(database, "PROBE_SECONDS", 2)
+    monkeypatch.setattr(database, "PROBE_SECONDS", 1)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = SecretStr(f"postgresql://user@127.0.0.1:{silent.getsockname()[1]}/market")
         started = time.monotonic()
@@ -463,7 +463,7 @@ def test_a_server_that_stops_after_the_connect_is_told_at_the_deadline(
         connection.execute("SELECT 1")
 
     monkeypatch.setattr(health, "_failed", stop)
-    monkeypatch.setattr(database, "DEADLINE_SECONDS", 2)
+    monkeypatch.setattr(database, "DEADLINE_SECONDS", 1)
     started = time.monotonic()
     try:
         checks = checked(environment, Unknown("see database"))
@@ -472,7 +472,7 @@ def test_a_server_that_stops_after_the_connect_is_told_at_the_deadline(
         for undo in stopped:
             undo()
     assert nothing_is_known_but(checks, "database", "disk")
-    assert bad(checks)["database"] == "no answer within 2 s"
+    assert bad(checks)["database"] == "no answer within 1 s"
 
 
 def test_storage_of_dagster_that_is_away_is_told_apart(environment: Environment) -> None:

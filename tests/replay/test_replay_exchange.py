@@ -300,7 +300,8 @@ def test_past_the_limit_429_in_three_forms_then_418(recorded_market: Recording) 
 
 
 def test_a_second_later_the_limit_is_free_again(recorded_market: Recording) -> None:
-    asked, answered = [], []
+    asked: list[float] = []
+    answered: list[float] = []
     with ReplayExchange(recorded_market, rate=5.0) as exchange:
         while len(answered) < 12:
             at = time.monotonic()
