@@ -8,6 +8,7 @@ import time
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
+from pathlib import Path
 
 import psycopg
 import pytest
@@ -91,7 +92,7 @@ def spoiled(rows: Rows) -> Rows:
 
 
 def test_the_recording_arrives_row_by_row_in_as_few_requests_as_the_windows_allow(
-    bench: Bench, recorded_rows: RecordedRows
+    bench: Bench, recorded_rows: RecordedRows, recording: Path
 ) -> None:
     assert bench.download(SYMBOLS, RECORDED_DAYS) == []
     wanted = recorded_rows(SYMBOLS, RECORDED_DAYS)
@@ -107,7 +108,7 @@ def test_the_recording_arrives_row_by_row_in_as_few_requests_as_the_windows_allo
         assert (line.complete_days, line.candles, line.holes) == (21, rows, 0)
         assert line.quiet == 1440 * 21 - rows
         assert line.requests == windows(1440 * 21)
-        assert line.source == "recording upbit_krw5_1m_20250901_20250921.parquet"
+        assert line.source == f"recording {recording.name}"
     assert bench.requests() == windows(1440 * 21) * 5
 
 

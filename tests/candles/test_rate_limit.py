@@ -52,7 +52,7 @@ def most_in_a_second(moments: list[datetime]) -> int:
 
 
 def test_processes_together_keep_the_limit_and_leave_little_of_it_unused(market_url: str) -> None:
-    rate, seconds = 50, 3
+    rate, seconds = 20, 3
     with ExitStack() as stack:
         children = [
             stack.enter_context(
@@ -111,13 +111,13 @@ def test_a_pause_holds_back_every_process(
 ) -> None:
     mine, theirs = RequestSlots(connection, UPBIT, 100), RequestSlots(other, UPBIT, 100)
     before = time.monotonic()
-    mine.pause(0.3)
+    mine.pause(1.0)
     theirs.reserve()
-    assert time.monotonic() - before >= 0.3
+    assert time.monotonic() - before >= 1
     mine.pause(0.0)
     before = time.monotonic()
     mine.reserve()
-    assert time.monotonic() - before < 0.3
+    assert time.monotonic() - before < 1
 
 
 def test_exchanges_have_limits_of_their_own(connection: psycopg.Connection) -> None:
@@ -173,7 +173,7 @@ def test_somebody_elses_requests_slow_ours_down_before_the_exchange_refuses_any(
         url = f"{replay.url}/v1/candles/minutes/1"
         with requests.Session() as bot:
             for _ in range(9):
-                assert bot.get(url, params={"market": "KRW-BTC"}, timeout=5).status_code == 200
+                assert bot.get(url, params={"market": "KRW-BTC"}, timeout=60).status_code == 200
         before = datetime.now(UTC)
         client.page("KRW-BTC", window)
         assert next_at(connection) >= before.replace(microsecond=0) + SECOND
@@ -191,7 +191,7 @@ def test_a_refused_request_holds_everybody_back_for_a_second_and_is_asked_again(
         url = f"{replay.url}/v1/candles/minutes/1"
         with requests.Session() as bot:
             for _ in range(10):
-                bot.get(url, params={"market": "KRW-BTC"}, timeout=5)
+                bot.get(url, params={"market": "KRW-BTC"}, timeout=60)
         before = time.monotonic()
         assert len(client.page("KRW-BTC", window).candles) == 1
         assert (client.effort.requests, client.effort.waits) == (2, 1)

@@ -78,7 +78,7 @@ class World:
         (self.state / "calls").write_text("")
         return subprocess.run(
             [self.clone / "deploy" / "deploy_to_minikube.sh", *arguments],
-            env=self.environment, capture_output=True, text=True, check=False, timeout=120,
+            env=self.environment, capture_output=True, text=True, check=False, timeout=600,
         )  # fmt: skip
 
     @property

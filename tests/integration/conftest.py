@@ -26,7 +26,7 @@ from trading_pipelines.settings.strategy_file import dump_strategy
 from trading_pipelines.simulators.upbit.market import Recording
 from trading_pipelines.simulators.upbit.server import ReplayExchange
 
-AWAIT_SECONDS = 240
+AWAIT_SECONDS = 600
 UNANSWERED = """
 SELECT body ->> 'idempotency_key', count(*) FROM trading_pipelines.alert_deliveries
 JOIN trading_pipelines.alert_attempts ON delivery_id = alert_deliveries.id
@@ -101,7 +101,7 @@ class Installation:
         """Run the command line to its end."""
         return subprocess.run(
             [sys.executable, "-m", "trading_pipelines.cli.main", *arguments],
-            env=self.variables, capture_output=True, text=True, timeout=280, check=False,
+            env=self.variables, capture_output=True, text=True, timeout=AWAIT_SECONDS, check=False,
         )  # fmt: skip
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:

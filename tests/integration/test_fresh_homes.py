@@ -10,7 +10,7 @@ import pandas as pd
 import psycopg
 
 from tests.conftest import FIRST_DAY, LAST_DAY, SYMBOLS
-from tests.integration.conftest import Installation, await_that, exact
+from tests.integration.conftest import AWAIT_SECONDS, Installation, await_that, exact
 from trading_pipelines.database.connection import SCHEMA, connect
 from trading_pipelines.database.embedded import EmbeddedServer
 from trading_pipelines.runtime.backfill import BackfillTarget, follow, launch
@@ -51,7 +51,7 @@ def test_a_backfill_killed_half_way_goes_on_by_itself_and_ends_in_the_same_rows(
     # Of 760 requests; at most one page in flight a run and the days begun are asked for again.
     assert exchange.stats().requests - before < 800, "what was committed was not asked for again"
     again.terminate()
-    again.wait(60)
+    again.wait(AWAIT_SECONDS)
 
 
 def test_a_one_off_backfill_starts_what_it_needs_names_what_failed_and_needs_no_settings(
@@ -81,13 +81,15 @@ def test_the_demo_replays_a_recording_says_so_and_leaves_nothing_running(
     installation.variables["DAGSTER_POSTGRES_URL"] = "postgresql+psycopg2://not@the/demos"
     installation.variables["REDIS_URL"] = "redis://not.the.demos"
     file = tmp_path / "two_days.parquet"
-    recorded[recorded.timestamp_utc < datetime(2025, 9, 3, tzinfo=UTC)].to_parquet(file)
+    two_days = recorded[recorded.timestamp_utc < datetime(2025, 9, 3, tzinfo=UTC)]
+    two_days.to_parquet(file)
+    rows = int((two_days.symbol == "KRW-DOGE").sum())
+    assert rows < 2880, "minutes without a trade are in it"
     done = installation.run("demo", "--recording", f"{file}")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Upbit is not used (no answer within 3 s): replaying a recording two_days" in done.stdout
-    assert "│ 2 of 2 │   2,859 │            21 │     0 │       16 │ 2025-09-01 09:00 KST │" in (
-        done.stdout
-    ), done.stdout
+    line = f"│ 2 of 2 │ {rows:>7,} │ {2880 - rows:>13} │     0 │       16 │ 2025-09-01 09:00 KST │"
+    assert line in done.stdout, done.stdout
     assert "source: recording two_days.parquet" in done.stdout
     signal = next(line for line in done.stdout.splitlines() if "│ KRW-BTC  │ UNKNOWN" in line)
     assert "│ FALLBACK │ 2025-09-03 09:00 KST │ 2025-09-04 09:00 KST │" in signal, signal

@@ -32,7 +32,7 @@ from trading_pipelines.settings.environment import Environment
 from trading_pipelines.settings.shipped import INSTANCE_SETTINGS, shipped
 
 NAME = "dagster.example.com"
-STARTS_WITHIN = 120
+STARTS_WITHIN = 240
 CODE = """
 import dagster as dg
 @dg.asset

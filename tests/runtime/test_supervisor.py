@@ -17,9 +17,9 @@ from trading_pipelines.settings.environment import Environment
 
 
 def await_that(holds: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while not holds():
-        assert time.monotonic() < deadline, f"not in 30 s: {what}"
+        assert time.monotonic() < deadline, f"not in 120 s: {what}"
         time.sleep(0.01)
 
 

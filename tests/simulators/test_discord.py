@@ -22,7 +22,7 @@ def inbox() -> Iterator[DiscordInbox]:
 
 
 def post(inbox: DiscordInbox, payload: Any = HELLO, query: str = "?wait=true") -> requests.Response:
-    return requests.post(inbox.url + query, json=payload, timeout=5)
+    return requests.post(inbox.url + query, json=payload, timeout=60)
 
 
 def embed(**parts: Any) -> dict[str, Any]:
@@ -119,15 +119,15 @@ def test_an_empty_message_is_refused(inbox: DiscordInbox, payload: Any) -> None:
 
 @pytest.mark.parametrize("body", ["", "{", "[]", '"x"', "\xff"])
 def test_what_is_no_json_object_is_refused(inbox: DiscordInbox, body: str) -> None:
-    answer = requests.post(inbox.url, data=body.encode("latin-1"), timeout=5)
+    answer = requests.post(inbox.url, data=body.encode("latin-1"), timeout=60)
     assert (answer.status_code, answer.json()["code"]) == (400, 50109)
 
 
 @pytest.mark.parametrize("path", ["/", "/api/webhooks/1", "/api/webhooks/x/t", "/hooks/1/t"])
 def test_another_path_is_not_there(inbox: DiscordInbox, path: str) -> None:
     root = inbox.url.partition("/api")[0]
-    assert requests.post(root + path, json=HELLO, timeout=5).status_code == 404
-    assert requests.post(f"{root}/api/v10/webhooks/12/a-B_9", json=HELLO, timeout=5).ok
+    assert requests.post(root + path, json=HELLO, timeout=60).status_code == 404
+    assert requests.post(f"{root}/api/v10/webhooks/12/a-B_9", json=HELLO, timeout=60).ok
     assert inbox.requests == 1
 
 
@@ -179,7 +179,7 @@ def test_one_that_hangs_holds_nobody_else_up_and_ends_with_the_inbox() -> None:
             time.sleep(0.01)
         assert post(inbox).ok
         assert not ended.is_set()
-    assert ended.wait(5)
+    assert ended.wait(25), "long before its own time-out"
     assert len(inbox.messages) == 1
 
 
@@ -231,8 +231,8 @@ def test_one_can_wait_for_a_message_that_comes_later(inbox: DiscordInbox) -> Non
     post(inbox)
     threading.Timer(0.2, post, [inbox, {"content": "later"}]).start()
     started = time.monotonic()
-    found = inbox.wait_for(lambda message: message.payload["content"] == "later", 4)
-    assert time.monotonic() - started < 3
+    found = inbox.wait_for(lambda message: message.payload["content"] == "later", 60)
+    assert time.monotonic() - started < 50
     assert found == inbox.messages[1]
 
 

@@ -324,7 +324,10 @@ def test_a_hole_is_found_with_its_ends_and_the_command_that_fills_it(
     inspection, holes = inspect(bot_url, two), missing(kept)
     assert inspection.holes == holes
     assert Hole("KRW-BTC", start, end) in holes
-    assert "trading-pipelines backfill --symbols KRW-ETH --start 2025-09-03 --end 2025-09-05" in [
+    # From the first of its holes to the last: ours, and in generated minutes some of one minute.
+    eth = [hole for hole in holes if hole.symbol == "KRW-ETH"]
+    days = f"--start {eth[0].start.date()} --end {eth[-1].end.date()}"
+    assert f"trading-pipelines backfill --symbols KRW-ETH {days}" in [
         one.command for one in inspection.repairs
     ]
 

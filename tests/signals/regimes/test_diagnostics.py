@@ -122,7 +122,7 @@ def test_the_distance_is_to_the_nearest_of_the_thresholds_as_they_are_set(bench:
     ((newest,),) = bench.connection.execute(
         "SELECT diff_pct FROM trading_pipelines.regime_labels ORDER BY hour DESC LIMIT 1"
     )
-    assert 0 < newest < 1, "what the recording says"
+    assert 0 < newest < 1, "what the candles say"
     for bull, bear, wanted in ((2, -2, 2 - newest), (5, -0.5, float(newest) + 0.5)):
         detection = RegimeDetectionSettings(bull_threshold_pct=bull, bear_threshold_pct=bear)
         (one,) = read(bench.connection, ["KRW-BTC"], START, detection)

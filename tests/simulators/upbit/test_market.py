@@ -30,8 +30,10 @@ def same(one: Candles, other: Candles) -> bool:
     return all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
 
 
-def test_a_recording_is_read_whole(recorded_market: Recording, recorded: pd.DataFrame) -> None:
-    assert recorded_market.label == "recording upbit_krw5_1m_20250901_20250921.parquet"
+def test_a_recording_is_read_whole(
+    recorded_market: Recording, recorded: pd.DataFrame, recording: Path
+) -> None:
+    assert recorded_market.label == f"recording {recording.name}"
     assert recorded_market.first == datetime(2025, 9, 1, tzinfo=UTC)
     assert recorded_market.end == datetime(2025, 9, 22, tzinfo=UTC)
     for symbol, rows in recorded.groupby("symbol"):
