@@ -299,8 +299,8 @@ def fail_orphaned_runs(instance: dg.DagsterInstance, patience: int) -> None:
     """Report the runs without a process as failed, so that they are started again.
 
     The default launcher can't ask such a run whether it lives; it would stay `STARTED` for ever and
-    keep its partitions from being refreshed. What it held of its pool is free at once: Dagster would
-    free it 30 s after the run's end, when it next looks.
+    keep its partitions from being refreshed. What it held of its pool is free at once: Dagster
+    would free it 30 s after the run's end, when it next looks.
     """
     for record in orphaned_runs(instance, patience):
         instance.report_run_failed(
