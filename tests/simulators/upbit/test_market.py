@@ -91,7 +91,7 @@ def test_a_parquet_file_says_what_reads_it_where_that_is_not_installed(
 ) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     (tmp_path / "mine.parquet").touch()
-    with pytest.raises(BadRecording, match=r"mine\.parquet: .* `pip install pyarrow`"):
+    with pytest.raises(BadRecordingError, match=r"mine\.parquet: .* `pip install pyarrow`"):
         Recording.load(tmp_path / "mine.parquet")
 
 

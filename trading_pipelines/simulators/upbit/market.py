@@ -125,7 +125,7 @@ def _read(path: Path) -> pd.DataFrame:
     try:
         frame = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)
     except ImportError as error:
-        raise BadRecording(
+        raise BadRecordingError(
             f"{path}: a parquet file needs pyarrow, which {sys.prefix} has not; there "
             "`pip install pyarrow` (or `uv pip install pyarrow`), or convert the file to .csv"
         ) from error
