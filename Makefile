@@ -3,9 +3,14 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# What it takes to run; and with the developers' tools.
 READY := $(VENV)/.ready
+DEV := $(VENV)/.ready-dev
 ARGS ?=
 BENCH ?= backfill
+
+# The set-up compiles nothing: what imports a module first keeps it compiled for the others.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help demo drill up down status health test test-e2e test-faults reliability soak n8n \
@@ -32,27 +37,27 @@ health: $(READY) ## Say whether all is well, and what to do where it is not
 drill: $(READY) ## Play six hours of downtime and show how it heals (ARGS="--hours 24")
 	@$(BIN)/trading-pipelines drill $(ARGS)
 
-test: $(READY) redis-server ## Run all tests that need neither n8n nor a browser
+test: $(DEV) redis-server ## Run all tests that need neither n8n nor a browser
 	$(BIN)/python -m pytest $(ARGS)
 
-test-e2e: $(READY) n8n browser ## Run the tests against the real n8n and in a browser (installs both, once)
+test-e2e: $(DEV) n8n browser ## Run the tests against the real n8n and in a browser (installs both, once)
 	RUN_N8N=1 RUN_BROWSER=1 $(BIN)/python -m pytest $(or $(ARGS),tests/n8n tests/browser)
 
-test-faults: $(READY) faketime ## Run the faults: downtime, kills, full disks, wrong clocks
+test-faults: $(DEV) faketime ## Run the faults: downtime, kills, full disks, wrong clocks
 	RUN_FAULTS=1 $(BIN)/python -m pytest $(or $(ARGS),tests/faults)
 
-reliability: $(READY) faketime ## The same one after the other, and write the table of docs/reliability.md
+reliability: $(DEV) faketime ## The same one after the other, and write the table of docs/reliability.md
 	RUN_FAULTS=1 RELIABILITY=docs/reliability.md $(BIN)/python -m pytest -n 0 $(or $(ARGS),tests/faults)
 
-soak: $(READY) faketime ## An hour of health, then 300 kills (MINUTES=60 KILLS=300)
+soak: $(DEV) faketime ## An hour of health, then 300 kills (MINUTES=60 KILLS=300)
 	RUN_FAULTS=1 FAULTS_MINUTES=$(or $(MINUTES),60) FAULTS_KILLS=$(or $(KILLS),300) \
 		$(BIN)/python -m pytest -n 0 --timeout 86400 tests/faults/test_soak.py tests/faults/test_kills.py
 
 n8n: ## Install the n8n that tests, demo and benchmark run, outside the clone (2.9 GB)
 	@deploy/install_n8n.sh
 
-browser: $(READY) chromium
-	@$(BIN)/python -c 'import playwright' 2>/dev/null || $(BIN)/pip install --quiet playwright==1.65.2
+browser: $(DEV) chromium
+	@$(BIN)/python -c 'import playwright' 2>/dev/null || { $(call install,playwright==1.65.2); }
 
 redis-server faketime chromium:
 	@command -v $@ >/dev/null || ! command -v apt-get >/dev/null || { \
@@ -61,18 +66,18 @@ redis-server faketime chromium:
 		$$sudo apt-get update -qq && \
 		$$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq $@ >/dev/null; }
 
-lint: $(READY) ## Check style, and who imports whom
+lint: $(DEV) ## Check style, and who imports whom
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 
-types: $(READY) ## Check types
+types: $(DEV) ## Check types
 	$(BIN)/mypy
 
-bench: $(READY) ## Measure (BENCH=alerts, backfill, growth, scaling, signals or volatility)
+bench: $(DEV) ## Measure (BENCH=alerts, backfill, growth, scaling, signals or volatility)
 	$(BIN)/python benchmarks/$(BENCH).py $(ARGS)
 
-docs: $(READY) ## Write docs/assets/ and docs/reference.md anew, from the code
+docs: $(DEV) ## Write docs/assets/ and docs/reference.md anew, from the code
 	$(BIN)/python -W ignore docs/asset_pages.py
 	$(BIN)/python -W ignore docs/reference.py
 
@@ -80,37 +85,48 @@ screenshots: browser ## Take the pictures of the docs anew, of an installation m
 	$(BIN)/python -W ignore docs/screenshots.py
 
 LOCKED := --quiet --universal --generate-hashes --no-emit-index-url --no-emit-find-links \
-	--no-strip-extras --extra kubernetes --python-version 3.11 \
-	--custom-compile-command "make lock" pyproject.toml
+	--no-strip-extras --python-version 3.11 --custom-compile-command "make lock" pyproject.toml
+SAME := $(LOCKED) -c requirements-dev.lock
 
-lock: $(READY) ## Write both requirements.lock anew from pyproject.toml: ours, and the container's
-	$(BIN)/pip install --quiet uv
-	$(BIN)/uv pip compile $(LOCKED) --group dev -o requirements.lock
-	$(BIN)/uv pip compile $(LOCKED) --group build -c requirements.lock -o deploy/requirements.lock
+lock: $(DEV) ## Write the three locks anew from pyproject.toml: the developers', ours, the container's
+	$(BIN)/uv pip compile $(LOCKED) --group dev --all-extras -o requirements-dev.lock
+	$(BIN)/uv pip compile $(SAME) --group build -o requirements.lock
+	$(BIN)/uv pip compile $(SAME) --group container --extra kubernetes -o deploy/requirements.lock
 
-# Of their own: their dependencies are not to change those that are locked.
-AUDIT := $(VENV)/audit
-$(AUDIT)/.ready: $(READY)
-	@$(PYTHON) -m venv $(AUDIT)
-	@$(AUDIT)/bin/pip install --quiet --disable-pip-version-check pip-audit==2.10.1 cyclonedx-bom==7.5.0
-	@touch $@
+# Each in an environment of its own: its dependencies are not to change those that are locked.
+TOOL := $(BIN)/uv tool run --quiet --python $(BIN)/python
+audit: $(DEV) ## Look all locked dependencies up in PyPI's advisories
+	$(TOOL) pip-audit@2.10.1 --disable-pip --require-hashes -r requirements-dev.lock
 
-audit: $(AUDIT)/.ready ## Look all locked dependencies up in PyPI's advisories
-	$(AUDIT)/bin/pip-audit --disable-pip --require-hashes -r requirements.lock
-
-sbom: $(AUDIT)/.ready ## Write dist/sbom.json: what goes into the container, with its hashes (CycloneDX)
+sbom: $(DEV) ## Write dist/sbom.json: what the container is made of, with its hashes (CycloneDX)
 	@mkdir -p dist
-	$(AUDIT)/bin/python -W ignore -m cyclonedx_py requirements deploy/requirements.lock \
+	PYTHONWARNINGS=ignore $(TOOL) --from cyclonedx-bom==7.5.0 cyclonedx-py requirements deploy/requirements.lock \
 		--pyproject pyproject.toml --output-reproducible --output-file dist/sbom.json
 
 clean: ## Remove the virtual environment and the caches; data stay
 	rm -rf $(VENV) dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 
+# pip needs minutes, but reads its own settings (a mirror, a proxy), which uv does not.
+pip := $(BIN)/pip install --quiet --disable-pip-version-check
+install = PATH=$(BIN):$$PATH uv pip install --quiet --python $(BIN)/python $(1) || { \
+	echo "uv cannot: setting up with pip, which takes minutes"; \
+	$(PYTHON) -m venv $(VENV) && $(pip) $(1); }
+packages = $$(grep '^[a-z]' $(1) | grep -v "; sys_platform == 'win32'" | cut -d= -f1 | sort -u | wc -l)
+
 $(READY): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || \
 		{ echo "Python 3.11 to 3.13 is needed: make PYTHON=/path/to/python3.13"; exit 1; }
-	@echo "setting up $(VENV) (about a minute, once)"
-	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
-	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@echo "setting up $(VENV) with uv: $(call packages,requirements.lock) packages, about 20 s, once"
+	@uv venv --quiet --allow-existing $(VENV) \
+		--python "$$($(PYTHON) -c 'import sys; print(sys.executable)')" 2>/dev/null || { \
+		$(PYTHON) -m venv $(VENV) || exit 1; \
+		sed -n '/^uv==/,/[^\\]$$/p' requirements-dev.lock >$(VENV)/uv.txt; \
+		$(pip) --require-hashes -r $(VENV)/uv.txt || true; }
+	@$(call install,--require-hashes -r requirements.lock)
+	@$(call install,--no-deps --no-build-isolation -e .)
+	@touch $@
+
+$(DEV): requirements-dev.lock $(READY)
+	@echo "adding the developers' tools: $(call packages,requirements-dev.lock) packages in all"
+	@$(call install,--require-hashes -r requirements-dev.lock)
 	@touch $@

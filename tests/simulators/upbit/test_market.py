@@ -1,5 +1,6 @@
 """What can be replayed: which files are refused, and what a generated market is like."""
 
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -85,6 +86,15 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     for name in ("gone.parquet", "text.parquet", "notes.txt"):
         with pytest.raises(BadRecordingError, match=name):
             Recording.load(tmp_path / name)
+
+
+def test_a_parquet_file_says_what_reads_it_where_that_is_not_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    (tmp_path / "mine.parquet").touch()
+    with pytest.raises(BadRecordingError, match=r"mine\.parquet: .* `pip install pyarrow`"):
+        Recording.load(tmp_path / "mine.parquet")
 
 
 @given(st.sampled_from(SYMBOLS), st.integers(LISTED, LISTED + 30_000))

@@ -5,6 +5,7 @@ candle, JSON) belongs to `pages`; HTTP belongs to `server`. A minute is counted 
 since 1970-01-01 UTC, and stands for the candle that starts there.
 """
 
+import sys
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -123,6 +124,11 @@ def _read(path: Path) -> pd.DataFrame:
         raise BadRecordingError(f"{path}: neither .parquet nor .csv; convert it to one of them")
     try:
         frame = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)
+    except ImportError as error:
+        raise BadRecordingError(
+            f"{path}: a parquet file needs pyarrow, which {sys.prefix} has not; there "
+            "`pip install pyarrow` (or `uv pip install pyarrow`), or convert the file to .csv"
+        ) from error
     except (OSError, ValueError) as error:  # pyarrow's and pandas' parse errors are ValueErrors
         raise BadRecordingError(
             f"{path}: unreadable; check the path and the file ({error})"
