@@ -100,13 +100,15 @@ audit: $(DEV) ## Look all locked dependencies up in PyPI's advisories
 
 sbom: $(DEV) ## Write dist/sbom.json: what the container is made of, with its hashes (CycloneDX)
 	@mkdir -p dist
-	PYTHONWARNINGS=ignore $(TOOL) --from cyclonedx-bom==7.5.0 cyclonedx-py requirements deploy/requirements.lock \
-		--pyproject pyproject.toml --output-reproducible --output-file dist/sbom.json
+	PYTHONWARNINGS=ignore $(TOOL) --from cyclonedx-bom==7.5.0 cyclonedx-py requirements \
+		deploy/requirements.lock --pyproject pyproject.toml --output-reproducible \
+		--output-file dist/sbom.json
 
 clean: ## Remove the virtual environment and the caches; data stay
 	rm -rf $(VENV) dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 
-# pip needs minutes, but reads its own settings (a mirror, a proxy), which uv does not.
+# uv from PATH, or else the locked one, installed by pip into the virtual environment. pip takes
+# minutes, but reads its own settings (a mirror, a proxy), which uv does not.
 pip := $(BIN)/pip install --quiet --disable-pip-version-check
 install = PATH=$(BIN):$$PATH uv pip install --quiet --python $(BIN)/python $(1) || { \
 	echo "uv cannot: setting up with pip, which takes minutes"; \
