@@ -16,7 +16,7 @@ from trading_pipelines.monitoring.facts import DAGSTERS, NOT_ASKED, Orchestratio
 from trading_pipelines.monitoring.measure import measure
 from trading_pipelines.monitoring.status import draw as draw_status
 from trading_pipelines.monitoring.status import read as read_status
-from trading_pipelines.runtime.home import running_services
+from trading_pipelines.runtime.home import Home
 from trading_pipelines.runtime.sessions import market_connection, prepared_database
 from trading_pipelines.settings.environment import Environment, load_environment
 from trading_pipelines.settings.strategy import StrategySettings
@@ -41,7 +41,7 @@ def status() -> None:
     with prepared_database(environment) as urls, connect(urls.market) as connection:
         found = read_status(connection, settings, now)
         flying = dagster_instance.ask(urls.dagster, runs_in_flight)
-    running = running_services(environment.trading_pipelines_home)
+    running = Home.of(environment).running_services()
     where = running.url or "starting" if running else "not running"
     known = flying.reason if isinstance(flying, Unknown) else flying
     for part in draw_status(found, where, known, now):
