@@ -465,3 +465,4 @@ def test_the_commands_tell_of_storage_that_can_not_be_read(
     shown = CliRunner().invoke(app, ["status"])
     assert shown.exit_code == 0, shown.exception
     assert "in flight: not known, InternalError" in shown.stdout
+    assert "services: served apart (daemon healthy as of 20" in shown.stdout
