@@ -29,7 +29,7 @@ from trading_pipelines.candles.rate_limit import RequestSlots
 from trading_pipelines.candles.windows import DAY, HOUR, Interval, floor_minute
 from trading_pipelines.database.connection import connect, database_urls, prepare_database
 from trading_pipelines.database.embedded import EmbeddedServer
-from trading_pipelines.runtime.home import running_services
+from trading_pipelines.runtime.home import Home
 from trading_pipelines.runtime.supervisor import Supervisor
 from trading_pipelines.scenarios.drill import missed_counts, prepare_drill, present_counts
 from trading_pipelines.settings.environment import Environment
@@ -84,7 +84,7 @@ class Figures:
 
 def memory(home: Path) -> dict[str, float]:
     """Return the proportional memory of each service and of what it has started, in MB."""
-    running = running_services(home)
+    running = Home(home).running_services()
     groups = running.children if running else {}
     found = dict.fromkeys(groups, 0.0)
     names = {pid: name for name, pid in groups.items()}

@@ -53,30 +53,6 @@ They are read when a command starts; an empty one counts as not set.
 """
 # Where the model has a description of a variable, that is taken; a test allows no second one here.
 MEANINGS = {
-    "database_url": "your Postgres, `postgresql://user:password@host/database`; without it an "
-    "embedded one runs in the home. The bot's own database is fine: its tables are adopted with "
-    "their rows",
-    "dagster_postgres_url": "Dagster's storage, `postgresql+psycopg2://…`; without it "
-    "`<database>_dagster` on the same server",
-    "redis_url": "the bot's cache: `market:regime:{symbol}` and `coinpilot:volatility_state` are "
-    "written hourly, and expire by the age of what they say",
-    "n8n_url": "n8n's base URL, such as `http://127.0.0.1:5678`",
-    "n8n_webhook_secret": "what n8n's webhooks ask for in the header `X-Webhook-Secret`",
-    "discord_webhook_url": "Discord's webhook, used while n8n is away, or without n8n",
-    "heartbeat_url": "asked once a minute as long as `health` is good",
-    "docs_url": "where `docs/` can be read, such as "
-    "`https://github.com/you/trading-pipelines/blob/main/docs`: the assets in the UI then link to "
-    "their runbooks",
-    "upbit_base_url": "Upbit's address, without `/v1`",
-    "code_server": "where `serve webserver` and `serve daemon` find the code server",
-    "webserver_url": "the web UI by which `backfill` launches, where it is not that of the home's "
-    "`up`",
-    "allowed_hosts": "names by which the web UI may be called, beside the "
-    "[loopback's](security.md); separated by commas, without ports",
-    "dagster_overrides": "a YAML file that is merged over `dagster.yaml`",
-    "trading_pipelines_home": "the folder of the embedded server, of Dagster and of the logs; "
-    "several homes run side by side with `--port`",
-    "trading_pipelines_config": "the strategy file; CoinPilot's own loads unchanged",
     "n8n_command": "the n8n that the demo and the tests start; without it the one that `make n8n` "
     "has installed",
 }
@@ -93,11 +69,21 @@ def options() -> dict[str, set[str]]:
         context.command_path.removeprefix(f"{PROGRAM} "): {
             option for param in command.get_params(context) for option in param.opts
         }
-        for command, context in _walk()
+        for command, context in walk()
     }
 
 
-def _walk() -> Iterator[tuple[Any, Any]]:
+def without_help() -> list[str]:
+    """Return the arguments and options that do not say what they mean, with their commands."""
+    return [
+        f"{context.command_path} {param.name}"
+        for command, context in walk()
+        for param in command.get_params(context)
+        if not getattr(param, "help", None)
+    ]
+
+
+def walk() -> Iterator[tuple[Any, Any]]:
     """Yield each command with its context, in the order of `--help`."""
 
     def below(command: Any, name: str, parent: Any) -> Iterator[tuple[Any, Any]]:  # noqa: ANN401
@@ -113,14 +99,12 @@ def _walk() -> Iterator[tuple[Any, Any]]:
 
 def _commands() -> Iterator[str]:
     yield COMMANDS.format(epilog=COMMAND_LINE.epilog)
-    paths = [
-        (context.command_path, command.get_short_help_str(200)) for command, context in _walk()
-    ]
+    paths = [(context.command_path, command.get_short_help_str(200)) for command, context in walk()]
     yield _table(
         ["command", "what it does"],
         [[f"[`{path}`](#{path.replace(' ', '-')})", help_] for path, help_ in paths],
     )
-    for command, context in _walk():
+    for command, context in walk():
         yield f"### {context.command_path}\n"
         words, _, example = (command.help or "").partition("Example: ")
         yield f"{words.strip()}\n"

@@ -2,7 +2,9 @@
 
 import json
 from datetime import UTC, date, datetime, timedelta
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -10,12 +12,14 @@ import regex
 from rich.cells import cell_len
 from typer.testing import CliRunner, Result
 
+from docs import reference
 from tests.alerts.conftest import Bot
 from trading_pipelines.alerts import ledger
-from trading_pipelines.cli import options, render
+from trading_pipelines.cli import options, render, simulate
 from trading_pipelines.cli.main import app
 from trading_pipelines.runtime.backfill import BackfillTarget
 from trading_pipelines.settings.environment import Environment
+from trading_pipelines.settings.errors import SettingsError
 
 
 @pytest.mark.parametrize(
@@ -70,20 +74,40 @@ def test_health_judges_what_it_is_asked_for_alone(
     assert (wrong.exit_code, "one of database, daemons" in wrong.stderr) == (2, True)
 
 
-COMMANDS = [
-    *("trades", "decisions", "risk", "rejections"),
-    *("up", "backfill", "demo", "status", "health", "signals", "replay", "inbox", "env"),
-    *("init", "serve"),
-    *("alerts list", "alerts show", "alerts replay", "alerts test", "n8n import", "n8n check"),
-    *("db backup", "db restore", "db adopt"),
-]
+@pytest.mark.parametrize(
+    ("command", "context"), [pytest.param(*c, id=c[1].command_path) for c in reference.walk()]
+)
+def test_help_has_an_example_of_one_line(command: Any, context: Any) -> None:
+    _, _, example = command.help.partition("Example: ")
+    assert context.command_path in example
+    assert len(example.strip().splitlines()) == 1
+    done = CliRunner().invoke(app, [*context.command_path.split()[1:], "--help"])
+    assert (done.exit_code, "Example: " in done.stdout) == (0, True)
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_help_has_an_example(command: str) -> None:
-    done = CliRunner().invoke(app, [*command.split(), "--help"])
-    assert done.exit_code == 0
-    assert f"trading-pipelines {command}" in done.stdout
+def test_each_argument_and_option_has_a_help_text() -> None:
+    assert reference.without_help() == []
+
+
+def test_the_version_is_printed() -> None:
+    done = CliRunner().invoke(app, ["--version"])
+    assert (done.exit_code, done.stdout.strip()) == (0, version("trading-pipelines"))
+
+
+def test_a_market_to_replay_has_the_default_symbols_where_no_settings_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("TRADING_PIPELINES_CONFIG", raising=False)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(simulate, "await_interrupt", lambda: None)
+    alone = CliRunner().invoke(app, ["replay", "--port", "0"])
+    assert (alone.exit_code, "generated market" in alone.stdout) == (0, True), alone.exception
+    (tmp_path / "config").mkdir()
+    (tmp_path / "config" / "strategy.yaml").write_text("symbols: []")
+    assert isinstance(CliRunner().invoke(app, ["replay", "--port", "0"]).exception, SettingsError)
+    monkeypatch.setenv("TRADING_PIPELINES_CONFIG", str(tmp_path / "none.yaml"))
+    named = CliRunner().invoke(app, ["replay", "--port", "0"])
+    assert isinstance(named.exception, SettingsError), "a file that is named has to be there"
 
 
 @pytest.fixture

@@ -41,7 +41,7 @@ from trading_pipelines.database.connection import (
     prepare_database,
 )
 from trading_pipelines.database.embedded import EmbeddedServer, binaries
-from trading_pipelines.runtime.home import lock_home
+from trading_pipelines.runtime import home as runtime_home
 from trading_pipelines.signals.catalogue import SIGNALS
 from trading_pipelines.signals.registry import compute
 
@@ -445,7 +445,7 @@ def test_a_restore_beside_another_is_refused(
 
 def test_nothing_is_restored_under_running_services(second: Home, file: Path) -> None:
     names = second.names
-    guard = lock_home(second.path)
+    guard = runtime_home.Home(second.path).lock()
     assert guard is not None
     with guard:
         done = second.cli("restore", str(file))

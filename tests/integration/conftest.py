@@ -20,7 +20,7 @@ from tests.conftest import FIRST_DAY, SYMBOLS
 from trading_pipelines.candles.windows import MINUTE
 from trading_pipelines.database.connection import SCHEMA
 from trading_pipelines.database.embedded import EmbeddedServer
-from trading_pipelines.runtime.home import running_services
+from trading_pipelines.runtime.home import Home
 from trading_pipelines.settings.strategy import DataSettings, ExchangeSettings, StrategySettings
 from trading_pipelines.settings.strategy_file import dump_strategy
 from trading_pipelines.simulators.upbit.market import Recording
@@ -69,13 +69,13 @@ class Installation:
     @property
     def url(self) -> str:
         """Where the services run, or "" when they do not or not yet."""
-        running = running_services(self.home)
+        running = Home(self.home).running_services()
         return running.url if running else ""
 
     @property
     def children(self) -> dict[str, int]:
         """The process of each service."""
-        running = running_services(self.home)
+        running = Home(self.home).running_services()
         return running.children if running else {}
 
     @property

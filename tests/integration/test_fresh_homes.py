@@ -14,7 +14,7 @@ from tests.integration.conftest import AWAIT_SECONDS, Installation, await_that, 
 from trading_pipelines.database.connection import SCHEMA, connect
 from trading_pipelines.database.embedded import EmbeddedServer
 from trading_pipelines.runtime.backfill import BackfillTarget, follow, launch
-from trading_pipelines.runtime.home import running_services
+from trading_pipelines.runtime.home import Home
 from trading_pipelines.simulators.upbit.faults import Fault
 from trading_pipelines.simulators.upbit.server import ReplayExchange
 
@@ -65,7 +65,7 @@ def test_a_one_off_backfill_starts_what_it_needs_names_what_failed_and_needs_no_
     assert done.returncode == 1, done.stdout + done.stderr
     assert "KRW-DOGE 2025-09-03: " in done.stdout
     assert "HTTP 200: <" in done.stdout
-    assert running_services(installation.home) is None
+    assert Home(installation.home).running_services() is None
     server = EmbeddedServer(installation.home)
     assert not server.is_running(), "what it started is stopped"
     server.start()
@@ -94,7 +94,7 @@ def test_the_demo_replays_a_recording_says_so_and_leaves_nothing_running(
     signal = next(line for line in done.stdout.splitlines() if "│ KRW-BTC  │ UNKNOWN" in line)
     assert "│ FALLBACK │ 2025-09-03 09:00 KST │ 2025-09-04 09:00 KST │" in signal, signal
     home = installation.home / "demo"
-    assert running_services(home) is None
+    assert Home(home).running_services() is None
     server = EmbeddedServer(home)
     assert not server.is_running()
     server.start()

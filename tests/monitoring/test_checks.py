@@ -52,7 +52,7 @@ WELL = Orchestration(
     daemons=[Daemon("SENSOR", healthy=True, last_heartbeat=NOW - MINUTE)],
     schedules=[AutomationStatus("update_regime", is_on=True, next_tick=NOW, error=None)],
     sensors=[AutomationStatus("risk_alerts", is_on=True, next_tick=NOW, error=None)],
-    held=[],
+    held_slots=[],
 )
 NAMES = [
     *("database", "daemons", "schedules", "sensors", "candles", "labels", "models", "alerts"),
@@ -155,7 +155,7 @@ OF_DAGSTER: dict[str, tuple[Orchestration, str, str]] = {
         "risk_alerts: fails: KeyError: 'x'",
     ),
     "a dead run holds a slot": (
-        replace(WELL, held=[HeldSlot("0123456789", "job STARTED, no process", NOW - HOUR)]),
+        replace(WELL, held_slots=[HeldSlot("0123456789", "job STARTED, no process", NOW - HOUR)]),
         "slots",
         "run 01234567: job STARTED, no process, quiet since 2025-09-22 08:04 KST",
     ),
@@ -499,7 +499,7 @@ def test_a_query_that_can_not_be_answered_is_never_good(environment: Environment
 
 def test_where_failed_days_are_not_known_holes_are_not_known(environment: Environment) -> None:
     facts = measure(environment, SETTINGS, WELL, NOW)
-    for name in ("days", "failed", "forgotten", "filled_at"):
+    for name in ("days", "failed", "old_gaps", "filled_at"):
         odd = replace(facts, **{name: Unknown("odd")})
         (holes,) = [one for one in judge(odd, SETTINGS, NOW, kst) if one.name == "holes"]
         assert (holes.good, holes.found) == (None, "not known: odd")

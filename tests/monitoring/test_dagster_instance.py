@@ -172,7 +172,7 @@ def test_what_should_be_on_is_read_with_its_ticks(well: dg.DagsterInstance) -> N
     assert next_ticks["make_daily_report"] == NOW.replace(minute=10)
     assert next_ticks["housekeeping"] == datetime(2026, 11, 25, 3, 10, tzinfo=UTC)
     assert next_ticks["risk_alerts"] == NOW - MINUTE + timedelta(seconds=1)
-    assert known.held == []
+    assert known.held_slots == []
 
 
 def test_where_the_data_are_not_refreshed_their_schedules_need_not_be_on() -> None:
@@ -282,12 +282,12 @@ def test_a_run_that_no_code_server_vouches_for_holds_its_pool(
 ) -> None:
     server = {"host": "localhost", "socket": f"{tmp_path}/gone.sock"}
     run = run_of(well, dg.DagsterRunStatus.STARTED, **{GRPC_INFO_TAG: json.dumps(server)})
-    (held,) = read(well).held
-    assert (held.run_id, held.what) == (run.run_id, "some_job STARTED, no process")
+    (held,) = read(well).held_slots
+    assert (held.run_id, held.description) == (run.run_id, "some_job STARTED, no process")
     assert held.quiet_since is not None
     assert abs(held.quiet_since - datetime.now(UTC)) < MINUTE
     well.report_run_failed(run)
-    assert read(well).held == []
+    assert read(well).held_slots == []
 
 
 def test_a_code_server_that_is_slow_may_vouch_for_its_runs_where_that_is_waited_for(
@@ -313,7 +313,7 @@ def test_a_run_that_a_cluster_launched_is_left_to_dagsters_own_monitoring(
     well: dg.DagsterInstance,
 ) -> None:
     run_of(well, dg.DagsterRunStatus.STARTED, **{DOCKER_IMAGE_TAG: "trading-pipelines:1"})
-    assert read(well).held == []
+    assert read(well).held_slots == []
 
 
 def test_a_slot_of_a_run_that_is_over_is_held(well: dg.DagsterInstance) -> None:
@@ -322,8 +322,8 @@ def test_a_slot_of_a_run_that_is_over_is_held(well: dg.DagsterInstance) -> None:
     run = run_of(well, dg.DagsterRunStatus.FAILURE)
     storage.claim_concurrency_slot("upbit", run.run_id, "step")
     storage.claim_concurrency_slot("upbit", "no such run", "step")
-    held = sorted(read(well).held, key=lambda one: one.run_id)
-    assert [(one.run_id, one.what) for one in held] == sorted(
+    held = sorted(read(well).held_slots, key=lambda one: one.run_id)
+    assert [(one.run_id, one.description) for one in held] == sorted(
         [
             (run.run_id, "FAILURE, holds a slot of upbit"),
             ("no such run", "gone, holds a slot of upbit"),
@@ -497,3 +497,4 @@ def test_the_commands_tell_of_storage_that_can_not_be_read(
     shown = CliRunner().invoke(app, ["status"])
     assert shown.exit_code == 0, shown.exception
     assert "in flight: not known, InternalError" in shown.stdout
+    assert "services: served apart (daemon healthy as of 20" in shown.stdout

@@ -15,7 +15,7 @@ from trading_pipelines.candles.windows import DAY, day_interval
 from trading_pipelines.cli import render
 from trading_pipelines.cli.main import app
 from trading_pipelines.database.connection import connect
-from trading_pipelines.monitoring.facts import RunInFlight
+from trading_pipelines.monitoring.facts import Daemon, RunInFlight, Unknown
 from trading_pipelines.monitoring.status import (
     DuePartition,
     InstallationStatus,
@@ -23,6 +23,7 @@ from trading_pipelines.monitoring.status import (
     draw,
     lines_by_interval,
     read,
+    services_apart,
 )
 from trading_pipelines.settings.strategy import DataSettings, StrategySettings
 from trading_pipelines.signals.catalogue import REGIME_LABELS
@@ -191,3 +192,17 @@ def test_the_command_shows_it_where_nothing_has_ever_run(
     assert "services: not running" in done.stdout
     assert "in flight: not known, Dagster has never run on this database" in done.stdout
     assert "due: candles_1m all symbols" in done.stdout
+
+
+def test_services_that_are_served_apart_are_told_by_the_daemons_heartbeat() -> None:
+    beats = [NOON - timedelta(seconds=90), NOON - timedelta(minutes=20), None]
+    daemons = [Daemon(f"{n}", healthy=True, last_heartbeat=beat) for n, beat in enumerate(beats)]
+    assert services_apart(daemons, NOON) == (
+        "served apart (daemon healthy as of 2025-09-22 20:58 KST)"
+    )
+    # Dagster itself calls a daemon healthy for half an hour after it was stopped.
+    assert services_apart(daemons[1:], NOON) == (
+        "not running (the daemon's last heartbeat: 2025-09-22 20:40 KST)"
+    )
+    assert services_apart(daemons[2:], NOON) == "not running (no daemon has ever run)"
+    assert services_apart(Unknown("see database"), NOON).endswith("not known: see database")

@@ -13,7 +13,7 @@ from pydantic import SecretStr
 
 from trading_pipelines.database.connection import DatabaseUrls
 from trading_pipelines.runtime import processes
-from trading_pipelines.runtime.home import dagster_home
+from trading_pipelines.runtime.home import Home
 from trading_pipelines.runtime.processes import Process
 from trading_pipelines.settings.environment import Environment
 from trading_pipelines.settings.errors import SettingsError
@@ -33,7 +33,7 @@ def environment_of(home: Path, **more: object) -> Environment:
 
 def instance_settings(environment: Environment) -> dict[str, object]:
     processes.write_instance_settings(environment)
-    written = dagster_home(environment) / "dagster.yaml"
+    written = Home.of(environment).dagster / "dagster.yaml"
     found: dict[str, object] = yaml.safe_load(written.read_text())
     return found
 

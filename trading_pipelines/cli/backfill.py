@@ -13,11 +13,8 @@ from trading_pipelines.cli.options import (
     backfill_target,
 )
 from trading_pipelines.cli.render import exit_by, fail, show_summary
-from trading_pipelines.runtime.backfill import (
-    run_backfill,
-    write_backfill_settings,
-)
-from trading_pipelines.runtime.home import running_services
+from trading_pipelines.runtime.backfill import run_backfill, write_backfill_settings
+from trading_pipelines.runtime.home import Home
 from trading_pipelines.runtime.sessions import prepared_database
 from trading_pipelines.runtime.supervisor import Supervisor
 from trading_pipelines.settings.environment import load_environment
@@ -50,14 +47,14 @@ def backfill(
     """
     environment = load_environment()
     target = backfill_target(environment, symbols, start, end)
-    home = environment.trading_pipelines_home
+    home = Home.of(environment)
     with contextlib.ExitStack() as stack:
         urls = stack.enter_context(prepared_database(environment))
-        running = running_services(home)
+        running = home.running_services()
         if environment.webserver_url:
             url = environment.webserver_url
         elif running is None:
-            config = home / "backfill.yaml"
+            config = home.backfill_settings
             settings = StrategySettings(symbols=list(target.symbols))
             if with_signals:
                 # The model is fitted on all symbols, by the operator's own settings.
@@ -67,7 +64,7 @@ def backfill(
         elif running.url:
             url = running.url
         else:
-            fail(f"the services of {home} are still starting: try again in a moment")
+            fail(f"the services of {home.path} are still starting: try again in a moment")
         outcome = run_backfill(urls, url, target, render, with_signals=with_signals)
     show_summary(outcome, f"{target.first} to {target.last} (UTC days)")
     exit_by(outcome)

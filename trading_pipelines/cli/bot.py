@@ -25,112 +25,41 @@ from trading_pipelines.settings.strategy import StrategySettings
 app = typer.Typer()
 
 
-@app.command()
-def trades(
-    since: SinceOption = "7d",
-    symbol: SymbolOption = None,
-    limit: LimitOption = 50,
-    *,
-    as_json: JsonOption = False,
-) -> None:
-    """Show the bot's orders, the newest first, in Korean time.
-
-    Example: trading-pipelines trades --since 3d --symbol KRW-BTC
-    """
-    _show_bot_rows(
-        "trades", bot_tables.TRADES, bot_tables.shown_trade, since, symbol, limit, as_json=as_json
-    )
-
-
-@app.command()
-def decisions(
-    since: SinceOption = "7d",
-    symbol: SymbolOption = None,
-    limit: LimitOption = 50,
-    *,
-    as_json: JsonOption = False,
-) -> None:
-    """Show what the bot's AI decided and why, the newest first, in Korean time.
-
-    Example: trading-pipelines decisions --since 24h --symbol KRW-BTC
-    """
-    _show_bot_rows(
-        "decisions",
-        bot_tables.DECISIONS,
-        bot_tables.shown_decision,
-        since,
-        symbol,
-        limit,
-        as_json=as_json,
-    )
-
-
-@app.command()
-def risk(
-    since: SinceOption = "7d",
-    symbol: SymbolOption = None,
-    limit: LimitOption = 50,
-    *,
-    as_json: JsonOption = False,
-) -> None:
-    """Show the bot's risk violations, cooldowns and halts, the newest first, in Korean time.
-
-    A symbol is known of violations by an order alone.
-
-    Example: trading-pipelines risk --since 30d
-    """
-    _show_bot_rows(
-        "risk events", bot_tables.RISK, bot_tables.shown_risk, since, symbol, limit, as_json=as_json
-    )
-
-
-@app.command()
-def rejections(
-    since: SinceOption = "7d",
-    symbol: SymbolOption = None,
-    limit: LimitOption = 50,
-    *,
-    as_json: JsonOption = False,
-) -> None:
-    """Show what became of the entries that the AI refused, the newest first, in Korean time.
-
-    Example: trading-pipelines rejections --since 7d --symbol KRW-BTC
-    """
-    _show_bot_rows(
-        "rejections",
-        bot_tables.REJECTIONS,
-        bot_tables.shown_rejection,
-        since,
-        symbol,
-        limit,
-        as_json=as_json,
-    )
-
-
-def _show_bot_rows(
-    what: str,
+def _add_command(
+    name: str,
     view: bot_tables.View,
-    shown: Callable[[bot_tables.BotRow], dict[str, str]],
-    since: str,
-    symbol: str | None,
-    limit: int,
+    as_cells: Callable[[bot_tables.BotRow], dict[str, str]],
+    help_: str,
     *,
-    as_json: bool,
+    rows_are: str = "",
 ) -> None:
-    if symbol is not None:
-        with usage_error():
-            StrategySettings(symbols=[symbol])
-    start = datetime.now(UTC) - time_span(since)
-    with market_connection(load_environment()) as connection:
-        found = bot_tables.read(connection, view, since=start, symbol=symbol, limit=limit)
-    if as_json:
-        sys.stdout.writelines(f"{bot_tables.json_line(row)}\n" for row in found)
-        return
-    if not found:
-        out.print(f"no {what}{f' of {symbol}' if symbol else ''} in {since}")
-        return
-    table = Table(title=f"{what}, now {kst(datetime.now(UTC))}", title_justify="left")
-    rows = list(map(shown, found))
+    """Add the command that shows the rows of a view; `rows_are` is what they are called."""
+    title = rows_are or name
+
+    @app.command(name, help=help_)
+    def show(
+        since: SinceOption = "7d",
+        symbol: SymbolOption = None,
+        limit: LimitOption = 50,
+        *,
+        as_json: JsonOption = False,
+    ) -> None:
+        if symbol is not None:
+            with usage_error():
+                StrategySettings(symbols=[symbol])
+        start = datetime.now(UTC) - time_span(since)
+        with market_connection(load_environment()) as connection:
+            rows = bot_tables.read(connection, view, since=start, symbol=symbol, limit=limit)
+        if as_json:
+            sys.stdout.writelines(f"{bot_tables.json_line(row)}\n" for row in rows)
+        elif rows:
+            _print_rows(title, list(map(as_cells, rows)))
+        else:
+            out.print(f"no {title}{f' of {symbol}' if symbol else ''} in {since}")
+
+
+def _print_rows(title: str, rows: list[dict[str, str]]) -> None:
+    table = Table(title=f"{title}, now {kst(datetime.now(UTC))}", title_justify="left")
     for heading in rows[0]:
         is_number = heading in {"price (KRW)", "quantity", "fee (KRW)"}
         table.add_column(
@@ -144,3 +73,44 @@ def _show_bot_rows(
     for row in rows:
         table.add_row(*map(inert, row.values()))
     out.print(table)
+
+
+_add_command(
+    "trades",
+    bot_tables.TRADES,
+    bot_tables.shown_trade,
+    """Show the bot's orders, the newest first, in Korean time.
+
+    Example: trading-pipelines trades --since 3d --symbol KRW-BTC
+    """,
+)
+_add_command(
+    "decisions",
+    bot_tables.DECISIONS,
+    bot_tables.shown_decision,
+    """Show what the bot's AI decided and why, the newest first, in Korean time.
+
+    Example: trading-pipelines decisions --since 24h --symbol KRW-BTC
+    """,
+)
+_add_command(
+    "risk",
+    bot_tables.RISK,
+    bot_tables.shown_risk,
+    """Show the bot's risk violations, cooldowns and halts, the newest first, in Korean time.
+
+    With --symbol only the violations that name an order: no other risk event has a symbol.
+
+    Example: trading-pipelines risk --since 30d
+    """,
+    rows_are="risk events",
+)
+_add_command(
+    "rejections",
+    bot_tables.REJECTIONS,
+    bot_tables.shown_rejection,
+    """Show what became of the entries that the AI refused, the newest first, in Korean time.
+
+    Example: trading-pipelines rejections --since 7d --symbol KRW-BTC
+    """,
+)

@@ -1,4 +1,4 @@
-"""`db upgrade | adopt | url | backup | restore`: the database, its schema and its copies."""
+"""`db upgrade | adopt | url | backup | restore`: the database, its schema and its backups."""
 
 import json
 import sys
@@ -27,7 +27,8 @@ from trading_pipelines.cli.options import (
 )
 from trading_pipelines.cli.render import fail, inert, out, print_step
 from trading_pipelines.cli.sessions import embedded_or_refuse
-from trading_pipelines.database.adoption import findings, inspection
+from trading_pipelines.database.adoption.findings import Inspection, Level, Repair
+from trading_pipelines.database.adoption.inspection import inspect
 from trading_pipelines.database.backup import back_up, restore
 from trading_pipelines.database.connection import (
     connect,
@@ -37,28 +38,31 @@ from trading_pipelines.database.connection import (
 )
 from trading_pipelines.korean_time import kst
 from trading_pipelines.runtime.backfill import BackfillTarget
-from trading_pipelines.runtime.home import running_services
+from trading_pipelines.runtime.home import Home
 from trading_pipelines.runtime.sessions import database_left_as_found, prepared_database
 from trading_pipelines.settings.environment import Environment, load_environment
-from trading_pipelines.settings.strategy import StrategySettings
+from trading_pipelines.settings.strategy import ExchangeSettings
 from trading_pipelines.settings.strategy_file import load_strategy
 
-app = typer.Typer(help="The database: its schema and where it is.", no_args_is_help=True)
+app = typer.Typer(help="The database: its schema, its address, its backups.", no_args_is_help=True)
 
 
 @app.command("upgrade")
 def db_upgrade() -> None:
-    """Create or adopt the tables, and migrate to the newest schema. Twice is as good as once.
+    """Create or adopt the tables, and migrate them to the newest schema; Dagster's storage too.
 
-    Dagster's own storage too, to the version that is installed: stop what runs on it before.
+    Stop what runs on them before: Dagster's storage is migrated to the installed version. Where all
+    is up to date, nothing changes.
+
+    Example: trading-pipelines db upgrade
     """
     from trading_pipelines.monitoring import dagster_instance
 
     with prepared_database(load_environment()) as urls:
         dagster_instance.upgrade(urls.dagster)
         with connect(urls.market) as connection:
-            if kept := refresh_korean_views(connection):
-                fail("; ".join(kept))
+            if not_refreshed := refresh_korean_views(connection):
+                fail("; ".join(not_refreshed))
         out.print("the databases are up to date")
 
 
@@ -76,9 +80,9 @@ def db_adopt(
 ) -> None:
     """Say what `db upgrade` would add to a database that the bot uses, and what is wrong in it.
 
-    Changes nothing; a role that may only read will do. Exit status 1: something has to be mended
-    first. With --compare, after `db upgrade`: how the stored candles differ from the exchange's,
-    before a backfill makes them equal.
+    Changes nothing; a role that may only read is enough. Exit status 1: something has to be mended
+    first. With --compare, after `db upgrade`, it shows how the stored candles differ from the
+    exchange's, before a backfill makes them equal.
 
     Example: trading-pipelines db adopt --compare --start 2025-09-01 --end 2025-09-21
     """
@@ -86,91 +90,92 @@ def db_adopt(
     settings = load_strategy(environment.trading_pipelines_config)
     if with_exchange:
         target = backfill_target(environment, symbols, start, end)
-        _show_differences(environment, settings, target, as_json=as_json)
+        _show_differences(environment, settings.exchange, target, as_json=as_json)
         return
     if symbols or start or end:
-        raise typer.BadParameter("--symbols, --start and --end are of --compare")
+        raise typer.BadParameter("--symbols, --start and --end go with --compare")
     urls = database_urls(environment)
     is_named = environment.dagster_postgres_url is not None
     with connect(urls.market) as connection:
-        found = inspection.inspect(
+        inspection = inspect(
             connection, settings.symbols, datetime.now(UTC), urls.dagster, is_named=is_named
         )
     if as_json:
-        commands = [one.command for one in found.repairs]
-        said = {"can_be_adopted": found.can_be_adopted, "commands": commands, **asdict(found)}
-        line = json.dumps(said, default=lambda moment: moment.isoformat(), ensure_ascii=False)
+        content = {
+            "can_be_adopted": inspection.can_be_adopted,
+            "commands": [repair.command for repair in inspection.repairs],
+            **asdict(inspection),
+        }
+        line = json.dumps(content, default=lambda moment: moment.isoformat(), ensure_ascii=False)
         sys.stdout.write(f"{line}\n")
     else:
-        _print_inspection(found)
-    sys.exit(0 if found.can_be_adopted else 1)
+        _print_inspection(inspection)
+    sys.exit(0 if inspection.can_be_adopted else 1)
 
 
-def _print_inspection(found: findings.Inspection) -> None:
-    out.print(f"as {escape(found.role)}; our schema: {found.revision or 'none'}", soft_wrap=True)
+def _print_inspection(inspection: Inspection) -> None:
+    schema = inspection.revision or "none"
+    out.print(f"as {escape(inspection.role)}; our schema: {schema}", soft_wrap=True)
     stored = Table(title="candles", title_justify="left")
     for heading in ("symbol", "interval", "rows", "first", "last", "longest hole from"):
         stored.add_column(heading, justify="right" if heading == "rows" else "left")
-    for one in found.candles:
-        holes = [hole for hole in found.holes if (hole.symbol, "1m") == (one.symbol, one.interval)]
+    for candles in inspection.candles:
+        name = (candles.symbol, candles.interval)
+        holes = [hole for hole in inspection.holes if (hole.symbol, "1m") == name]
         longest = max(holes, key=lambda hole: hole.minutes, default=None)
         hole = f"{kst(longest.start)}, {longest.minutes:,} min" if longest else ""
-        numbers = (f"{one.rows:,}", kst(one.first), kst(one.last), hole)
-        stored.add_row(*map(inert, (one.symbol, one.interval, *numbers)))
+        numbers = (f"{candles.rows:,}", kst(candles.first), kst(candles.last), hole)
+        stored.add_row(*map(inert, (*name, *numbers)))
     out.print(stored)
-    colours = {
-        findings.Level.MEND: "red",
-        findings.Level.REPAIR: "yellow",
-        findings.Level.NOTE: "dim",
-    }
+    colours = {Level.MEND: "red", Level.REPAIR: "yellow", Level.NOTE: "dim"}
     table = Table(title="found", title_justify="left")
     for heading in ("", "about", "what", "what to do"):
         table.add_column(heading, overflow="fold", no_wrap=not heading)
-    for finding in found.findings:
+    for finding in inspection.findings:
         words = map(inert, (finding.about, finding.what, finding.advice))
         table.add_row(f"[{colours[finding.level]}]{finding.level}[/]", *words)
-    out.print(table if found.findings else "nothing wrong was found")
-    out.print(f"`db upgrade` adds: {', '.join(found.adds) or 'nothing'}", soft_wrap=True)
-    for repair in found.repairs:
+    out.print(table if inspection.findings else "nothing wrong was found")
+    out.print(f"`db upgrade` adds: {', '.join(inspection.adds) or 'nothing'}", soft_wrap=True)
+    for repair in inspection.repairs:
         out.print(f"afterwards: {escape(repair.command)}", soft_wrap=True)
     last = "[red]to be mended first, then asked again[/]"
-    out.print("[green]can be adopted[/]" if found.can_be_adopted else last)
+    out.print("[green]can be adopted[/]" if inspection.can_be_adopted else last)
 
 
 def _show_differences(
     environment: Environment,
-    settings: StrategySettings,
+    settings: ExchangeSettings,
     target: BackfillTarget,
     *,
     as_json: bool,
 ) -> None:
-    stretch = Interval(day_interval(target.first).start, day_interval(target.last).end)
-    found: list[Comparison] = []
+    interval = Interval(day_interval(target.first).start, day_interval(target.last).end)
+    comparisons: list[Comparison] = []
     failed: dict[str, str] = {}
     with connect(database_urls(environment).market) as connection:
         try:
             slots = RequestSlots(
-                connection, environment.upbit_base_url, settings.exchange.requests_per_second
+                connection, environment.upbit_base_url, settings.requests_per_second
             )
         except psycopg.ProgrammingError as error:
             fail(f"`trading-pipelines db upgrade` comes first: {error}")
-        exchange = Exchange(environment.upbit_base_url, slots, settings.exchange)
+        exchange = Exchange(environment.upbit_base_url, slots, settings)
         for symbol in target.symbols:
             print_step(f"{symbol}: asking the exchange for {len(target.days)} days")
             try:
-                found.append(compare(connection, exchange, symbol, stretch))
+                comparisons.append(compare(connection, exchange, symbol, interval))
             except (ExchangeError, BlockedError) as error:
                 failed[symbol] = str(error)
     if as_json:
-        said = {"compared": [asdict(one) for one in found], "failed": failed}
-        sys.stdout.write(f"{json.dumps(said)}\n")
+        content = {"compared": [asdict(comparison) for comparison in comparisons], "failed": failed}
+        sys.stdout.write(f"{json.dumps(content)}\n")
     else:
-        _print_differences(found, target)
+        _print_differences(comparisons, target)
     if failed:
         fail("; ".join(failed.values()))
 
 
-def _print_differences(found: Sequence[Comparison], target: BackfillTarget) -> None:
+def _print_differences(comparisons: Sequence[Comparison], target: BackfillTarget) -> None:
     table = Table(
         title=f"what a repair of {target.first} to {target.last} (UTC days) would change",
         caption="values: how many differ, by how much in the median, at most",
@@ -180,15 +185,17 @@ def _print_differences(found: Sequence[Comparison], target: BackfillTarget) -> N
     table.add_column("symbol", no_wrap=True)
     for heading in ("compared", "added", "changed", "not there", *VALUES):
         table.add_column(heading, justify="right")
-    for one in found:
+    for comparison in comparisons:
+        counts = (comparison.compared, comparison.added, comparison.changed, comparison.kept)
+        changes = comparison.changes.values()
         table.add_row(
-            one.symbol, *(f"{n:,}" for n in (one.compared, one.added, one.changed, one.kept)),
-            *(f"{c.values:,}  {c.median:.2%}  {c.largest:.2%}" if c else "-"
-              for c in one.changes.values()),
-        )  # fmt: skip
+            comparison.symbol,
+            *(f"{count:,}" for count in counts),
+            *(f"{c.values:,}  {c.median:.2%}  {c.largest:.2%}" if c else "-" for c in changes),
+        )
     out.print(table)
-    if differing := tuple(one.symbol for one in found if one.added or one.changed):
-        repair = findings.Repair(differing, target.first, target.last)
+    if differing := tuple(c.symbol for c in comparisons if c.added or c.changed):
+        repair = Repair(differing, target.first, target.last)
         out.print(f"to repair: {escape(repair.command)}", soft_wrap=True)
 
 
@@ -204,47 +211,57 @@ def db_url() -> None:
 @app.command("backup")
 def db_backup(
     file: Annotated[
-        Path | None, typer.Argument(help="Made, never overwritten (default: in <home>/backups).")
+        Path | None,
+        typer.Argument(help="A new file; none is overwritten (default: in <home>/backups)."),
     ] = None,
 ) -> None:
-    """Write both embedded databases to one file, as they are now, whatever runs meanwhile.
+    """Write both embedded databases to one file, as they are now; the services may go on.
 
     Example: trading-pipelines db backup /mnt/elsewhere/monday.tar
     """
     environment = load_environment()
     now, started = datetime.now(UTC), time.monotonic()
-    target = file or environment.trading_pipelines_home / "backups" / f"{now:%Y%m%dT%H%M%SZ}.tar"
+    target = file or Home.of(environment).backup(now)
     server = embedded_or_refuse(environment, "pg_dump")
     with database_left_as_found(environment):
         back_up(server, target, now, print_step)
-    out.print(f"{escape(str(target))}: {target.stat().st_size / 1e6:,.1f} MB in "
-              f"{time.monotonic() - started:.1f} s", soft_wrap=True)  # fmt: skip
+    size = f"{target.stat().st_size / 1e6:,.1f} MB"
+    passed = time.monotonic() - started
+    out.print(f"{escape(str(target))}: {size} in {passed:.1f} s", soft_wrap=True)
 
 
 @app.command("restore")
 def db_restore(
-    file: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="Of `db backup`.")],
+    file: Annotated[
+        Path, typer.Argument(exists=True, dir_okay=False, help="A file of `db backup`.")
+    ],
 ) -> None:
     """Put a backup in the place of both embedded databases, which are kept under other names.
 
-    Also on an empty home. Where it fails or is killed, nothing has changed.
+    The home may be empty. Where it fails or is killed, nothing has changed.
 
     Example: trading-pipelines db restore .data/backups/20251124T030000Z.tar
     """
     environment = load_environment()
-    home = environment.trading_pipelines_home
+    home = Home.of(environment)
     now, started = datetime.now(UTC), time.monotonic()
     server = embedded_or_refuse(environment, "pg_restore")
-    if running_services(home):
-        fail(f"the services of {home} are running: stop them with `trading-pipelines down`")
+    if home.running_services():
+        fail(f"the services of {home.path} are running: stop them with `trading-pipelines down`")
     with database_left_as_found(environment):
-        done = restore(server, file, now, print_step)
-    out.print(f"restored {done.manifest.rows:,} rows as of {kst(done.manifest.made_at)} in "
-              f"{time.monotonic() - started:.1f} s")  # fmt: skip
-    out.print("Candles and signals since then are fetched and computed again by `up`. The bot's "
-              "rows and the alerts are the backup's: what waited then is sent, again where it had "
-              "been delivered afterwards.", soft_wrap=True)  # fmt: skip
-    if done.former:
-        drops = " ".join(f"-c 'DROP DATABASE {name}'" for name in done.former)
-        out.print("What was there before is kept until you drop it: "
-                  f'psql "$(trading-pipelines db url)" {drops}', soft_wrap=True)  # fmt: skip
+        restored = restore(server, file, now, print_step)
+    manifest, passed = restored.manifest, time.monotonic() - started
+    out.print(f"restored {manifest.rows:,} rows as of {kst(manifest.made_at)} in {passed:.1f} s")
+    out.print(
+        "Candles and signals since then are fetched and computed again by `up`. The bot's rows and "
+        "the alerts are the backup's: what waited then is sent, again where it had been delivered "
+        "afterwards.",
+        soft_wrap=True,
+    )
+    if restored.former:
+        drops = " ".join(f"-c 'DROP DATABASE {name}'" for name in restored.former)
+        out.print(
+            "What was there before is kept until you drop it: "
+            f'psql "$(trading-pipelines db url)" {drops}',
+            soft_wrap=True,
+        )

@@ -43,7 +43,7 @@ MODULES = {
 
 
 class Commands(TyperGroup):
-    """The commands of MODULES; a module that is named as its command is a group of commands."""
+    """The commands of MODULES; a command that its module does not have is the module's group."""
 
     def list_commands(self, _: Any) -> list[str]:  # noqa: ANN401 - typer's context is private
         """Return the names, in the order of `--help`."""
@@ -95,10 +95,10 @@ def _options(
 
 def main() -> None:
     """Run the command line; expected failures are one message and exit status 1."""
-    # What a command has started is stopped on its way out, not left behind.
+    # A command that is terminated leaves by its `finally`s, which stop what it has started.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    # A shell starts what it puts in the background with SIGINT ignored. Dagster's processes inherit
-    # that and take SIGTERM for the same: stopping them then took 30 s and a SIGKILL.
+    # A shell starts a background command with SIGINT ignored. Dagster's processes inherit that and
+    # handle SIGTERM alike: stopping them then took 30 s and a SIGKILL.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         app()

@@ -32,15 +32,16 @@ def n8n_import(
         ),
     ] = None,
 ) -> None:
-    """Import the four workflows and their credential, and publish them. Twice is as good as once.
+    """Import the four workflows and their credential, and publish them.
 
-    n8n itself needs N8N_WEBHOOK_SECRET and DISCORD_WEBHOOK_URL in its environment. Where it runs in
-    a container, the folder has to be mounted there at the same path.
+    It may be run again at any time: what is there is replaced. n8n itself needs N8N_WEBHOOK_SECRET
+    and DISCORD_WEBHOOK_URL in its environment. Where it runs in a container, the folder has to be
+    mounted there at the same path.
 
     Example: trading-pipelines n8n import --command "npx n8n"
     """
-    found = folder or load_environment().own_or(shipped(WORKFLOWS))
-    for line in import_workflows(shlex.split(command), found, os.environ):
+    workflows = folder or load_environment().own_or(shipped(WORKFLOWS))
+    for line in import_workflows(shlex.split(command), workflows, os.environ):
         out.print(escape(line))
 
 
@@ -50,11 +51,12 @@ def n8n_check() -> None:
 
     Example: trading-pipelines n8n check
     """
-    posting = configured_webhooks()
-    if not posting.n8n_url:
+    webhooks = configured_webhooks()
+    if not webhooks.n8n_url:
         fail("N8N_URL is not set")
-    checked = check_workflows(posting.n8n_url, posting.secret or "", posting.timeout)
-    for one in checked:
-        out.print(f"{one.channel:<13}[{'green' if one.is_good else 'red'}]{escape(one.said)}[/]")
-    if wrong := [one for one in checked if not one.is_good]:
-        fail(f"{len(wrong)} of {len(checked)} workflows can't be used")
+    checks = check_workflows(webhooks.n8n_url, webhooks.secret or "", webhooks.timeout)
+    for check in checks:
+        colour = "green" if check.is_good else "red"
+        out.print(f"{check.channel:<13}[{colour}]{escape(check.said)}[/]")
+    if wrong := [check for check in checks if not check.is_good]:
+        fail(f"{len(wrong)} of {len(checks)} workflows can't be used")

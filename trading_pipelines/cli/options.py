@@ -28,24 +28,24 @@ LastDayOption = Annotated[
 ]
 
 SinceOption = Annotated[str, typer.Option(help="How far back: 30m, 24h, 7d.")]
-SymbolOption = Annotated[str | None, typer.Option(help="Only of this market, such as KRW-BTC.")]
-LimitOption = Annotated[int, typer.Option(help="At most so many, the newest.", min=1)]
+SymbolOption = Annotated[str | None, typer.Option(help="Only this market, such as KRW-BTC.")]
+LimitOption = Annotated[int, typer.Option(help="The most rows to show, the newest first.", min=1)]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object a line, UTC.")]
 
 
 def time_span(text: str) -> timedelta:
     """Return the span that a text such as 30m, 24h or 7d means; anything else is wrong usage."""
-    found = re.fullmatch(r"(\d{1,5})([mhd])", text)
-    if not found:
+    match = re.fullmatch(r"(\d{1,5})([mhd])", text)
+    if not match:
         raise typer.BadParameter(f"{text}: a number and m, h or d, such as 24h")
-    unit = {"m": "minutes", "h": "hours", "d": "days"}[found[2]]
-    return timedelta(**{unit: int(found[1])})
+    unit = {"m": "minutes", "h": "hours", "d": "days"}[match[2]]
+    return timedelta(**{unit: int(match[1])})
 
 
 def backfill_target(
     environment: Environment, symbols: str | None, start: datetime | None, end: datetime | None
 ) -> BackfillTarget:
-    """Return what was asked for; the settings are read for what was left out alone."""
+    """Return the target of the options; the settings file is read only for what they leave out."""
     today = datetime.now(UTC).date()
     settings = StrategySettings()
     if symbols is None or start is None:

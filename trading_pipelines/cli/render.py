@@ -35,18 +35,18 @@ def fail(reason: str) -> NoReturn:
 
 
 def say(text: str) -> None:
-    """Print a line as it is; rich's markup in it counts."""
+    """Print a line; rich's markup in it is followed."""
     out.print(text)
 
 
 def show(part: RenderableType) -> None:
-    """Print a table, a panel or what else rich draws."""
+    """Print a table, a panel or anything else that rich draws."""
     out.print(part)
 
 
 def inert(text: str) -> Text:
-    """Return a text of the bot's that does nothing to a terminal: a model wrote parts of it."""
-    # Also what turns the direction of writing around.
+    """Return a text of the bot's without control characters: a model wrote parts of it."""
+    # Nor with those that turn the direction of writing around.
     return Text(regex.sub(r"[\p{Cc}\u2028-\u202e\u2066-\u2069]+", " ", text))
 
 
@@ -55,7 +55,7 @@ def print_step(step: str) -> None:
     err.print(escape(step), soft_wrap=True)
 
 
-def shown_age(age: timedelta) -> str:
+def age_text(age: timedelta) -> str:
     """Return a span to its largest unit: 45 s, 12 min, 3 h, 5 d."""
     for unit, seconds in (("d", 86400), ("h", 3600), ("min", 60)):
         if age.total_seconds() >= 2 * seconds:
@@ -67,7 +67,7 @@ def shown_age(age: timedelta) -> str:
 def drawn_progress(after: str) -> Iterator[Callable[[BackfillProgress], None]]:
     """Yield what draws progress: a bar at a terminal, a plain line every few seconds elsewhere.
 
-    `after` is what is waited for when the candles are there.
+    `after` says what follows when the candles are there.
     """
     started = time.monotonic()
     if out.is_terminal:
@@ -89,24 +89,24 @@ def drawn_progress(after: str) -> Iterator[Callable[[BackfillProgress], None]]:
                 description=(after if p.done == p.total else "") if p.done else WAITING_FOR_DAGSTER,
             )
         return
-    shown = -PLAIN_PROGRESS_SECONDS
+    printed_at = -PLAIN_PROGRESS_SECONDS
     first_done: float | None = None
 
     def line(progress: BackfillProgress) -> None:
-        nonlocal shown, first_done
+        nonlocal printed_at, first_done
         passed = time.monotonic() - started
         if progress.done and first_done is None:
             first_done = passed
-        if passed - shown < PLAIN_PROGRESS_SECONDS:
+        if passed - printed_at < PLAIN_PROGRESS_SECONDS:
             return
-        shown = passed
-        left = WAITING_FOR_DAGSTER
+        printed_at = passed
+        remaining = WAITING_FOR_DAGSTER
         if first_done is not None:
             seconds = (passed - first_done) * (progress.total / progress.done - 1)
-            left = f"{seconds:.0f} s left" if seconds or not after else after
+            remaining = f"{seconds:.0f} s left" if seconds or not after else after
         out.print(
             f"{passed:5.0f} s  {progress.rows:>9,} rows  {progress.requests:>6,} requests  "
-            f"{progress.done / progress.total:6.1%}  {left}"
+            f"{progress.done / progress.total:6.1%}  {remaining}"
         )
 
     yield line
@@ -114,18 +114,18 @@ def drawn_progress(after: str) -> Iterator[Callable[[BackfillProgress], None]]:
 
 def show_summary(outcome: BackfillOutcome, title: str) -> None:
     """Print what a backfill came to, and what of it failed."""
-    print_summary(outcome.known, title, datetime.now(UTC))
+    print_summary(outcome.partitions, title, datetime.now(UTC))
     for line in lines_by_interval(
-        DuePartition("", day.symbol, day.day, said) for day, said in outcome.failed
+        DuePartition("", partition.symbol, partition.day, why) for partition, why in outcome.failed
     ):
         out.print(f"[red]failed[/] {escape(line)}", soft_wrap=True)
     for run in outcome.failed_runs:
         out.print(f"[red]failed[/] run {run}", soft_wrap=True)
 
 
-def print_summary(known: Sequence[coverage.CandleCoverage], title: str, now: datetime) -> None:
+def print_summary(partitions: Sequence[coverage.CandleCoverage], title: str, now: datetime) -> None:
     """Print a line of candles for each symbol."""
-    lines = coverage.summarise(known, now)
+    lines = coverage.summarise(partitions, now)
     sources = ", ".join(dict.fromkeys(line.source for line in lines if line.source))
     table = Table(
         title=title,
@@ -153,7 +153,7 @@ def print_summary(known: Sequence[coverage.CandleCoverage], title: str, now: dat
 
 
 def print_health(checks: Sequence[Check], now: datetime) -> None:
-    """Print the checks; what mends one stands beside it while it is bad."""
+    """Print the checks; beside each bad one stands what mends it."""
     table = Table(title=f"health, now {kst(now)}", title_justify="left")
     for heading in ("check", "state", "found", "allowed", "what to do"):
         table.add_column(heading, no_wrap=heading in {"check", "state"}, overflow="fold")
@@ -166,22 +166,22 @@ def print_health(checks: Sequence[Check], now: datetime) -> None:
     out.print(table)
 
 
-def print_signals(found: Sequence[CurrentSignal]) -> None:
+def print_signals(signals: Sequence[CurrentSignal]) -> None:
     """Print the newest regime and volatility of each symbol."""
     table = Table(title="current signals", title_justify="left")
-    rows = [one.shown() for one in found]
+    rows = [signal.shown() for signal in signals]
     for heading in rows[0] if rows else []:
         # In 80 columns a time is folded, a symbol never.
         table.add_column(heading, no_wrap=heading in {"symbol", "regime"}, overflow="fold")
     for row in rows:
         table.add_row(*row.values())
-    out.print(table if found else "no signals yet")
+    out.print(table if signals else "no signals yet")
 
 
 def exit_by(outcome: BackfillOutcome) -> None:
     """Exit with status 1 where the backfill failed, and say how much of it."""
     if outcome.failed:
-        fail(f"{len(outcome.failed)} of {len(outcome.known)} partitions")
+        fail(f"{len(outcome.failed)} of {len(outcome.partitions)} partitions")
     if not outcome.succeeded:
         fail(f"see the runs of backfill {outcome.backfill_id} in the UI")
 
@@ -193,6 +193,6 @@ def print_healed(missed: dict[str, int], healed: dict[str, float]) -> None:
         table.add_column(heading, justify="left" if not heading else "right")
     for name, number in missed.items():
         after = healed.get(name)
-        table.add_row(name, f"{number:,}", "0" if after is not None else "?",
-                      "[red]not yet[/]" if after is None else f"{after:.0f} s")  # fmt: skip
+        lost, when = ("?", "[red]not yet[/]") if after is None else ("0", f"{after:.0f} s")
+        table.add_row(name, f"{number:,}", lost, when)
     out.print(table)

@@ -13,7 +13,7 @@ from trading_pipelines.cli.render import fail, out
 from trading_pipelines.cli.sessions import await_interrupt
 from trading_pipelines.database.connection import database_urls, embedded_server, prepare_database
 from trading_pipelines.runtime import processes
-from trading_pipelines.runtime.home import dagster_home, running_services, stop_services
+from trading_pipelines.runtime.home import Home
 from trading_pipelines.runtime.sessions import prepared_database
 from trading_pipelines.runtime.supervisor import Supervisor
 from trading_pipelines.settings.environment import load_environment
@@ -25,7 +25,9 @@ app = typer.Typer()
 
 @app.command()
 def init(
-    folder: Annotated[Path, typer.Argument(file_okay=False, help="Made where it is missing.")],
+    folder: Annotated[
+        Path, typer.Argument(file_okay=False, help="Your folder; made where it is missing.")
+    ],
 ) -> None:
     """Write the settings and the n8n workflows into a folder of yours, for work outside the clone.
 
@@ -41,12 +43,12 @@ def init(
             / CONFIG
             / (file.relative_to(config) if file.is_relative_to(config) else file.name)
         )
-        said = "kept"
+        action = "kept"
         if not target.exists():
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, target)
-            said = "written"
-        out.print(f"{said:<8}{escape(str(target))}", soft_wrap=True)
+            action = "written"
+        out.print(f"{action:<8}{escape(str(target))}", soft_wrap=True)
 
 
 @app.command()
@@ -63,7 +65,7 @@ def up(
         prepared_database(environment, is_owner=True) as urls,
         Supervisor(environment, urls, environment.trading_pipelines_config, port) as running,
     ):
-        out.print(f"running: {running.url} (logs in {environment.trading_pipelines_home / 'logs'})")
+        out.print(f"running: {running.url} (logs in {Home.of(environment).logs})")
         out.print("Ctrl-C, or `trading-pipelines down` elsewhere, stops it.")
         await_interrupt()
     out.print("stopped")
@@ -71,9 +73,12 @@ def up(
 
 @app.command()
 def down() -> None:
-    """Stop what `up` started on this home, the embedded database included."""
+    """Stop what `up` started on this home, the embedded database included.
+
+    Example: trading-pipelines down
+    """
     environment = load_environment()
-    stopped = stop_services(environment.trading_pipelines_home)
+    stopped = Home.of(environment).stop_services()
     server = embedded_server(environment)
     if server is not None and server.stop():
         stopped = True
@@ -82,10 +87,11 @@ def down() -> None:
 
 @app.command()
 def serve(
-    process: Annotated[processes.Process, typer.Argument()],
+    process: Annotated[processes.Process, typer.Argument(help="The process to become.")],
     host: Annotated[str, typer.Option(help="The address to listen on.")] = processes.HOST,
     port: Annotated[
-        int | None, typer.Option(help="Of the code server (4000) or the web UI (3000).")
+        int | None,
+        typer.Option(help="Port of the code server (default: 4000) or the web UI (3000)."),
     ] = None,
     *,
     read_only: Annotated[
@@ -94,21 +100,22 @@ def serve(
 ) -> None:
     """Become one of Dagster's processes, for containers: on one machine `up` runs all three.
 
-    The database is yours (DATABASE_URL), and `trading-pipelines db upgrade` has prepared it. Where
-    the code server is, is said to the other two by CODE_SERVER.
+    DATABASE_URL names a database of yours that `trading-pipelines db upgrade` has prepared, and
+    CODE_SERVER tells the other two processes where the code server is.
 
     Example: trading-pipelines serve webserver --host 0.0.0.0
     """
     listens = process is not processes.Process.DAEMON
     if (read_only and process is not processes.Process.WEBSERVER) or (port and not listens):
-        raise typer.BadParameter(f"{process}: --read-only is of the webserver, and the daemon "
-                                 "listens on no --port")  # fmt: skip
+        raise typer.BadParameter(
+            f"{process}: --read-only goes with the webserver, and the daemon listens on no --port"
+        )
     environment = load_environment()
     load_strategy(environment.trading_pipelines_config)
     if not environment.database_url:
         fail("DATABASE_URL is not set: processes that are served apart share a database of yours")
-    if running_services(environment.trading_pipelines_home):
-        # Its daemon would look for its code server where the file says that ours is.
+    if Home.of(environment).running_services():
+        # Both read one workspace.yaml: the daemon of `up` would look for another code server.
         fail(
             "`up` runs on this home: give what is served apart a TRADING_PIPELINES_HOME of its own"
         )
@@ -131,15 +138,14 @@ def env() -> None:
     Example: eval "$(.venv/bin/trading-pipelines env)" && .venv/bin/dg dev
     """
     environment = load_environment()
-    home = environment.trading_pipelines_home
+    home = Home.of(environment)
     processes.write_instance_settings(environment)
-    if running_services(home) is None:
-        environment.stop_flag.unlink(
-            missing_ok=True
-        )  # of services that were killed as they stopped
+    if home.running_services() is None:
+        # Services that were killed while they stopped have left it behind.
+        environment.stop_flag.unlink(missing_ok=True)
     variables = {
-        "TRADING_PIPELINES_HOME": str(home),
-        "DAGSTER_HOME": str(dagster_home(environment)),
+        "TRADING_PIPELINES_HOME": str(home.path),
+        "DAGSTER_HOME": str(home.dagster),
         "DAGSTER_POSTGRES_URL": prepare_database(environment).dagster,
     }
     for name, value in variables.items():

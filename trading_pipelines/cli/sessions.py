@@ -5,10 +5,7 @@ import threading
 
 from trading_pipelines.alerts.webhooks import Webhooks
 from trading_pipelines.cli.render import fail
-from trading_pipelines.database.connection import (
-    VARIABLES,
-    database_urls,
-)
+from trading_pipelines.database.connection import VARIABLES, database_urls
 from trading_pipelines.database.embedded import EmbeddedServer
 from trading_pipelines.settings.environment import Environment, load_environment
 from trading_pipelines.settings.strategy_file import load_strategy
@@ -19,8 +16,10 @@ def embedded_or_refuse(environment: Environment, program: str) -> EmbeddedServer
     home = environment.trading_pipelines_home
     here = environment.model_copy(update={"database_url": None, "dagster_postgres_url": None})
     if database_urls(environment) != database_urls(here):
-        fail(f"a database of yours is used ({' or '.join(VARIABLES)} is set): take your "
-              f"server's {program}, for both databases")  # fmt: skip
+        fail(
+            f"a database of yours is used ({' or '.join(VARIABLES)} is set): take your server's "
+            f"{program}, for both databases"
+        )
     return EmbeddedServer(home)
 
 
@@ -28,10 +27,10 @@ def configured_webhooks() -> Webhooks:
     """Return where alerts are posted to; refuse where nothing is set."""
     environment = load_environment()
     settings = load_strategy(environment.trading_pipelines_config)
-    found = Webhooks.of(environment, settings.alerts)
-    if found is None:
+    webhooks = Webhooks.of(environment, settings.alerts)
+    if webhooks is None:
         fail("set N8N_URL and N8N_WEBHOOK_SECRET, or DISCORD_WEBHOOK_URL")
-    return found
+    return webhooks
 
 
 def await_interrupt() -> None:

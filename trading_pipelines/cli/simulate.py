@@ -11,7 +11,8 @@ import typer
 from trading_pipelines.candles.windows import MINUTE
 from trading_pipelines.cli.render import out
 from trading_pipelines.cli.sessions import await_interrupt
-from trading_pipelines.settings.environment import load_environment
+from trading_pipelines.settings.environment import Environment, load_environment
+from trading_pipelines.settings.strategy import StrategySettings
 from trading_pipelines.settings.strategy_file import load_strategy
 
 app = typer.Typer()
@@ -40,8 +41,11 @@ def replay(
 ) -> None:
     """Serve Upbit's candle API over a recording or a generated market, on loopback.
 
-    Example: UPBIT_BASE_URL=http://127.0.0.1:8900 trading-pipelines up, beside
-    trading-pipelines replay --fault 429_text:every=50
+    `UPBIT_BASE_URL=http://127.0.0.1:8900 trading-pipelines up`, started beside it, asks it in
+    Upbit's place. The generated market has the symbols of the settings file, or the default ones
+    where there is no such file.
+
+    Example: trading-pipelines replay --fault 429_text:every=50
     """
     from trading_pipelines.simulators.upbit import Fault, GeneratedMarket, Recording, ReplayExchange
 
@@ -52,9 +56,7 @@ def replay(
     market = (
         Recording.load(recording)
         if recording
-        else GeneratedMarket(
-            load_strategy(load_environment().trading_pipelines_config).symbols, seed
-        )
+        else GeneratedMarket(_symbols(load_environment()), seed)
     )
     at: datetime | timedelta | None = timedelta(seconds=shift) if shift is not None else None
     if clock is not None:
@@ -68,14 +70,22 @@ def replay(
         await_interrupt()
 
 
+def _symbols(environment: Environment) -> list[str]:
+    """Return the settings' symbols; a file that is named by the operator has to be there."""
+    config = environment.trading_pipelines_config
+    is_named = "trading_pipelines_config" in environment.model_fields_set
+    return (load_strategy(config) if is_named or config.exists() else StrategySettings()).symbols
+
+
 @app.command()
 def inbox(
     port: Annotated[int, typer.Option(help="Port, on 127.0.0.1.")] = 8901,
 ) -> None:
     """Stand in for Discord on loopback, and print what arrives as Discord would show it.
 
-    Example: DISCORD_WEBHOOK_URL=http://127.0.0.1:8901/api/webhooks/1/token trading-pipelines up,
-    beside trading-pipelines inbox
+    It prints the DISCORD_WEBHOOK_URL with which `trading-pipelines up` posts to it.
+
+    Example: trading-pipelines inbox --port 8902
     """
     from trading_pipelines.simulators.discord import DiscordInbox, show_message
 
@@ -83,11 +93,11 @@ def inbox(
         out.print(f"DISCORD_WEBHOOK_URL={discord.url}")
 
         def print_messages() -> None:
-            shown = 0
+            printed = 0
             while True:
-                for message in discord.messages[shown:]:
+                for message in discord.messages[printed:]:
                     out.print(show_message(message.payload))
-                    shown += 1
+                    printed += 1
                 time.sleep(0.2)
 
         threading.Thread(target=print_messages, daemon=True).start()

@@ -1,4 +1,4 @@
-"""`status | health | signals`: how it stands, whether all is well, what is said now."""
+"""`status | health | signals`: the state, whether all is well, the current signals."""
 
 import json
 import sys
@@ -17,7 +17,8 @@ from trading_pipelines.monitoring.facts import DAGSTERS, NOT_ASKED, Orchestratio
 from trading_pipelines.monitoring.measure import measure
 from trading_pipelines.monitoring.status import draw as draw_status
 from trading_pipelines.monitoring.status import read as read_status
-from trading_pipelines.runtime.home import running_services
+from trading_pipelines.monitoring.status import services_apart
+from trading_pipelines.runtime.home import Home
 from trading_pipelines.runtime.sessions import market_connection, prepared_database
 from trading_pipelines.settings.environment import Environment, load_environment
 from trading_pipelines.settings.strategy import StrategySettings
@@ -40,13 +41,22 @@ def status() -> None:
     settings = load_strategy(environment.trading_pipelines_config)
     now = datetime.now(UTC)
     with prepared_database(environment) as urls, connect(urls.market) as connection:
-        found = read_status(connection, settings, now)
-        flying = dagster_instance.ask(urls.dagster, runs_in_flight)
-    running = running_services(environment.trading_pipelines_home)
-    where = running.url or "starting" if running else "not running"
-    known = flying.reason if isinstance(flying, Unknown) else flying
-    for part in draw_status(found, where, known, now):
+        installation = read_status(connection, settings, now)
+        in_flight = dagster_instance.ask(urls.dagster, runs_in_flight)
+        services = _services(environment, settings, now)
+    runs = in_flight.reason if isinstance(in_flight, Unknown) else in_flight
+    for part in draw_status(installation, services, runs, now):
         out.print(part, soft_wrap=isinstance(part, str))
+
+
+def _services(environment: Environment, settings: StrategySettings, now: datetime) -> str:
+    running = Home.of(environment).running_services()
+    if running:
+        return running.url or "starting"
+    if environment.database_url is None:
+        return "not running"
+    answer = _ask_dagster(environment, settings, now, {"daemons"})
+    return services_apart(answer if isinstance(answer, Unknown) else answer.daemons, now)
 
 
 @app.command()
@@ -59,7 +69,7 @@ def health(
 ) -> None:
     """Say whether all is well, what is not, and what mends it; exit status 1 where anything is not.
 
-    Starts and changes nothing. What can't be known is not good.
+    It starts and changes nothing. A check whose facts can't be known is not good.
 
     Example: trading-pipelines health --json
     """
@@ -69,24 +79,25 @@ def health(
     settings = load_strategy(environment.trading_pipelines_config)
     now = datetime.now(UTC)
     names = only or NEEDS
-    wanted = facts_needed(names)
-    orchestration = _asked_of_dagster(environment, settings, now, wanted)
-    facts = measure(environment, settings, orchestration, now, wanted)
+    needed = facts_needed(names)
+    orchestration = _ask_dagster(environment, settings, now, needed)
+    facts = measure(environment, settings, orchestration, now, needed)
     checks = judge(facts, settings, now, datetime.isoformat if as_json else kst, names)
     good = all(check.good for check in checks)
     if as_json:
-        said = {"good": good, "checked_at": now, "checks": [asdict(check) for check in checks]}
-        sys.stdout.write(f"{json.dumps(said, default=datetime.isoformat, ensure_ascii=False)}\n")
+        content = {"good": good, "checked_at": now, "checks": [asdict(check) for check in checks]}
+        line = json.dumps(content, default=datetime.isoformat, ensure_ascii=False)
+        sys.stdout.write(f"{line}\n")
     else:
         print_health(checks, now)
     sys.exit(0 if good else 1)
 
 
-def _asked_of_dagster(
-    environment: Environment, settings: StrategySettings, now: datetime, wanted: set[str]
+def _ask_dagster(
+    environment: Environment, settings: StrategySettings, now: datetime, facts: set[str]
 ) -> Orchestration | Unknown:
-    """Return what Dagster knows of what is wanted; it is not imported where that is nothing."""
-    asked = DAGSTERS & wanted
+    """Return the facts that Dagster knows; where none of them is Dagster's, it is not imported."""
+    asked = DAGSTERS & facts
     if not asked:
         return NOT_ASKED
     url = database_urls(environment).dagster
@@ -94,12 +105,12 @@ def _asked_of_dagster(
         return ask_for_daemons(url, now)
     from trading_pipelines.monitoring import dagster_instance
 
-    if wanted.isdisjoint({"schedules", "sensors"}):
-        return dagster_instance.probe_dagster(url, [], [], now, wanted)
+    if facts.isdisjoint({"schedules", "sensors"}):
+        return dagster_instance.probe_dagster(url, [], [], now, facts)
     from trading_pipelines.definitions import build_schedules, build_sensors
 
     automation = build_schedules(settings), build_sensors(settings)
-    return dagster_instance.probe_dagster(url, *automation, now, wanted)
+    return dagster_instance.probe_dagster(url, *automation, now, facts)
 
 
 @app.command()

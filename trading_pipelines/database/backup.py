@@ -76,8 +76,8 @@ class Manifest(BaseModel):
 
     @property
     def rows(self) -> int:
-        """Of all tables of both databases."""
-        return sum(sum(one.rows.values()) for one in self.databases.values())
+        """The rows of all tables of both databases."""
+        return sum(sum(content.rows.values()) for content in self.databases.values())
 
 
 @dataclass(frozen=True)
@@ -93,14 +93,14 @@ def back_up(
 ) -> Manifest:
     """Write both databases, as they are at this moment, to `target`, which must not exist.
 
-    Starts the server if it is needed; whatever uses it goes on. `say` is told each step. What is
-    not complete has the suffix `.partial`. Raises DatabaseError and EmbeddedServerError.
+    Starts the server if it is needed; whatever uses it goes on. `say` is called with each step. An
+    incomplete file has the suffix `.partial`. Raises DatabaseError and EmbeddedServerError.
     """
     if target.exists():
         raise DatabaseError(f"{target} is there already: choose another name")
     partial = target.with_name(f"{target.name}.partial")
     server.start()
-    with _told(f"no backup was made to {target}"), contextlib.ExitStack() as stack:
+    with _database_errors(f"no backup was made to {target}"), contextlib.ExitStack() as stack:
         target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         # Only its owner may read it, from the first byte on; a second backup to it is refused.
         created = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -121,14 +121,14 @@ def restore(
 ) -> Restored:
     """Put both databases of a backup in the place of the present ones, migrated to head.
 
-    The present ones are kept under other names. Starts the server if it is needed, which need not
-    hold anything. Nothing is changed until all is complete; what a killed restore has left is
-    cleared by the next. Raises DatabaseError and EmbeddedServerError.
+    The present ones are kept under other names; the server may be empty, and is started if it is
+    needed. Nothing is changed until all is complete, and the next restore clears what a killed one
+    has left. Raises DatabaseError and EmbeddedServerError.
     """
-    with _told(f"{file} was not restored"), _opened(file, say) as (archive, manifest):
+    with _database_errors(f"{file} was not restored"), _opened(file, say) as (archive, manifest):
         server.start()
         with connect(server.url("postgres")) as admin:
-            _have_it_alone(admin)
+            _require_alone(admin)
             _drop_fresh(admin)
             _require_room(admin, manifest)
             try:
@@ -177,28 +177,29 @@ def _write(
     archive: _Archive, server: EmbeddedServer, now: datetime, say: Callable[[str], None]
 ) -> Manifest:
     with connect(server.url("postgres")) as admin:
-        found = admin.execute("SELECT datname FROM pg_database WHERE datname = ANY(%s)",
-                              [list(DATABASES)]).fetchall()  # fmt: skip
-    if len(found) < len(DATABASES):
+        query = "SELECT count(*) FROM pg_database WHERE datname = ANY(%s)"
+        databases = _value(admin, query, [list(DATABASES)])
+    if databases < len(DATABASES):
         raise DatabaseError("there is no database yet: is TRADING_PIPELINES_HOME right?")
     contents = {}
     with contextlib.ExitStack() as stack:
-        # Both moments are taken at once, not the second when the first dump is through: a
-        # partition that is complete in the one should be green in the other.
-        moments = {name: stack.enter_context(_moment(server.url(name))) for name in DATABASES}
-        market = moments[SCHEMA][0]
+        # Both snapshots are taken before the first dump: a partition that is complete in the one
+        # database should be green in the other.
+        snapshots = {name: stack.enter_context(_snapshot(server.url(name))) for name in DATABASES}
+        market = snapshots[SCHEMA][0]
         revision = _value(market, "SELECT version_num FROM trading_pipelines.alembic_version")
-        with _program("pg_dumpall", "--roles-only", "--no-role-passwords", "--no-comments",
-                      "-d", server.url("postgres"), stdout=subprocess.PIPE) as roles:  # fmt: skip
+        options = ("--roles-only", "--no-role-passwords", "--no-comments")
+        at_server = ("-d", server.url("postgres"))
+        with _program("pg_dumpall", *options, *at_server, stdout=subprocess.PIPE) as roles:
             archive.add(ROLES, roles)
-        for name, (connection, snapshot) in moments.items():
+        for name, (connection, snapshot) in snapshots.items():
             contents[name] = Content(
                 rows=_rows(connection),
                 size_bytes=_value(connection, "SELECT pg_database_size(current_database())"),
             )
             say(f"{name}: {sum(contents[name].rows.values()):,} rows")
-            with _program("pg_dump", "-Fc", f"--snapshot={snapshot}", server.url(name),
-                          stdout=subprocess.PIPE) as dump:  # fmt: skip
+            options = ("-Fc", f"--snapshot={snapshot}", server.url(name))
+            with _program("pg_dump", *options, stdout=subprocess.PIPE) as dump:
                 archive.add(f"{name}.dump", dump)
         manifest = Manifest(
             format=FORMAT,
@@ -213,8 +214,8 @@ def _write(
 
 
 @contextlib.contextmanager
-def _moment(url: str) -> Iterator[tuple[psycopg.Connection, str]]:
-    """Yield a connection that sees one moment, and the name by which pg_dump sees the same."""
+def _snapshot(url: str) -> Iterator[tuple[psycopg.Connection, str]]:
+    """Yield a connection that sees one snapshot, and the name by which pg_dump sees the same."""
     with connect(url) as connection, connection.transaction():
         connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
         yield connection, _value(connection, "SELECT pg_export_snapshot()")
@@ -222,7 +223,7 @@ def _moment(url: str) -> Iterator[tuple[psycopg.Connection, str]]:
 
 @contextlib.contextmanager
 def _opened(file: Path, say: Callable[[str], None]) -> Iterator[tuple[tarfile.TarFile, Manifest]]:
-    """Yield a backup whose every member is as it was written, and that this code can restore."""
+    """Yield a backup that is undamaged and that this version can restore."""
     say(f"checking {file}")
     with contextlib.ExitStack() as stack:
         try:
@@ -232,16 +233,16 @@ def _opened(file: Path, say: Callable[[str], None]) -> Iterator[tuple[tarfile.Ta
                 with _member(archive, name) as member:
                     if hashlib.file_digest(member, "sha256").hexdigest() != sums[name]:
                         raise DatabaseError(f"it is damaged: {name} is not what was written")
-            found = json.loads(_read(archive, MANIFEST))
-            if found["format"] != FORMAT:
+            content = json.loads(_read(archive, MANIFEST))
+            if content["format"] != FORMAT:
                 raise DatabaseError(
-                    f"its format is {found['format']!r}, this version reads {FORMAT!r}: "
+                    f"its format is {content['format']!r}, this version reads {FORMAT!r}: "
                     "take the version that wrote it"
                 )
-            manifest = Manifest(**found)
+            manifest = Manifest(**content)
         except (tarfile.TarError, LookupError, ValueError, TypeError) as error:
-            said = " ".join(str(error).split())
-            raise DatabaseError(f"it is no backup, or is damaged: {said}") from error
+            reason = " ".join(str(error).split())
+            raise DatabaseError(f"it is no backup, or is damaged: {reason}") from error
         if manifest.revision > str(newest_schema()):
             raise DatabaseError(
                 f"its schema is {manifest.revision}, this version knows them up to "
@@ -262,7 +263,7 @@ def _read(archive: tarfile.TarFile, name: str) -> bytes:
         return member.read()
 
 
-def _have_it_alone(admin: psycopg.Connection) -> None:
+def _require_alone(admin: psycopg.Connection) -> None:
     admin.execute(f"SET lock_timeout = '{LOCK_TIMEOUT}'")
     try:
         admin.execute("SELECT pg_advisory_lock(%s)", [RESTORE_LOCK])
@@ -273,7 +274,7 @@ def _have_it_alone(admin: psycopg.Connection) -> None:
 
 
 def _require_room(admin: psycopg.Connection, manifest: Manifest) -> None:
-    data = sum(one.size_bytes for one in manifest.databases.values())
+    data = sum(content.size_bytes for content in manifest.databases.values())
     needed = data + min(data, WAL_BYTES)
     free = shutil.disk_usage(_value(admin, "SHOW data_directory")).free
     if free < needed:
@@ -287,12 +288,12 @@ def _create_roles(
     server: EmbeddedServer, admin: psycopg.Connection, archive: tarfile.TarFile
 ) -> None:
     """Create the roles that are missing; those that are there stay as they are."""
-    known = admin.execute("SELECT quote_ident(rolname) FROM pg_roles").fetchall()
-    done = [f"{verb} ROLE {name}" for (name,) in known for verb in ("CREATE", "ALTER")]
+    roles = admin.execute("SELECT quote_ident(rolname) FROM pg_roles").fetchall()
+    done = [f"{verb} ROLE {name}" for (name,) in roles for verb in ("CREATE", "ALTER")]
     skipped = tuple(f"{start}{end}".encode() for start in done for end in (" ", ";"))
     lines = _read(archive, ROLES).splitlines(keepends=True)
-    with _program("psql", "-X", "-q", "-1", "-v", "ON_ERROR_STOP=1", "-d", server.url("postgres"),
-                  stdin=subprocess.PIPE, stdout=subprocess.DEVNULL) as psql:  # fmt: skip
+    options = ("-X", "-q", "-1", "-v", "ON_ERROR_STOP=1", "-d", server.url("postgres"))
+    with _program("psql", *options, stdin=subprocess.PIPE) as psql:
         psql.writelines(line for line in lines if not line.startswith(skipped))
 
 
@@ -374,28 +375,29 @@ def _program(
     stdin: int = subprocess.DEVNULL,
     stdout: int = subprocess.DEVNULL,
 ) -> Iterator[IO[bytes]]:
-    """Yield the pipe to or from a program of the server's Postgres; raise what it says if it fails.
+    """Yield the pipe to or from a program of the server's Postgres.
 
-    It ends by itself when the pipe is closed before its time.
+    Raises DatabaseError with the program's message where it fails. It ends when the pipe is closed.
     """
     command = [str(binaries() / name), *arguments]
-    with tempfile.TemporaryFile() as said:
-        # A program that has failed reads no more: what it said explains more than our broken pipe.
+    with tempfile.TemporaryFile() as errors:
+        # A program that has failed reads no more: its message explains more than our broken pipe.
         with (
             contextlib.suppress(BrokenPipeError),
-            subprocess.Popen(command, stdin=stdin, stdout=stdout, stderr=said) as process,  # noqa: S603
+            subprocess.Popen(command, stdin=stdin, stdout=stdout, stderr=errors) as process,  # noqa: S603
         ):
             pipe = process.stdin or process.stdout
             assert pipe is not None
             yield pipe
         if process.returncode:
-            said.seek(0)
-            raise DatabaseError(f"{name}: {said.read().decode(errors='replace').strip()[-1500:]}")
+            errors.seek(0)
+            message = errors.read().decode(errors="replace").strip()[-1500:]
+            raise DatabaseError(f"{name}: {message}")
 
 
 @contextlib.contextmanager
-def _told(failure: str) -> Iterator[None]:
-    """Raise what the system or the server refuses as a DatabaseError."""
+def _database_errors(failure: str) -> Iterator[None]:
+    """Turn an error of the system or of the server into a DatabaseError."""
     try:
         yield
     except (DatabaseError, OSError, psycopg.Error, tarfile.TarError) as error:

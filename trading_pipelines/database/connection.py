@@ -1,4 +1,8 @@
-"""TODO."""
+"""Where the two databases are, connecting to them, and bringing the market database to its schema.
+
+Starting the embedded server belongs in `embedded`, taking URLs apart in `url`, which says why
+SQLAlchemy is not imported here. Queries belong to the packages that ask them.
+"""
 
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -21,11 +25,11 @@ T = TypeVar("T")
 SCHEMA = "trading_pipelines"
 REVISION_TABLE = f"{SCHEMA}.alembic_version"
 VERSIONS = Path(__file__).parent / "migrations" / "versions"
-# Alembic keeps its context in module globals: of four schedules that were asked in the same second
-# in the threads of one code server, one or two failed with KeyError 'script'.
+# Alembic keeps its context in module globals: when four schedules upgraded in the same second in
+# the threads of one code server, one or two failed with KeyError 'script'.
 _ONE_UPGRADE = threading.Lock()
 PROBE_SECONDS = 3
-# A sensor's tick has 60 s: Dagster is asked, then the databases, then HEARTBEAT_URL told (10 s).
+# A sensor's tick has 60 s, and asks Dagster, then the databases, then HEARTBEAT_URL (10 s).
 DEADLINE_SECONDS = 20
 PROBE = {
     "default_transaction_read_only": "on",
@@ -76,20 +80,20 @@ def prepare_database(environment: Environment) -> DatabaseUrls:
     Safe to run twice, and at once from several processes. Raises DatabaseError and
     EmbeddedServerError.
     """
-    found = database_urls(environment)
-    market = PostgresUrl.parse(found.market)
+    urls = database_urls(environment)
+    market = PostgresUrl.parse(urls.market)
     if server := embedded_server(environment):
         server.start()
         _create_database(market.with_database("postgres"), SCHEMA)
     if not environment.dagster_postgres_url:
         _create_database(market, f"{market.database}_dagster")
-    upgrade_database(found.market)
-    return found
+    upgrade_database(urls.market)
+    return urls
 
 
 def upgrade_database(market_url: str) -> None:
     """Migrate the market database to the newest schema; a second run changes nothing."""
-    # Alembic's own errors have a page of traceback and no advice; so it is connected first.
+    # Connected first, because Alembic's own errors have a page of traceback and no advice.
     with connect(market_url) as connection:
         if schema_of(connection) != newest_schema():
             migrate(market_url)
@@ -116,53 +120,53 @@ def migrate(market_url: str, revision: str = "head") -> None:
 
 
 def refresh_korean_views(connection: psycopg.Connection) -> list[str]:
-    """Make the views follow what the bot has made of its tables since; return which could not.
+    """Bring our views up to date with the bot's tables; return a line for each that failed.
 
-    Locks no table, and no view that is as it should be.
+    Locks no table, and no view that is up to date.
     """
-    said = connection.execute("SELECT trading_pipelines.refresh_korean_views()")
-    return [line for (line,) in said]
+    problems = connection.execute("SELECT trading_pipelines.refresh_korean_views()")
+    return [problem for (problem,) in problems]
 
 
 def newest_schema() -> str:
-    """Return the revision that `upgrade_database` migrates to: the migrations' files begin with it.
+    """Return the revision that `upgrade_database` migrates to, by the migrations' file names.
 
-    Alembic says the same after an import of 0.6 s; a test compares them.
+    Alembic says the same after an import of 0.6 s; tests/database/test_url.py compares them.
     """
     return max(path.name.partition("_")[0] for path in VERSIONS.glob("[0-9]*.py"))
 
 
 def schema_of(connection: psycopg.Connection) -> str | None:
     """Return the revision of the market database, None where nothing of ours is in it."""
-    (there,) = connection.execute("SELECT to_regclass(%s)", [REVISION_TABLE]).fetchone() or (None,)
-    if there is None:
+    (table,) = connection.execute("SELECT to_regclass(%s)", [REVISION_TABLE]).fetchone() or (None,)
+    if table is None:
         return None
     row = connection.execute("SELECT version_num FROM trading_pipelines.alembic_version").fetchone()
     return row[0] if row else None
 
 
 def probe_url(url: str) -> str:
-    """Return the URL for libpq that changes nothing and is not kept waiting by a silent server."""
-    found = PostgresUrl.parse(url)
+    """Return a URL whose sessions are read-only and do not wait for a silent server."""
+    parsed = PostgresUrl.parse(url)
     query = {
         "connect_timeout": f"{PROBE_SECONDS}",
-        # Else a thread that asks a host which has vanished stays for a quarter of an hour.
+        # Without it a thread that asks a host which has vanished stays for a quarter of an hour.
         "tcp_user_timeout": f"{PROBE_SECONDS * 1000}",
-        "options": _options(found, PROBE),
+        "options": _options(parsed, PROBE),
     }
-    return found.with_query(query).render(found.scheme)
+    return parsed.with_query(query).render(parsed.scheme)
 
 
 def probe_database(url: str) -> AbstractContextManager[psycopg.Connection]:
-    """Yield a connection as `connect` does, by which nothing is changed or waited for long."""
+    """Yield a connection as `connect` does, by the `probe_url`."""
     return connect(probe_url(url))
 
 
 def within_deadline(question: Callable[[], T]) -> T:
     """Return the answer; raise DatabaseError when there is none after DEADLINE_SECONDS.
 
-    The time-outs of `probe` are kept by the server: one that is stopped never answers. The question
-    then stays behind in its thread, and ends with the connection or the process.
+    The server itself keeps the time-outs of a probe: one that is stopped never answers. The
+    question then stays in its thread until the connection or the process ends.
     """
     answer: Future[T] = Future()
 
@@ -185,12 +189,12 @@ def connect(url: str) -> Iterator[psycopg.Connection]:
 
     The URL's own `options` (a search_path, say) hold.
     """
-    found = PostgresUrl.parse(url)
+    parsed = PostgresUrl.parse(url)
     try:
         connection = psycopg.connect(
-            found.render("postgresql"),
+            parsed.render("postgresql"),
             autocommit=True,
-            options=_options(found, {"timezone": "UTC"}),
+            options=_options(parsed, {"timezone": "UTC"}),
             application_name=SCHEMA,
         )
     except psycopg.OperationalError as error:

@@ -2,7 +2,7 @@
 
 It lives under `<home>/postgres`, listens on a Unix socket in a directory that only its user can
 enter, opens no TCP port and has no password to keep. It outlives the process that started it and
-stops only when it is told to. Which database is used, and what is in it, belongs in `__init__`.
+stops only when it is told to. Which database is used belongs in `connection`.
 """
 
 import fcntl
@@ -18,9 +18,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TypedDict
 
-# sockaddr_un holds 107 bytes; libpq appends "/.s.PGSQL.5432" to the directory.
 from trading_pipelines.errors import OperatorError
 
+# sockaddr_un holds 107 bytes; libpq appends "/.s.PGSQL.5432" to the directory.
 LONGEST_SOCKET_DIRECTORY = 107 - len("/.s.PGSQL.5432")
 # Crash recovery after a power cut replays the write-ahead log; 10 s was seen to be too short.
 START_SECONDS = 120
@@ -43,9 +43,11 @@ class EmbeddedServer:
         self._root = home / "postgres"
         self._data = self._root / "data"
         self._socket = self._root / "s"
+        self.log = self._root / "log"
+        """What the server writes of itself."""
 
     def url(self, database: str) -> str:
-        """Return the libpq URL of `database`; it holds no secret."""
+        """Return the URL of `database` for libpq; it holds no secret."""
         return f"postgresql://postgres@/{database}?host={self._socket}"
 
     def is_running(self) -> bool:
@@ -70,18 +72,19 @@ class EmbeddedServer:
                 fresh = self._root / "data.new"
                 shutil.rmtree(fresh, ignore_errors=True)
                 self._run_or_fail(
-                    "initdb", "-D", fresh, "-U", "postgres", "--auth=trust",
-                    "--encoding=UTF8", "--locale=C", "--data-checksums",
-                )  # fmt: skip
+                    "initdb",
+                    *("-D", fresh, "-U", "postgres", "--auth=trust"),
+                    *("--encoding=UTF8", "--locale=C", "--data-checksums"),
+                )
                 fresh.rename(self._data)
             options = (
                 f"-c listen_addresses= -c unix_socket_directories='{self._socket}' "
                 "-c unix_socket_permissions=0700 -c timezone=UTC -c max_connections=200"
             )
             start = (
-                "pg_ctl", "start", "-w", "-t", str(START_SECONDS), "-D", self._data,
-                "-l", self._root / "log", "-o", options,
-            )  # fmt: skip
+                *("pg_ctl", "start", "-w", "-t", str(START_SECONDS)),
+                *("-D", self._data, "-l", self.log, "-o", options),
+            )
             # A killed postmaster that nobody has reaped yet holds postmaster.pid for a moment.
             for _ in range(3):
                 if self._run(*start) == 0:
@@ -126,9 +129,14 @@ class EmbeddedServer:
         out = subprocess.DEVNULL if output is None else output
         try:
             return subprocess.run(  # noqa: S603
-                command, check=False, stdin=subprocess.DEVNULL, stdout=out, stderr=out, cwd="/",
+                command,
+                check=False,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=out,
+                cwd="/",
                 **self._user(),
-            ).returncode  # fmt: skip
+            ).returncode
         except PermissionError as error:
             raise EmbeddedServerError(
                 f"'nobody', as whom the server runs under root, can't execute {command[0]}: put "
@@ -140,7 +148,7 @@ class EmbeddedServer:
             if self._run(program, *arguments, output=output.fileno()) == 0:
                 return
             output.seek(0)
-            said = output.read().decode(errors="replace").strip()[-1500:]
+            message = output.read().decode(errors="replace").strip()[-1500:]
         hint = (
             f" As root the server runs as 'nobody', who must be able to enter every parent of "
             f"{self._root}: set TRADING_PIPELINES_HOME to such a place."
@@ -148,7 +156,7 @@ class EmbeddedServer:
             else ""
         )
         raise EmbeddedServerError(
-            f"{program} failed in {self._root} (its log: {self._root / 'log'}): {said}{hint}"
+            f"{program} failed in {self._root} (its log: {self.log}): {message}{hint}"
         )
 
 

@@ -1,10 +1,10 @@
-"""What is over in Dagster's storage, deleted, because Dagster never does; and how large both are.
+"""Deletes old runs and events from Dagster's storage, and measures both databases.
 
-What makes a partition green is kept for ever: the newest event of each kind, asset and partition,
-and of each check its newest result of each kind. Every statement looks at `AT_ONCE` rows and is
-committed by itself: none holds a lock for long, and one that is killed is taken up by the next
-call. Retention of ticks is Dagster's own and set in `config/dagster.yaml`; that of alerts belongs
-in `alerts/ledger`.
+Dagster itself never deletes them. What makes a partition green is kept for ever: the newest event
+of each kind, asset and partition, and the newest result of each kind of each check. Every statement
+looks at `AT_ONCE` rows and is committed by itself: none holds a lock for long, and the next call
+goes on where one was killed. Retention of ticks is Dagster's own and set in `dagster.yaml`; that of
+alerts belongs in `alerts.retention`.
 """
 
 from collections import Counter
@@ -52,7 +52,7 @@ WITH gone AS (
     RETURNING id)
 SELECT 'asset_check_executions', count(*) FROM gone
 """
-# The runs first: what has no run any more is what the others delete, were it left by a kill.
+# The runs first: the others delete what has no run any more, also what a killed purge has left.
 PURGES: dict[LiteralString, LiteralString] = {
     "runs": RUNS,
     "event_logs": EVENTS,
@@ -98,7 +98,7 @@ ORDER BY measured_at LIMIT 1
 def record_sizes(
     connection: psycopg.Connection, market_bytes: int, dagster_bytes: int, now: datetime
 ) -> float | None:
-    """Note both sizes in the market database; return their `growth`."""
+    """Record both sizes in the market database; return their `growth`."""
     connection.execute(RECORD_SIZES, [now, market_bytes, dagster_bytes])
     return growth(connection, market_bytes + dagster_bytes, now)
 
@@ -106,7 +106,8 @@ def record_sizes(
 def growth(connection: psycopg.Connection, both_bytes: int, now: datetime) -> float | None:
     """Return by how many bytes a day both databases have grown to what they take at `now` (UTC).
 
-    Since the oldest note of the last eight days that is half a day old; None where there is none.
+    Measured since the oldest record of the last eight days that is at least half a day old; None
+    where there is none.
     """
     earlier = connection.execute(OLDEST_OF_WEEK, {"now": now}).fetchone()
     if earlier is None:

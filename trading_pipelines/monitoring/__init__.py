@@ -1,5 +1,5 @@
-"""How it stands: facts, measuring and judging them (`health`), one screen (`status`).
+"""The state of an installation: measured and judged (`health`), or on one screen (`status`).
 
-`dagster_instance` is the one module that reads what is private to Dagster. No computing library is
-imported here: looking is cheap.
+`dagster_instance` alone imports private names of Dagster. No computing library is imported here, so
+that looking costs little.
 """

@@ -1,7 +1,7 @@
-"""Whether all is well: how everything that was measured is judged, and what mends it.
+"""The checks of `health`: how each measured fact is judged, and what mends a bad one.
 
-Judging is a function of the facts, the settings and a moment. Measuring belongs in `measure`; what
-Dagster knows of itself is read in `dagster_instance`. What is not known is never good.
+Judging is a function of the facts, the settings and a moment. Measuring belongs in `measure`, and
+reading Dagster's own state in `dagster_instance`. What is not known is never good.
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -33,7 +33,7 @@ SHOWN = 5
 
 ShowTime = Callable[[datetime], str]
 Judgement = tuple[Sequence[str], str]
-"""What is wrong, and what is said where nothing is."""
+"""The problems found, and the text that stands where there is none."""
 
 NEEDS = {
     "database": ["unusable"],
@@ -45,13 +45,13 @@ NEEDS = {
     "models": ["model"],
     "alerts": ["alerts"],
     "dead_alerts": ["alerts"],
-    "holes": ["days", "failed", "forgotten", "filled_at"],
+    "holes": ["days", "failed", "old_gaps", "filled_at"],
     "failed_partitions": ["failed"],
-    "slots": ["held"],
+    "slots": ["held_slots"],
     "database_size": ["sizes"],
     "disk": ["free_bytes"],
 }
-"""The checks in their order, and the facts that each is a judgement of."""
+"""The checks in their order, and the facts that each one judges."""
 
 
 def facts_needed(checks: Iterable[str]) -> set[str]:
@@ -66,7 +66,7 @@ def judge(
     show: ShowTime,
     only: Collection[str] = NEEDS,
 ) -> list[Check]:
-    """Return what is good at `now` (UTC), what is not, and what mends it; `show` writes moments."""
+    """Return the checks at `now` (UTC), in their order; `show` writes moments in their texts."""
     rules = _Judge(facts, settings, now, show).rules()
     return [_checked(name, facts, rules[name]) for name in NEEDS if name in only]
 
@@ -74,7 +74,7 @@ def judge(
 @dataclass(frozen=True)
 class _Rule:
     find: Callable[..., Judgement]
-    """Of the facts that the check needs."""
+    """Takes the facts that the check needs, in their order in NEEDS."""
     allowed: str
     advice: str
 
@@ -187,24 +187,24 @@ class _Judge:
 
     def _daemons(self, daemons: Sequence[Daemon]) -> Judgement:
         bad = [
-            f"{one.name}: {self._moment(one.last_heartbeat, 'last heartbeat')}"
-            for one in daemons
-            if not one.healthy
+            f"{daemon.name}: {self._moment(daemon.last_heartbeat, 'last heartbeat')}"
+            for daemon in daemons
+            if not daemon.healthy
         ]
         return bad, f"{len(daemons)} healthy"
 
-    def _automation(self, known: Sequence[AutomationStatus]) -> Judgement:
+    def _automation(self, statuses: Sequence[AutomationStatus]) -> Judgement:
         bad = []
-        for one in known:
-            if not one.is_on:
-                bad.append(f"{one.name}: off")
-            elif one.next_tick is None:
-                bad.append(f"{one.name}: no daemon has seen it")
-            elif one.next_tick < self.now - self._late:
-                bad.append(f"{one.name}: no tick since {self.show(one.next_tick)}")
-            elif one.error:
-                bad.append(f"{one.name}: fails: {one.error}")
-        return bad, f"{len(known)} on"
+        for status in statuses:
+            if not status.is_on:
+                bad.append(f"{status.name}: off")
+            elif status.next_tick is None:
+                bad.append(f"{status.name}: no daemon has seen it")
+            elif status.next_tick < self.now - self._late:
+                bad.append(f"{status.name}: no tick since {self.show(status.next_tick)}")
+            elif status.error:
+                bad.append(f"{status.name}: fails: {status.error}")
+        return bad, f"{len(statuses)} on"
 
     def _candles(self, days: Sequence[CandleCoverage]) -> Judgement:
         if not self.settings.data.refresh:
@@ -224,11 +224,11 @@ class _Judge:
         if not self.settings.data.refresh:
             return [], NOT_REFRESHED
         skipped = self.settings.regime_detection.check_interval_hours - 1
-        wanted = floor_hour(self._stale) - HOUR * skipped
+        due = floor_hour(self._stale) - HOUR * skipped
         bad = [
             f"{symbol}: {self._moment(as_of, 'as of')}"
             for symbol, as_of in labels.items()
-            if as_of is None or as_of < wanted
+            if as_of is None or as_of < due
         ]
         return bad, self._moment(min(filter(None, labels.values()), default=None), "as of")
 
@@ -236,7 +236,8 @@ class _Judge:
         if not self.settings.data.refresh:
             return [], NOT_REFRESHED
         if model is None:
-            return [], f"{model_day(self.settings, self.now)} is not collected"
+            day = model_day(self.settings.health, self.now)
+            return [], f"{day} is not collected"
         if model.computed_until is not None:
             return [], f"of {model.day}"
         why = signals_due.reason(model, VOLATILITY_MODEL, self.settings, self.now)
@@ -244,73 +245,77 @@ class _Judge:
 
     def _waiting(self, alerts: AlertFacts) -> Judgement:
         bad = [
-            f"{one.kind}: {one.count} {state}, since {self.show(one.since)}"
-            for state, ones in (("waiting", alerts.waiting), ("not entered", alerts.not_entered))
-            for one in ones
-            if one.since < self.now - self._late
+            f"{group.kind}: {group.count} {state}, since {self.show(group.since)}"
+            for state, groups in (("waiting", alerts.waiting), ("not entered", alerts.not_entered))
+            for group in groups
+            if group.since < self.now - self._late
         ]
-        count = sum(one.count for one in alerts.waiting)
+        count = sum(group.count for group in alerts.waiting)
         return bad, f"{count} waiting, {self._moment(alerts.delivered, 'newest delivered')}"
 
     def _holes(
         self,
         days: Sequence[CandleCoverage],
         failed: Sequence[FailedPartition],
-        forgotten: Sequence[tuple[str, date]],
+        old_gaps: Sequence[tuple[str, date]],
         filled_at: datetime | None,
     ) -> Judgement:
         if not self.settings.data.refresh:
             return [], NOT_REFRESHED
-        told = {(one.symbol, one.day) for one in failed if "candles" in one.asset}
+        # These are the check `failed_partitions` already.
+        failing = {(f.symbol, f.day) for f in failed if "candles" in f.asset}
         is_filling = filled_at is not None and filled_at > self.now - self._late
         filling = 0
         bad: dict[str, list[CandleCoverage]] = {}
         for day in days:
             closed_long = day_interval(day.day).end < self._stale
-            if not day.holes(self.now) or (day.symbol, day.day) in told or not closed_long:
+            if not day.holes(self.now) or (day.symbol, day.day) in failing or not closed_long:
                 continue
             if is_filling and not day.damaged:
                 filling += day.holes(self.now)
             else:
                 bad.setdefault(day.symbol, []).append(day)
         lines = [
-            f"{symbol}: {sum(d.holes(self.now) for d in held):,} ({_days(d.day for d in held)})"
-            for symbol, held in bad.items()
+            f"{symbol}: {sum(d.holes(self.now) for d in holed):,} ({_days(d.day for d in holed)})"
+            for symbol, holed in bad.items()
         ]
         old: dict[str, list[date]] = {}
-        for symbol, one in forgotten:
-            old.setdefault(symbol, []).append(one)
-        lines += [f"{symbol}: {_days(of)}, older than the look-back" for symbol, of in old.items()]
+        for symbol, gap in old_gaps:
+            old.setdefault(symbol, []).append(gap)
+        lines += [
+            f"{symbol}: {_days(gaps)}, older than the look-back" for symbol, gaps in old.items()
+        ]
         return lines, f"filling: {filling:,} left" if filling else "none"
 
     def _failed(self, failed: Sequence[FailedPartition]) -> Judgement:
         groups: dict[str, list[date]] = {}
-        for one in failed:
-            state = "left failed" if one.left_failed else "failing"
-            name = " ".join(filter(None, (state, one.asset, one.symbol)))
-            groups.setdefault(name, []).append(one.day)
+        for partition in failed:
+            state = "left failed" if partition.left_failed else "failing"
+            name = " ".join(filter(None, (state, partition.asset, partition.symbol)))
+            groups.setdefault(name, []).append(partition.day)
         return [f"{name}: {_days(days)}" for name, days in groups.items()], "none"
 
-    def _slots(self, held: Sequence[HeldSlot]) -> Judgement:
+    def _slots(self, slots: Sequence[HeldSlot]) -> Judgement:
         bad = [
-            f"run {one.run_id[:8]}: {one.what}, {self._moment(one.quiet_since, 'quiet since')}"
-            for one in held
-            if one.quiet_since is None or one.quiet_since < self.now - self._late
+            f"run {slot.run_id[:8]}: {slot.description}, "
+            f"{self._moment(slot.quiet_since, 'quiet since')}"
+            for slot in slots
+            if slot.quiet_since is None or slot.quiet_since < self.now - self._late
         ]
         return bad, "none held by a dead run"
 
     def _size(self, sizes: Sizes) -> Judgement:
         total = (sizes.market + sizes.dagster) / GIGABYTE
         growth = "not known yet" if sizes.growth is None else f"{sizes.growth / GIGABYTE:.3f} GB"
-        found = f"{total:.2f} GB, growth a day: {growth}"
-        return [found] if total > self.settings.health.max_database_gb else [], found
+        text = f"{total:.2f} GB, growth a day: {growth}"
+        return [text] if total > self.settings.health.max_database_gb else [], text
 
     def _disk(self, free_bytes: int | None) -> Judgement:
         if free_bytes is None:
             return [], "the database is on a server of your own"
         free = free_bytes / GIGABYTE
-        found = f"{free:.1f} GB free"
-        return [found] if free < self.settings.health.min_free_disk_gb else [], found
+        text = f"{free:.1f} GB free"
+        return [text] if free < self.settings.health.min_free_disk_gb else [], text
 
     def _moment(self, moment: datetime | None, words: str) -> str:
         return f"{words} {self.show(moment)}" if moment else f"{words}: never"
@@ -328,7 +333,7 @@ def _checked(name: str, facts: Facts, rule: _Rule) -> Check:
     for value in values:
         if isinstance(value, Unknown):
             return Check(name, None, f"not known: {value.reason}", rule.allowed, rule.advice)
-    wrong, well = rule.find(*values)
-    more = [f"and {len(wrong) - SHOWN} more"] if len(wrong) > SHOWN else []
-    found = "; ".join([*wrong[:SHOWN], *more]) or well
-    return Check(name, not wrong, found, rule.allowed, rule.advice)
+    problems, text_when_good = rule.find(*values)
+    more = [f"and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
+    text = "; ".join([*problems[:SHOWN], *more]) or text_when_good
+    return Check(name, not problems, text, rule.allowed, rule.advice)

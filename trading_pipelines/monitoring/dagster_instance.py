@@ -1,8 +1,8 @@
-"""Dagster's instance, and all that is private to Dagster: the one module that imports such names.
+"""Dagster's instance: the one module that imports private names of Dagster.
 
-What Dagster knows of itself, as `health` judges it: daemons, ticks, runs and pool slots. And what
-its processes need that has no public name: whether a code server answers, whose run has lost its
-process, how the daemon and the web server are run. What is allowed belongs in `checks`.
+It reads what `health` judges of Dagster (daemons, ticks, runs and pool slots), and does what our
+processes need and no public name offers: ask a code server, find the runs that have lost their
+process, run the daemon and the web server. What is allowed belongs in `checks`.
 """
 
 import json
@@ -48,7 +48,7 @@ from trading_pipelines.settings.shipped import INSTANCE_SETTINGS, shipped
 
 T = TypeVar("T")
 HEARTBEAT = "heartbeat"
-"""The sensor that tells of our health: whether it ticks is for whoever listens to say."""
+"""The sensor that asks HEARTBEAT_URL: whoever listens there sees whether it ticks."""
 
 FAILED_IN_A_ROW = 3
 CODE_SERVER_SECONDS = 2
@@ -67,7 +67,7 @@ def probe_dagster(
     now: datetime,
     facts: Collection[str] = DAGSTERS,
 ) -> Orchestration | Unknown:
-    """Open the instance whose storage is at `url`, and `read` it."""
+    """Return what the instance knows whose storage is at `url`, as `read` does."""
     return ask(url, lambda instance: _orchestration(instance, schedules, sensors, now, facts))
 
 
@@ -82,12 +82,12 @@ def ask(url: str, question: Callable[[dg.DagsterInstance], T]) -> T | Unknown:
 def _ask(url: str, question: Callable[[dg.DagsterInstance], T]) -> T | Unknown:
     try:
         with probe_database(url) as connection:
-            found = connection.execute("SELECT to_regclass('public.job_ticks')").fetchone()
+            table = connection.execute("SELECT to_regclass('public.job_ticks')").fetchone()
     except (DatabaseError, psycopg.Error):
         return Unknown("see database")
-    if found is None or found[0] is None:
+    if table is None or table[0] is None:
         return NEVER_RAN
-    # Opening it would otherwise create tables, and try six times where nobody answers.
+    # Without the probe, opening it would create tables, and try six times where nobody answers.
     with _open(probe_url(url)) as instance:
         return question(instance)
 
@@ -101,7 +101,7 @@ def _open(url: str) -> dg.DagsterInstance:
 
 
 def upgrade(url: str) -> None:
-    """Create Dagster's tables in its storage, or migrate them to its version; twice is once."""
+    """Create Dagster's tables in its storage, or migrate them to the installed version."""
     with _open(url) as instance:
         instance.upgrade()
 
@@ -109,7 +109,7 @@ def upgrade(url: str) -> None:
 def _answer_of(question: Callable[[], T | Unknown]) -> T | Unknown:
     try:
         return within_deadline(question)
-    # Whatever the storage or its driver raises: health has to be told, not a traceback.
+    # Whatever the storage or its driver raises, health shows it as Unknown, not as a traceback.
     except Exception as error:  # noqa: BLE001
         return Unknown(f"{type(error).__name__}: {' '.join(str(error).split()):.200}")
 
@@ -120,10 +120,10 @@ def read(
     sensors: Iterable[dg.SensorDefinition],
     now: datetime,
 ) -> Orchestration | Unknown:
-    """Return what is to be judged of the instance at `now` (UTC), or why it can't be known.
+    """Return what health judges of the instance at `now` (UTC), or why it can't be known.
 
-    Of the schedules and sensors those that are on by default. Raises nothing, and waits no longer
-    than a probe's deadline.
+    Only those schedules and sensors count that are on by default. Raises nothing, and waits no
+    longer than a probe's deadline.
     """
     return _answer_of(lambda: _orchestration(instance, schedules, sensors, now, DAGSTERS))
 
@@ -139,13 +139,16 @@ def _orchestration(
         "daemons": lambda: _daemons(instance, now),
         "schedules": lambda: [_automation(instance, s) for s in schedules if _should_be_on(s)],
         "sensors": lambda: [_automation(instance, s) for s in sensors if _should_be_on(s)],
-        "held": lambda: [*_held_by_no_process(instance), *_slots_of_finished_runs(instance)],
+        "held_slots": lambda: [
+            *_slots_of_orphaned_runs(instance),
+            *_slots_of_finished_runs(instance),
+        ],
     }
     return Orchestration(**{name: ask() for name, ask in questions.items() if name in facts})
 
 
-def _should_be_on(one: dg.ScheduleDefinition | dg.SensorDefinition) -> bool:
-    return one.default_status.value == "RUNNING" and one.name != HEARTBEAT
+def _should_be_on(automation: dg.ScheduleDefinition | dg.SensorDefinition) -> bool:
+    return automation.default_status.value == "RUNNING" and automation.name != HEARTBEAT
 
 
 def _daemons(instance: dg.DagsterInstance, now: datetime) -> list[Daemon]:
@@ -161,35 +164,35 @@ def _utc(timestamp: float) -> datetime:
 
 
 def _automation(
-    instance: dg.DagsterInstance, wanted: dg.ScheduleDefinition | dg.SensorDefinition
+    instance: dg.DagsterInstance, automation: dg.ScheduleDefinition | dg.SensorDefinition
 ) -> AutomationStatus:
     kind = (
         InstigatorType.SENSOR
-        if isinstance(wanted, dg.SensorDefinition)
+        if isinstance(automation, dg.SensorDefinition)
         else InstigatorType.SCHEDULE
     )
-    # By name alone: the code location is named by whoever serves it. An older one has older ticks.
-    known = [
+    # By name alone: who serves the code location names it. A former location has older ticks.
+    states = [
         (_since(state, ticks), state, ticks)
         for state in instance.all_instigator_state(instigator_type=kind)
-        if state.instigator_name == wanted.name
+        if state.instigator_name == automation.name
         for ticks in [
             instance.get_ticks(
                 state.instigator_origin_id, state.selector_id, limit=FAILED_IN_A_ROW + 1
             )
         ]
     ]
-    if not known:
-        return AutomationStatus(wanted.name, is_on=True, next_tick=None, error=None)
-    since, state, ticks = max(known, key=lambda one: one[0])
+    if not states:
+        return AutomationStatus(automation.name, is_on=True, next_tick=None, error=None)
+    since, state, ticks = max(states, key=lambda since_state_ticks: since_state_ticks[0])
     finished = [tick for tick in ticks if tick.status in FINISHED][:FAILED_IN_A_ROW]
     has_failed = len(finished) == FAILED_IN_A_ROW and all(
         tick.status is TickStatus.FAILURE for tick in finished
     )
     return AutomationStatus(
-        wanted.name,
+        automation.name,
         is_on=state.is_running,
-        next_tick=_next_tick(wanted, since),
+        next_tick=_next_tick(automation, since),
         error=_error(finished[0]) if has_failed else None,
     )
 
@@ -203,11 +206,11 @@ def _since(state: InstigatorState, ticks: Sequence[InstigatorTick]) -> float:
     return max(*started, *(tick.timestamp for tick in ticks))
 
 
-def _next_tick(wanted: dg.ScheduleDefinition | dg.SensorDefinition, since: float) -> datetime:
-    if isinstance(wanted, dg.SensorDefinition):
-        return _utc(since + (wanted.minimum_interval_seconds or 0))
+def _next_tick(automation: dg.ScheduleDefinition | dg.SensorDefinition, since: float) -> datetime:
+    if isinstance(automation, dg.SensorDefinition):
+        return _utc(since + (automation.minimum_interval_seconds or 0))
     times = schedule_execution_time_iterator(
-        since + 1, wanted.cron_schedule, wanted.execution_timezone
+        since + 1, automation.cron_schedule, automation.execution_timezone
     )
     return next(times).astimezone(UTC)
 
@@ -218,41 +221,41 @@ def _error(tick: InstigatorTick) -> str:
 
 
 def launched_as(run: dg.DagsterRun) -> str:
-    """Return the name of the run's job, or how assets were launched that Dagster gives none."""
+    """Return the run's job, or how its assets were launched where Dagster gives it no name."""
     if not run.job_name.startswith("__"):
         return run.job_name
     return "backfill" if "dagster/backfill" in run.tags else "materialization"
 
 
 def orphaned_runs(
-    instance: dg.DagsterInstance, patience: int = CODE_SERVER_SECONDS
+    instance: dg.DagsterInstance, timeout: int = CODE_SERVER_SECONDS
 ) -> list[dg.RunRecord]:
-    """Return the runs at work that no code server vouches for: they hold their pool for ever.
+    """Return the runs at work whose code server does not know them: they hold their pool for ever.
 
-    A code server that takes longer than `patience` (seconds) vouches for none; one that is gone is
-    not waited for. Those that a cluster launched as Jobs are not among them: Dagster's run
+    A code server counts as knowing none when it takes longer than `timeout` (seconds); one that is
+    gone is not waited for. Runs that a cluster launched as Jobs are not among them: Dagster's run
     monitoring asks for these itself.
     """
     return [
         record
         for record in instance.get_run_records(dg.RunsFilter(statuses=AT_WORK))
         if DOCKER_IMAGE_TAG not in record.dagster_run.tags
-        and not _has_process(record.dagster_run, patience)
+        and not _has_process(record.dagster_run, timeout)
     ]
 
 
-def _held_by_no_process(instance: dg.DagsterInstance) -> list[HeldSlot]:
-    held = []
+def _slots_of_orphaned_runs(instance: dg.DagsterInstance) -> list[HeldSlot]:
+    slots = []
     for record in orphaned_runs(instance):
         run = record.dagster_run
         last = instance.get_records_for_run(run.run_id, limit=1, ascending=False).records
         quiet_since = _utc(last[0].event_log_entry.timestamp) if last else record.update_timestamp
-        what = f"{launched_as(run)} {run.status.value}, no process"
-        held.append(HeldSlot(run.run_id, what, quiet_since))
-    return held
+        description = f"{launched_as(run)} {run.status.value}, no process"
+        slots.append(HeldSlot(run.run_id, description, quiet_since))
+    return slots
 
 
-def _has_process(run: dg.DagsterRun, patience: int) -> bool:
+def _has_process(run: dg.DagsterRun, timeout: int) -> bool:
     """Ask the code server that started the run; the launcher itself has no such question."""
     if GRPC_INFO_TAG not in run.tags:
         return False
@@ -265,7 +268,7 @@ def _has_process(run: dg.DagsterRun, patience: int) -> bool:
     )
     try:
         answer = client.can_cancel_execution(
-            CanCancelExecutionRequest(run_id=run.run_id), timeout=patience
+            CanCancelExecutionRequest(run_id=run.run_id), timeout=timeout
         )
     except DagsterUserCodeUnreachableError:
         return False
@@ -280,29 +283,29 @@ def _slots_of_finished_runs(instance: dg.DagsterInstance) -> list[HeldSlot]:
     claimed = [(name, slot.run_id) for name, pool in pools.items() for slot in pool.claimed_slots]
     if not claimed:
         return []
-    wanted = dg.RunsFilter(run_ids=[run_id for _, run_id in claimed])
-    records = {one.dagster_run.run_id: one for one in instance.get_run_records(wanted)}
-    held = []
+    of_claims = dg.RunsFilter(run_ids=[run_id for _, run_id in claimed])
+    records = {r.dagster_run.run_id: r for r in instance.get_run_records(of_claims)}
+    slots = []
     for name, run_id in claimed:
         record = records.get(run_id)
         if record is None:
-            held.append(HeldSlot(run_id, f"gone, holds a slot of {name}", None))
+            slots.append(HeldSlot(run_id, f"gone, holds a slot of {name}", None))
         elif record.dagster_run.is_finished:
             status = record.dagster_run.status.value
-            held.append(
+            slots.append(
                 HeldSlot(run_id, f"{status}, holds a slot of {name}", record.update_timestamp)
             )
-    return held
+    return slots
 
 
-def fail_orphaned_runs(instance: dg.DagsterInstance, patience: int) -> None:
-    """Report the runs without a process as failed, so that they are started again.
+def fail_orphaned_runs(instance: dg.DagsterInstance, timeout: int) -> None:
+    """Report the runs without a process as failed, so that Dagster starts them again.
 
-    The default launcher can't ask such a run whether it lives; it would stay `STARTED` for ever and
+    The default launcher can't ask such a run whether it lives: it would stay `STARTED` for ever and
     keep its partitions from being refreshed. What it held of its pool is free at once: Dagster
-    would free it 30 s after the run's end, when it next looks.
+    would free it 30 s after the run's end, when it next looks. `timeout` is that of `orphaned_runs`.
     """
-    for record in orphaned_runs(instance, patience):
+    for record in orphaned_runs(instance, timeout):
         instance.report_run_failed(
             record.dagster_run, "the run's process ended with the services it ran under"
         )
@@ -311,18 +314,18 @@ def fail_orphaned_runs(instance: dg.DagsterInstance, patience: int) -> None:
 
 
 def will_retry(run: dg.DagsterRun) -> bool:
-    """Return whether Dagster starts the failed run again by itself."""
+    """Return whether Dagster itself starts the failed run again."""
     return run.tags.get(WILL_RETRY_TAG) == "true"
 
 
 class CodeServer:
-    """A code server at a host and port, as a client sees it."""
+    """A client of the code server at a host and port."""
 
     def __init__(self, host: str, port: int) -> None:
         self._client = DagsterGrpcClient(host=host, port=port)
 
     def await_id(self, seconds: float) -> str | None:
-        """Return its id as soon as it answers, None where it does not: each start has another."""
+        """Return the server's id, another at each start; None where it does not answer in time."""
         try:
             return tenacity.Retrying(
                 retry=tenacity.retry_if_exception_type(DagsterUserCodeUnreachableError),
@@ -334,7 +337,7 @@ class CodeServer:
             return None
 
     def id(self, seconds: int) -> str | None:
-        """Return its id, "" where there is none, None where it is too busy to say in that time."""
+        """Return the server's id, "" where no server is, None where it is too busy to answer."""
         try:
             return self._client.get_server_id(timeout=seconds)
         except DagsterUserCodeUnreachableError as error:

@@ -1,6 +1,6 @@
-"""The facts that `health` and `status` are made of.
+"""The shapes of the facts that `health` and `status` show.
 
-Shapes alone: asking belongs in `measure` and `dagster_instance`, judging in `checks`.
+Measuring them belongs in `measure` and `dagster_instance`, judging in `checks`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ GIGABYTE = 10**9
 
 @dataclass(frozen=True)
 class Unknown:
-    """Stands where a value would that could not be measured."""
+    """Stands in the place of a value that could not be measured."""
 
     reason: str
 
@@ -39,19 +39,19 @@ class AutomationStatus:
     name: str
     is_on: bool
     next_tick: datetime | None
-    """When the tick after the last one is, or was, to come (UTC); None: no daemon has seen it."""
+    """When the tick after the last one is or was due (UTC); None: no daemon has seen it."""
     error: str | None
-    """What its last ticks failed with, where all of them did."""
+    """The error of its last tick, where all of its last ticks failed."""
 
 
 @dataclass(frozen=True)
 class HeldSlot:
-    """A place that a run holds although no process works for it."""
+    """A slot that a run holds although no process works for it."""
 
     run_id: str
-    what: str
+    description: str
     quiet_since: datetime | None
-    """The run's end, or the last that was heard of it (UTC); None: there is no such run."""
+    """The run's end, or its last event (UTC); None: there is no such run."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Orchestration:
     daemons: Sequence[Daemon] = ()
     schedules: Sequence[AutomationStatus] = ()
     sensors: Sequence[AutomationStatus] = ()
-    held: Sequence[HeldSlot] = ()
+    held_slots: Sequence[HeldSlot] = ()
 
 
 DAGSTERS = frozenset(field.name for field in fields(Orchestration))
@@ -70,7 +70,7 @@ DAGSTERS = frozenset(field.name for field in fields(Orchestration))
 
 @dataclass(frozen=True)
 class FailedPartition:
-    """A partition whose last tries all failed; without a symbol where it is pooled."""
+    """A partition whose last attempts all failed; without a symbol where it is pooled."""
 
     asset: str
     symbol: str
@@ -82,7 +82,7 @@ class FailedPartition:
 
 @dataclass(frozen=True)
 class WaitingAlerts:
-    """The alerts of a kind that wait; since when (UTC) the oldest could have been delivered."""
+    """The alerts of a kind that wait; `since` (UTC) the oldest could have been delivered."""
 
     kind: str
     count: int
@@ -91,18 +91,18 @@ class WaitingAlerts:
 
 @dataclass(frozen=True)
 class AlertFacts:
-    """What waits, what was given up of each kind, and when the newest was delivered (UTC)."""
+    """Which alerts wait, how many of each kind are dead, when the newest was delivered (UTC)."""
 
     waiting: Sequence[WaitingAlerts]
     not_entered: Sequence[WaitingAlerts]
-    """Rows of the bot's that nobody has looked at, as where there is nowhere to send to."""
+    """Rows of the bot's that no sensor has entered, as where no address to send to is set."""
     dead: Mapping[str, int]
     delivered: datetime | None
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """Bytes of both databases now; their growth a day, None before there are two measurements."""
+    """Bytes of both databases, and their growth a day: None before there are two measurements."""
 
     market: int
     dagster: int
@@ -111,34 +111,34 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Facts:
-    """Everything that is judged; what was not asked for is not known."""
+    """Everything that is judged; a fact that was not asked for is NOT_ASKED."""
 
     unusable: Sequence[str] | Unknown
     """What is wrong with the databases themselves."""
     daemons: Sequence[Daemon] | Unknown
     schedules: Sequence[AutomationStatus] | Unknown
     sensors: Sequence[AutomationStatus] | Unknown
-    held: Sequence[HeldSlot] | Unknown
+    held_slots: Sequence[HeldSlot] | Unknown
     days: Sequence[CandleCoverage] | Unknown
     """The candles' coverage of the look-back."""
-    forgotten: Sequence[tuple[str, date]] | Unknown
+    old_gaps: Sequence[tuple[str, date]] | Unknown
     """(symbol, day)s older than the look-back that lack candles or labels."""
     filled_at: datetime | Unknown | None
     """When candles of a closed day of the look-back last came (UTC)."""
     labels: Mapping[str, datetime | None] | Unknown
     """The newest label's as-of of each symbol."""
     model: SignalCoverage | Unknown | None
-    """The partition of the last day whose model is due; None: that day is not collected."""
+    """The last day's partition whose model is due; None: the settings do not collect that day."""
     alerts: AlertFacts | Unknown
     failed: Sequence[FailedPartition] | Unknown
     sizes: Sizes | Unknown
     free_bytes: int | Unknown | None
-    """Where the home is; None where the database is not there."""
+    """On the home's disk; None where the database is on a server of the operator's."""
 
 
 @dataclass(frozen=True)
 class Check:
-    """One line of the answer; `good` is None where it can't be known."""
+    """One line of `health`; `good` is None where it can't be known."""
 
     name: str
     good: bool | None
@@ -149,12 +149,12 @@ class Check:
 
 @dataclass(frozen=True)
 class RunInFlight:
-    """A run of Dagster's that waits or is at work, on the partitions from first to last."""
+    """A run of Dagster's that waits or is at work, and on which partitions."""
 
     job: str
     symbols: tuple[str, ...]
-    """The first and the last, or the only one; none where there is none."""
+    """The first and the last, the only one, or none."""
     days: tuple[date, ...]
-    """Likewise."""
+    """UTC days, likewise."""
     state: str
     since: datetime

@@ -38,7 +38,7 @@ from trading_pipelines.monitoring.facts import (
     WaitingAlerts,
 )
 from trading_pipelines.settings.environment import Environment
-from trading_pipelines.settings.strategy import StrategySettings
+from trading_pipelines.settings.strategy import AlertSettings, HealthSettings, StrategySettings
 from trading_pipelines.signals import coverage as signal_coverage
 from trading_pipelines.signals.catalogue import VOLATILITY_MODEL
 from trading_pipelines.signals.coverage import SignalCoverage
@@ -47,15 +47,16 @@ from trading_pipelines.signals.left_failed import FAILING
 T = TypeVar("T")
 
 LABELS = """
-SELECT wanted.symbol, (SELECT hour + interval '1 hour' FROM trading_pipelines.regime_labels AS label
-    WHERE label.symbol = wanted.symbol ORDER BY hour DESC LIMIT 1)
-FROM unnest(%s::text[]) AS wanted (symbol)
+SELECT symbols.symbol, (SELECT hour + interval '1 hour'
+    FROM trading_pipelines.regime_labels AS label
+    WHERE label.symbol = symbols.symbol ORDER BY hour DESC LIMIT 1)
+FROM unnest(%s::text[]) AS symbols (symbol)
 """
 FILLED = """
 SELECT max(changed_at) FROM trading_pipelines.candle_coverage
 WHERE interval = '1m' AND symbol = ANY(%s) AND day = ANY(%s)
 """
-# A replay starts anew, from the first try or, before it, from the moment it may be tried.
+# A replay counts anew: from its first attempt or, before that, from when it may be attempted.
 WAITING = """
 SELECT kind, count(*) AS count, min(CASE WHEN attempts = 0 THEN next_at ELSE coalesce(
     (SELECT max(started_at) FROM trading_pipelines.alert_attempts
@@ -70,7 +71,7 @@ SELECT asset, symbol, day, failures, left_failed, error
 
 
 EVERYTHING = frozenset(field.name for field in fields(Facts))
-# Neither needs a connection to the market database.
+# None of these needs a connection to the market database.
 ELSEWHERE = DAGSTERS | {"free_bytes"}
 
 
@@ -81,10 +82,9 @@ def measure(
     now: datetime,
     facts: Collection[str] = EVERYTHING,
 ) -> Facts:
-    """Return the facts that are judged, at `now` (UTC); the others are not asked for.
+    """Return the named facts at `now` (UTC); the others are not asked for.
 
-    Raises nothing: what fails is Unknown. Waits no longer than a probe's deadline, after which
-    nothing is known.
+    Raises nothing: what fails is Unknown, and so is everything when a probe's deadline is over.
     """
 
     def measured(market: _Asking, dagster: _Asking) -> Facts:
@@ -110,7 +110,7 @@ def measure(
 
 
 class _Asking:
-    """One database; what can't be asked is Unknown, and a connection that is lost is not tried."""
+    """One database: a question that fails is Unknown, and a lost connection is asked no more."""
 
     def __init__(self, connection: psycopg.Connection | None, reason: str = "") -> None:
         self._connection = connection
@@ -122,11 +122,11 @@ class _Asking:
         try:
             return question(self._connection)
         except psycopg.Error as error:
-            said = f"{type(error).__name__}: {_first_line(str(error))}"
-            # Of a server that is silent each question would cost the whole time-out.
+            reason = f"{type(error).__name__}: {_first_line(str(error))}"
+            # Each further question of a silent server would cost the whole time-out.
             if isinstance(error, psycopg.OperationalError):
-                self.lost = said
-            return Unknown(said)
+                self.lost = reason
+            return Unknown(reason)
 
 
 @contextmanager
@@ -147,14 +147,14 @@ def _facts(
     now: datetime,
     market: _Asking,
     dagster: _Asking,
-    wanted: Collection[str],
+    names: Collection[str],
 ) -> Facts:
     def of(name: str, question: Callable[[psycopg.Connection], T]) -> T | Unknown:
-        return market.ask(question) if name in wanted else NOT_ASKED
+        return market.ask(question) if name in names else NOT_ASKED
 
     def of_dagster(name: str) -> Any:  # noqa: ANN401 - each its own
-        known = orchestration if name in wanted else NOT_ASKED
-        return known if isinstance(known, Unknown) else getattr(known, name)
+        answer = orchestration if name in names else NOT_ASKED
+        return answer if isinstance(answer, Unknown) else getattr(answer, name)
 
     days = due.look_back(settings.data.start_date, settings.data.look_back_days, now)
     symbols = settings.symbols
@@ -164,10 +164,10 @@ def _facts(
         daemons=of_dagster("daemons"),
         schedules=of_dagster("schedules"),
         sensors=of_dagster("sensors"),
-        held=of_dagster("held"),
+        held_slots=of_dagster("held_slots"),
         days=of("days", lambda c: coverage.read(c, symbols, days)),
-        forgotten=of(
-            "forgotten",
+        old_gaps=of(
+            "old_gaps",
             lambda c: signal_coverage.gaps_before_look_back(
                 c, symbols, settings.data.start_date, days[0]
             ),
@@ -175,12 +175,12 @@ def _facts(
         filled_at=of("filled_at", lambda c: _moment(c, FILLED, [symbols, days[:-1]])),
         labels=of("labels", lambda c: dict(c.execute(LABELS, [symbols]).fetchall())),
         model=of("model", lambda c: _model(c, settings, days, now)),
-        alerts=of("alerts", lambda c: _alerts(c, settings, now)),
-        failed=of("failed", lambda c: _failed(c, settings)),
-        sizes=_sizes(market, dagster, now) if "sizes" in wanted else NOT_ASKED,
-        free_bytes=free if "free_bytes" in wanted else NOT_ASKED,
-        # The last: a connection may be lost on the way.
-        unusable=_unusable(schema, market, dagster) if "unusable" in wanted else NOT_ASKED,
+        alerts=of("alerts", lambda c: _alerts(c, settings.alerts, now)),
+        failed=of("failed", lambda c: _failed(c, symbols, settings.alerts)),
+        sizes=_sizes(market, dagster, now) if "sizes" in names else NOT_ASKED,
+        free_bytes=free if "free_bytes" in names else NOT_ASKED,
+        # Asked last: a connection may be lost on the way.
+        unusable=_unusable(schema, market, dagster) if "unusable" in names else NOT_ASKED,
     )
 
 
@@ -209,9 +209,9 @@ def _unusable(schema: str | Unknown | None, market: _Asking, dagster: _Asking) -
     return problems
 
 
-def model_day(settings: StrategySettings, now: datetime) -> date:
-    """Return the last closed day whose model had its time to be fitted."""
-    late = timedelta(seconds=settings.health.late_after_seconds)
+def model_day(settings: HealthSettings, now: datetime) -> date:
+    """Return the last closed UTC day whose model should be there at `now` (UTC)."""
+    late = timedelta(seconds=settings.late_after_seconds)
     return (now - VOLATILITY_MODEL.settles - late).date() - DAY
 
 
@@ -221,47 +221,46 @@ def _model(
     days: Collection[date],
     now: datetime,
 ) -> SignalCoverage | None:
-    day = model_day(settings, now)
+    day = model_day(settings.health, now)
     if day not in days:
         return None
     return signal_coverage.read(connection, VOLATILITY_MODEL, [], [day], settings)[0]
 
 
-def _alerts(
-    connection: psycopg.Connection, settings: StrategySettings, now: datetime
-) -> AlertFacts:
-    on = [kind for kind in KINDS if getattr(settings.alerts, kind)]
+def _alerts(connection: psycopg.Connection, settings: AlertSettings, now: datetime) -> AlertFacts:
+    on = [kind for kind in KINDS if settings.is_on(kind)]
     with connection.cursor(row_factory=class_row(WaitingAlerts)) as cursor:
         waiting = cursor.execute(WAITING, [on]).fetchall()
-    oldest = now - DAY * settings.alerts.look_back_days
+    oldest = now - DAY * settings.look_back_days
     not_entered = failures.not_entered(connection, oldest, now)
     counts = ledger.counts(connection)
     return AlertFacts(
         waiting,
-        [WaitingAlerts(kind, *found) for kind, found in not_entered.items() if kind in on],
+        [WaitingAlerts(kind, *rows) for kind, rows in not_entered.items() if kind in on],
         {kind: states["dead"] for kind, states in counts.items() if states["dead"]},
         ledger.last_delivered(connection),
     )
 
 
-def _failed(connection: psycopg.Connection, settings: StrategySettings) -> list[FailedPartition]:
-    wanted = {
-        "symbols": list(settings.symbols),
-        "failures": settings.alerts.failures_before_alert,
-    }
+def _failed(
+    connection: psycopg.Connection, symbols: Sequence[str], settings: AlertSettings
+) -> list[FailedPartition]:
+    arguments = {"symbols": list(symbols), "failures": settings.failures_before_alert}
     with connection.cursor(row_factory=class_row(FailedPartition)) as cursor:
-        cursor.execute(FAILED, wanted)
-        return cursor.fetchall()
+        return cursor.execute(FAILED, arguments).fetchall()
 
 
 def _sizes(market: _Asking, dagster: _Asking, now: datetime) -> Sizes | Unknown:
-    ours, its = (database.ask(housekeeping.database_bytes) for database in (market, dagster))
-    if isinstance(ours, Unknown):
-        return ours
-    if isinstance(its, Unknown):
-        return its
-    growth = market.ask(lambda c: housekeeping.growth(c, ours + its, now))
-    return growth if isinstance(growth, Unknown) else Sizes(ours, its, growth)
+    market_bytes = market.ask(housekeeping.database_bytes)
+    dagster_bytes = dagster.ask(housekeeping.database_bytes)
+    if isinstance(market_bytes, Unknown):
+        return market_bytes
+    if isinstance(dagster_bytes, Unknown):
+        return dagster_bytes
+    growth = market.ask(lambda c: housekeeping.growth(c, market_bytes + dagster_bytes, now))
+    if isinstance(growth, Unknown):
+        return growth
+    return Sizes(market_bytes, dagster_bytes, growth)
 
 
 def _free(environment: Environment) -> int:

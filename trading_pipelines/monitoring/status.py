@@ -1,13 +1,13 @@
-"""One screen: what is complete to when, in flight, due and why, left failed, and of the alerts.
+"""The screen of `status`: how far data is complete, what is in flight, due or left failed; alerts.
 
-Asked of the tables, drawn for a person in Korean time; days are UTC days, as partitions are. What
-is allowed and what is not belongs in `health`; which runs are in flight is Dagster's knowledge and
+`read` asks the tables, `draw` writes for a person in Korean time; days are UTC days, as partitions
+are. What is allowed belongs in `checks`. What Dagster knows (the runs in flight, the services)
 comes in as an argument.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import date, datetime
+from datetime import date, datetime, timedelta
 
 import psycopg
 from rich.console import RenderableType
@@ -19,7 +19,7 @@ from trading_pipelines.candles import coverage, due
 from trading_pipelines.candles.coverage import CandleCoverage
 from trading_pipelines.candles.windows import contiguous, floor_hour, named
 from trading_pipelines.korean_time import KST, kst
-from trading_pipelines.monitoring.facts import RunInFlight
+from trading_pipelines.monitoring.facts import Daemon, RunInFlight, Unknown
 from trading_pipelines.settings.strategy import StrategySettings
 from trading_pipelines.signals import coverage as signal_coverage
 from trading_pipelines.signals import due as signals_due
@@ -33,16 +33,18 @@ SHOWN_LINES = 10
 OLDER_THAN_LOOK_BACK = (
     "older than the look-back, mended only by `trading-pipelines backfill --with-signals`"
 )
+# Dagster writes one each 30 s, and calls its daemon healthy for half an hour after the last one.
+HEARTBEATS_STOPPED_AFTER = timedelta(minutes=2)
 NEWEST_MODEL = "SELECT max(day) FROM trading_pipelines.volatility_model"
 
 
 @dataclass(frozen=True)
 class SymbolStatus:
-    """How far one symbol is (UTC); None where there is nothing."""
+    """How far one symbol's data reaches (UTC); None where there is none."""
 
     symbol: str
     candles_until: datetime | None
-    """From the look-back's first day on without a hole."""
+    """Without a hole from the look-back's first day on."""
     holes: int
     """Minutes of the look-back's closed days."""
     hours_until: datetime | None
@@ -52,7 +54,7 @@ class SymbolStatus:
 
 @dataclass(frozen=True)
 class DuePartition:
-    """A partition that is not what it should be, and why; without a symbol where it is pooled."""
+    """A partition that is due, and why; without a symbol where it is pooled."""
 
     asset: str
     symbol: str
@@ -62,7 +64,7 @@ class DuePartition:
 
 @dataclass(frozen=True)
 class InstallationStatus:
-    """What one screen says."""
+    """What the screen shows of the tables."""
 
     symbols: Sequence[SymbolStatus]
     model_day: date | None
@@ -76,16 +78,16 @@ class InstallationStatus:
 def read(
     connection: psycopg.Connection, settings: StrategySettings, now: datetime
 ) -> InstallationStatus:
-    """Return how it stands at `now` (UTC), within the look-back."""
+    """Return the state at `now` (UTC) of the look-back's days."""
     days = due.look_back(settings.data.start_date, settings.data.look_back_days, now)
-    known = coverage.read(connection, settings.symbols, days)
+    partitions = coverage.read(connection, settings.symbols, days)
     counts = ledger.counts(connection).values()
     (model_day,) = connection.execute(NEWEST_MODEL).fetchone() or (None,)
     return InstallationStatus(
-        symbols=_symbols(connection, settings.symbols, known, now),
+        symbols=_symbols(connection, settings.symbols, partitions, now),
         model_day=model_day,
         due=[
-            *_due_candles(known, now),
+            *_due_candles(partitions, now),
             *(
                 DuePartition("candles_1m", symbol, day, OLDER_THAN_LOOK_BACK)
                 for symbol, day in signal_coverage.gaps_before_look_back(
@@ -104,25 +106,25 @@ def read(
 def _symbols(
     connection: psycopg.Connection,
     symbols: Sequence[str],
-    known: Sequence[CandleCoverage],
+    partitions: Sequence[CandleCoverage],
     now: datetime,
 ) -> list[SymbolStatus]:
-    signals = {one.symbol: one for one in read_current_signals(connection, symbols)}
-    found = []
+    signals = {signal.symbol: signal for signal in read_current_signals(connection, symbols)}
+    statuses = []
     for symbol in symbols:
-        mine = [day for day in known if day.symbol == symbol]
+        days = [partition for partition in partitions if partition.symbol == symbol]
         signal = signals.get(symbol, CurrentSignal(symbol))
-        found.append(
+        statuses.append(
             SymbolStatus(
                 symbol,
-                candles_until=_until(mine, lambda day: day.stored >= day.rows),
-                holes=sum(day.holes(now) for day in mine),
-                hours_until=_until(mine, lambda day: day.hours_current, floor_hour),
+                candles_until=_until(days, lambda day: day.stored >= day.rows),
+                holes=sum(day.holes(now) for day in days),
+                hours_until=_until(days, lambda day: day.hours_current, floor_hour),
                 label_as_of=signal.regime_as_of,
                 forecast_as_of=signal.volatility_as_of,
             )
         )
-    return found
+    return statuses
 
 
 def _until(
@@ -130,7 +132,7 @@ def _until(
     is_sound: Callable[[CandleCoverage], bool],
     floor: Callable[[datetime], datetime] = lambda moment: moment,
 ) -> datetime | None:
-    """Return to where the days are unbroken from the first on."""
+    """Return until when the days are unbroken, from the first on."""
     until = None
     for day in days:
         if not is_sound(day) or day.status == "missing":
@@ -141,11 +143,12 @@ def _until(
     return until
 
 
-def _due_candles(known: Sequence[CandleCoverage], now: datetime) -> Iterator[DuePartition]:
+def _due_candles(partitions: Sequence[CandleCoverage], now: datetime) -> Iterator[DuePartition]:
     hidden = {None, due.CandleDueReason.OPEN, due.CandleDueReason.LEFT_FAILED}
-    for day in known:
-        if (why := due.reason(day, now)) not in hidden:
-            yield DuePartition("candles_1m", day.symbol, day.day, _why(day, str(why)))
+    for partition in partitions:
+        if (why := due.reason(partition, now)) not in hidden:
+            why_text = _why(partition, str(why))
+            yield DuePartition("candles_1m", partition.symbol, partition.day, why_text)
 
 
 def _due_signals(
@@ -153,13 +156,31 @@ def _due_signals(
 ) -> Iterator[DuePartition]:
     hidden = {None, signals_due.SignalDueReason.LEFT_FAILED}
     for signal in SIGNALS:
-        for one in signal_coverage.read(connection, signal, settings.symbols, days, settings):
-            if (why := signals_due.reason(one, signal, settings, now)) not in hidden:
-                yield DuePartition(signal.asset, one.symbol, one.day, _why(one, str(why)))
+        for partition in signal_coverage.read(connection, signal, settings.symbols, days, settings):
+            if (why := signals_due.reason(partition, signal, settings, now)) not in hidden:
+                why_text = _why(partition, str(why))
+                yield DuePartition(signal.asset, partition.symbol, partition.day, why_text)
 
 
-def _why(known: CandleCoverage | SignalCoverage, reason: str) -> str:
-    return f"{reason}: {known.error}, again after {kst(known.retry_at)}" if known.error else reason
+def _why(partition: CandleCoverage | SignalCoverage, reason: str) -> str:
+    if not partition.error:
+        return reason
+    return f"{reason}: {partition.error}, again after {kst(partition.retry_at)}"
+
+
+def services_apart(daemons: Sequence[Daemon] | Unknown, now: datetime) -> str:
+    """Return whether services run elsewhere than on this home, by the daemon's heartbeats.
+
+    Processes that are served apart (`serve`, containers) share a database and nothing else.
+    """
+    if isinstance(daemons, Unknown):
+        return f"not running on this home; elsewhere not known: {daemons.reason}"
+    newest = max((d.last_heartbeat for d in daemons if d.last_heartbeat), default=None)
+    if newest is None:
+        return "not running (no daemon has ever run)"
+    if newest < now - HEARTBEATS_STOPPED_AFTER:
+        return f"not running (the daemon's last heartbeat: {kst(newest)})"
+    return f"served apart (daemon healthy as of {kst(newest)})"
 
 
 def draw(
@@ -175,7 +196,7 @@ def draw(
     else:
         yield from _lines("in flight", [_run(run) for run in in_flight])
     yield from _lines("due", lines_by_interval(status.due, len(status.symbols)))
-    yield from _lines("[red]left failed[/]", [_left_failed(one) for one in status.left_failed])
+    yield from _lines("[red]left failed[/]", list(map(_left_failed, status.left_failed)))
     yield (
         f"alerts: {status.waiting} waiting, {status.dead} dead, last delivered "
         f"{kst(status.delivered_at)}"
@@ -185,15 +206,21 @@ def draw(
 def _table(status: InstallationStatus, now: datetime) -> Table:
     table = Table(title=f"now {kst(now)}; all times in KST", title_justify="left")
     table.add_column("symbol", no_wrap=True)
-    for heading in ("candles complete to", "holes", "hours complete to", "label as of",
-                    "forecast as of"):  # fmt: skip
+    headings = (
+        "candles complete to",
+        "holes",
+        "hours complete to",
+        "label as of",
+        "forecast as of",
+    )
+    for heading in headings:
         table.add_column(heading, justify="right")
-    for one in status.symbols:
+    for symbol in status.symbols:
         table.add_row(
-            one.symbol,
-            _short(one.candles_until),
-            f"{one.holes:,}",
-            *map(_short, (one.hours_until, one.label_as_of, one.forecast_as_of)),
+            symbol.symbol,
+            _short(symbol.candles_until),
+            f"{symbol.holes:,}",
+            *map(_short, (symbol.hours_until, symbol.label_as_of, symbol.forecast_as_of)),
         )
     return table
 
@@ -216,22 +243,24 @@ def _run(run: RunInFlight) -> str:
     return f"{' '.join(filter(None, (run.job, *where)))}, {run.state} since {kst(run.since)}"
 
 
-def _left_failed(one: LeftFailed) -> str:
-    name = " ".join(filter(None, (one.asset, one.symbol)))
-    return f"{name} {shown_intervals(one.days)}: {one.error}; again by: {one.retried_by}"
+def _left_failed(partitions: LeftFailed) -> str:
+    name = " ".join(filter(None, (partitions.asset, partitions.symbol)))
+    days = shown_intervals(partitions.days)
+    return f"{name} {days}: {partitions.error}; again by: {partitions.retried_by}"
 
 
 def lines_by_interval(partitions: Iterable[DuePartition], all_symbols: int = 0) -> list[str]:
-    """Return a line for all symbols that have an unbroken stretch of days and a reason in common.
+    """Return a line for each unbroken interval of days: the symbols that are due for one reason.
 
-    `all_symbols` is how many there are, when they need not be named.
+    As many symbols as `all_symbols` are not named one by one.
     """
     days: dict[tuple[str, str, str], list[date]] = {}
-    for one in partitions:
-        days.setdefault((one.asset, one.why, one.symbol), []).append(one.day)
+    for partition in partitions:
+        name = (partition.asset, partition.why, partition.symbol)
+        days.setdefault(name, []).append(partition.day)
     symbols: dict[tuple[str, str, date, date], list[str]] = {}
-    for (asset, why, symbol), mine in days.items():
-        for first, last in contiguous(mine):
+    for (asset, why, symbol), its_days in days.items():
+        for first, last in contiguous(its_days):
             symbols.setdefault((asset, why, first, last), []).append(symbol)
     return [
         " ".join(

@@ -1,7 +1,7 @@
 """Launching a native partition backfill on running services, and following it to its end.
 
-A client of Dagster's GraphQL API and a reader of coverage; it computes nothing itself. How progress
-is drawn belongs in `cli`.
+It asks Dagster by `graphql`, reads the tables of coverage, and computes nothing itself. How
+progress is drawn belongs in `cli.render`.
 """
 
 import time
@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import psycopg
-import requests
 import tenacity
 
 from trading_pipelines.candles import coverage
+from trading_pipelines.candles.coverage import CandleCoverage
 from trading_pipelines.candles.windows import MINUTE, day_interval
 from trading_pipelines.database.connection import DatabaseUrls, connect
 from trading_pipelines.errors import OperatorError
+from trading_pipelines.runtime import graphql
 from trading_pipelines.settings.strategy import StrategySettings
 from trading_pipelines.settings.strategy_file import dump_strategy
 from trading_pipelines.signals.catalogue import SIGNALS
@@ -28,7 +29,7 @@ from trading_pipelines.signals.published.current import CURRENT_SIGNALS, SIGNALS
 CANDLES = ("candles_1m", "candles_1h")
 POLL_SECONDS = 1.0
 # A web server that dies is started again within ten seconds.
-PATIENCE_SECONDS = 30
+NO_RESPONSE_SECONDS = 30
 SIGNALS_FOLLOW = "labels, models and forecasts follow"
 ENDED = {"COMPLETED", "COMPLETED_SUCCESS", "COMPLETED_FAILED", "FAILED", "CANCELED"}
 
@@ -74,7 +75,7 @@ class BackfillTarget:
 
 @dataclass(frozen=True)
 class BackfillProgress:
-    """How far a backfill is, by what is committed; `done` and `total` in minutes of market time."""
+    """How far a backfill is, by what is committed; `done` and `total` in minutes of candles."""
 
     done: int
     total: int
@@ -84,17 +85,18 @@ class BackfillProgress:
 
 @dataclass(frozen=True)
 class BackfillOutcome:
-    """How a backfill ended; the days that failed, each with its reason; failed runs as URLs."""
+    """How a backfill ended: all of its partitions, and those that failed with their reasons."""
 
     backfill_id: str
-    known: list[coverage.CandleCoverage]
-    failed: list[tuple[coverage.CandleCoverage, str]]
+    partitions: list[CandleCoverage]
+    failed: list[tuple[CandleCoverage, str]]
     failed_runs: list[str]
+    """Their URLs."""
     succeeded: bool
 
 
 class Screen(Protocol):
-    """What shows a backfill to a person: the module `cli.render`."""
+    """Shows a backfill to a person, as the module `cli.render` does."""
 
     def say(self, text: str) -> None:
         """Show one line."""
@@ -102,7 +104,7 @@ class Screen(Protocol):
     def drawn_progress(
         self, after: str
     ) -> AbstractContextManager[Callable[[BackfillProgress], None]]:
-        """Yield what draws progress; `after` is what is waited for when the candles are there."""
+        """Yield a function that draws progress; `after` says what follows the candles."""
 
 
 def run_backfill(
@@ -144,7 +146,7 @@ def launch(
     if with_signals:
         ranges_of |= {CURRENT_SIGNALS: None, SIGNALS_OVERVIEW: None}
         days = [{"start": f"{target.first}", "end": f"{target.last}"}]
-        ranges_of |= {one.asset: days if one.pooled else ranges for one in SIGNALS}
+        ranges_of |= {signal.asset: days if signal.pooled else ranges for signal in SIGNALS}
     parameters = {
         "title": f"{len(target.symbols)} symbols, {target.first} to {target.last}",
         "tags": [{"key": "source", "value": source}] if source else [],
@@ -153,12 +155,13 @@ def launch(
             for asset, ranges in ranges_of.items()
         ],
     }
-    answer = _ask(url, LAUNCH, {"parameters": parameters})["launchPartitionBackfill"]
+    answer = _ask(graphql.ask, url, LAUNCH, {"parameters": parameters})["launchPartitionBackfill"]
     if "backfillId" not in answer:
-        said = " ".join(str(answer.get("message", answer)).split())
+        message = " ".join(str(answer.get("message", answer)).split())
         raise BackfillError(
-            f"Dagster refused the backfill: {said} (a running instance knows the symbols and days "
-            "of its own settings: add them there and start it again, or stop it and backfill alone)"
+            f"Dagster refused the backfill: {message} (a running instance knows the symbols and "
+            "days of its own settings: add them there and start it again, or stop it and backfill "
+            "alone)"
         )
     return str(answer["backfillId"])
 
@@ -176,93 +179,88 @@ def follow(
         "runs": {"tags": [{"key": "dagster/backfill", "value": backfill_id}]},
     }
     while True:
-        since = time.monotonic()
-        answer = _patiently(url, FOLLOW, variables)
+        started = time.monotonic()
+        answer = _ask(_ask_patiently, url, FOLLOW, variables)
         backfill = answer["partitionBackfillOrError"]
         if "status" not in backfill:
             raise BackfillError(f"the backfill {backfill_id} is gone: {backfill.get('message')}")
         runs = answer["runsOrError"]["results"]
-        passes = {run["rootRunId"] or run["runId"] for run in runs}
-        known = coverage.read(connection, target.symbols, target.days)
-        show(_progress(known, passes))
+        # A run that Dagster starts again records its partitions under the first attempt's id.
+        run_ids = {run["rootRunId"] or run["runId"] for run in runs}
+        partitions = coverage.read(connection, target.symbols, target.days)
+        show(_progress(partitions, run_ids))
         if backfill["status"] in ENDED:
             if backfill["error"]:
                 raise BackfillError(f"the backfill failed: {backfill['error']['message']}")
-            # Asked first: a day that the schedule has refreshed since bears another run's id.
+            # Asked first: a day that the schedule has refreshed since has another run's id.
             if backfill["status"] in {"COMPLETED", "COMPLETED_SUCCESS"}:
                 return BackfillOutcome(
-                    backfill_id, known, failed=[], failed_runs=[], succeeded=True
+                    backfill_id, partitions, failed=[], failed_runs=[], succeeded=True
                 )
-            reasons = ((day, _failure(day, passes)) for day in known)
+            reasons = ((partition, _failure(partition, run_ids)) for partition in partitions)
             return BackfillOutcome(
                 backfill_id,
-                known,
-                failed=[(day, why) for day, why in reasons if why is not None],
+                partitions,
+                failed=[(partition, why) for partition, why in reasons if why is not None],
                 failed_runs=[f"{url}/runs/{r['runId']}" for r in runs if r["status"] == "FAILURE"],
                 succeeded=False,
             )
         # Two years of five symbols are 5 million candles to count: watching must not be the load.
-        time.sleep(max(POLL_SECONDS, 5 * (time.monotonic() - since)))
+        time.sleep(max(POLL_SECONDS, 5 * (time.monotonic() - started)))
 
 
-def _failure(day: coverage.CandleCoverage, passes: set[str]) -> str | None:
-    if day.error:
-        return day.error
-    if day.run_id not in passes:
+def _failure(partition: CandleCoverage, run_ids: set[str]) -> str | None:
+    if partition.error:
+        return partition.error
+    if partition.run_id not in run_ids:
         return "not reached"
-    return None if day.hours_current else "its hours were not computed"
+    return None if partition.hours_current else "its hours were not computed"
 
 
-def _progress(known: Sequence[coverage.CandleCoverage], passes: set[str]) -> BackfillProgress:
+def _progress(partitions: Sequence[CandleCoverage], run_ids: set[str]) -> BackfillProgress:
     now = datetime.now(UTC)
-    mine = [day for day in known if day.run_id in passes]
+    reached = [partition for partition in partitions if partition.run_id in run_ids]
     return BackfillProgress(
-        done=sum(
-            (
-                (day.confirmed_until if day_interval(day.day).end <= now else day.fetched_until)
-                - day_interval(day.day).start
-            )
-            // MINUTE
-            for day in mine
-        ),
-        total=sum(
-            max(0, (min(day_interval(day.day).end, now) - day_interval(day.day).start) // MINUTE)
-            for day in known
-        ),
-        rows=sum(day.stored for day in mine),
-        requests=sum(day.requests for day in mine),
+        done=sum(_fetched_minutes(partition, now) for partition in reached),
+        total=sum(_minutes_until(partition.day, now) for partition in partitions),
+        rows=sum(partition.stored for partition in reached),
+        requests=sum(partition.requests for partition in reached),
     )
 
 
-class _NoAnswerError(BackfillError):
-    pass
+def _fetched_minutes(partition: CandleCoverage, now: datetime) -> int:
+    day = day_interval(partition.day)
+    until = partition.confirmed_until if day.end <= now else partition.fetched_until
+    return (until - day.start) // MINUTE
 
 
-def _ask(url: str, query: str, variables: dict[str, Any]) -> dict[str, Any]:
-    try:
-        answer = requests.post(
-            f"{url}/graphql", json={"query": query, "variables": variables}, timeout=60
-        )
-        body = answer.json()
-    except (requests.RequestException, ValueError) as error:
-        raise _NoAnswerError(
-            f"Dagster's web server at {url} does not answer ({error}); a backfill that was "
-            "launched goes on whenever the services run"
-        ) from error
-    if body.get("errors"):
-        raise BackfillError(
-            f"Dagster's web server refused the query: {body['errors'][0]['message']}"
-        )
-    data: dict[str, Any] = body["data"]
-    return data
+def _minutes_until(day: date, now: datetime) -> int:
+    interval = day_interval(day)
+    return max(0, (min(interval.end, now) - interval.start) // MINUTE)
 
 
-_patiently = tenacity.retry(
-    retry=tenacity.retry_if_exception_type(_NoAnswerError),
-    stop=tenacity.stop_after_delay(PATIENCE_SECONDS),
+_ask_patiently = tenacity.retry(
+    retry=tenacity.retry_if_exception_type(graphql.NoResponseError),
+    stop=tenacity.stop_after_delay(NO_RESPONSE_SECONDS),
     wait=tenacity.wait_fixed(POLL_SECONDS),
     reraise=True,
-)(_ask)
+)(graphql.ask)
+
+
+def _ask(
+    ask: Callable[[str, str, dict[str, Any]], dict[str, Any]],
+    url: str,
+    query: str,
+    variables: dict[str, Any],
+) -> dict[str, Any]:
+    try:
+        return ask(url, query, variables)
+    except graphql.NoResponseError as error:
+        raise BackfillError(
+            f"{error}; a backfill that was launched goes on whenever the services run"
+        ) from error
+    except graphql.GraphQLError as error:
+        raise BackfillError(str(error)) from error
 
 
 def write_backfill_settings(settings: StrategySettings, start_date: date, config: Path) -> None:

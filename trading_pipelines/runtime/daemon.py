@@ -1,8 +1,8 @@
 """Dagster's daemon, which ends with its code server: `python -m trading_pipelines.runtime.daemon`.
 
-For where each process is watched by itself (`serve`). What dies with a code server is a run's
-process, and a run is started again once, when it is reported: that is done between two daemons, as
-`up` does it too.
+`serve` runs it, where each process is watched by itself. When a code server dies, its runs die with
+it. They are reported as failed, and so started again, before the next daemon starts: `processes`
+does that, for `up` too.
 """
 
 import os
@@ -19,7 +19,7 @@ ANSWER_SECONDS = 10
 
 
 def main(host: str, port: str, begun_on: str, workspace: str) -> None:
-    """Run the daemon until it is told to end, or the code server `begun_on` has ended."""
+    """Run the daemon until it is told to end, or the code server with the id `begun_on` ends."""
     server = CodeServer(host, int(port))
     threading.Thread(target=_end_with, args=[server, begun_on], daemon=True).start()
     run_daemon(workspace)
@@ -29,7 +29,7 @@ def _end_with(server: CodeServer, begun_on: str) -> None:
     while server.id(ANSWER_SECONDS) in {begun_on, None}:
         time.sleep(WATCH_SECONDS)
     sys.stderr.write("the code server has ended or is another one: so ends this daemon\n")
-    # At once, as if it were killed: the next one finds all in the database.
+    # At once, as if it were killed: the next daemon finds everything in the database.
     os._exit(1)
 
 

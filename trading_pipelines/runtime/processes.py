@@ -1,7 +1,7 @@
 """What each of Dagster's three processes is run with: its command, settings and variables.
 
-`services` runs and watches all three of a home; `serve` becomes one of them, for machines where
-something else watches (a container's engine, Kubernetes).
+`supervisor` runs and watches all three of a home. The command `serve` becomes one of them, for
+machines where something else watches (a container's engine, Kubernetes).
 """
 
 import os
@@ -15,7 +15,7 @@ import yaml
 
 from trading_pipelines.database.connection import DatabaseUrls, connect
 from trading_pipelines.errors import OperatorError
-from trading_pipelines.runtime.home import dagster_home, workspace_file
+from trading_pipelines.runtime.home import Home
 from trading_pipelines.settings.environment import Environment
 from trading_pipelines.settings.errors import SettingsError
 from trading_pipelines.settings.shipped import INSTANCE_SETTINGS, shipped
@@ -39,7 +39,7 @@ class ProcessError(OperatorError):
 
 
 class Process(StrEnum):
-    """One of the three, by the name that logs and manifests give it."""
+    """One of Dagster's three processes, by its name in logs and manifests."""
 
     CODE_SERVER = "code-server"
     WEBSERVER = "webserver"
@@ -47,11 +47,11 @@ class Process(StrEnum):
 
 
 def variables(environment: Environment, urls: DatabaseUrls, config: Path) -> dict[str, str]:
-    """Return the environment of a process of the home; secrets are there and nowhere else."""
+    """Return the environment of a process of the home; secrets are passed on by nothing else."""
     return {
         **os.environ,
         **urls.environment(),
-        "DAGSTER_HOME": str(dagster_home(environment)),
+        "DAGSTER_HOME": str(Home.of(environment).dagster),
         "TRADING_PIPELINES_HOME": str(environment.trading_pipelines_home),
         "TRADING_PIPELINES_CONFIG": str(config.absolute()),
         "UPBIT_BASE_URL": environment.upbit_base_url,
@@ -64,7 +64,7 @@ def variables(environment: Environment, urls: DatabaseUrls, config: Path) -> dic
 
 
 def code_server_on(socket: Path) -> list[str]:
-    """Return the command of a code server that tells an error of the code instead of ending."""
+    """Return the command of a code server that reports an error in the code instead of ending."""
     return _python("dagster", "code-server", "start", "-s", str(socket), *_MODULE)
 
 
@@ -77,7 +77,7 @@ def webserver(workspace: Path, host: str, port: int, *, read_only: bool = False)
 
 
 def daemon(workspace: Path) -> list[str]:
-    """Return the command of the daemon, of which there may be one."""
+    """Return the command of the daemon; only one may run at a time."""
     return _python("dagster._daemon", "run", "-w", str(workspace))
 
 
@@ -95,26 +95,26 @@ def write_instance_settings(environment: Environment) -> None:
     settings = STORAGE | _read_yaml(environment.own_or(shipped(INSTANCE_SETTINGS)))
     if environment.dagster_overrides:
         settings = _merged(settings, _read_yaml(environment.dagster_overrides))
-    home = dagster_home(environment)
-    home.mkdir(parents=True, exist_ok=True)
-    (home / INSTANCE_SETTINGS).write_text(yaml.safe_dump(settings), encoding="utf-8")
+    folder = Home.of(environment).dagster
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / INSTANCE_SETTINGS).write_text(yaml.safe_dump(settings), encoding="utf-8")
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise SettingsError(f"{path}: {' '.join(str(error).split())}; allowed: YAML") from error
-    if not isinstance(found, dict):
+    if not isinstance(content, dict):
         raise SettingsError(f"{path}: no mapping; allowed: the sections of dagster.yaml")
-    return found
+    return content
 
 
 def write_workspace(environment: Environment, server: Mapping[str, object]) -> None:
     """Write where the code server is: its `socket`, or its `host` and `port`."""
     grpc = {**server, "location_name": LOCATION}
     text = yaml.safe_dump({"load_from": [{"grpc_server": grpc}]})
-    workspace_file(environment).write_text(text, encoding="utf-8")
+    Home.of(environment).workspace.write_text(text, encoding="utf-8")
 
 
 def fail_orphaned_runs(environment: Mapping[str, str]) -> None:
@@ -132,7 +132,7 @@ def fail_orphaned_runs(environment: Mapping[str, str]) -> None:
     # dagster.yaml names the storage by this variable, in our own process too.
     os.environ["DAGSTER_POSTGRES_URL"] = environment["DAGSTER_POSTGRES_URL"]
     with dg.DagsterInstance.from_config(environment["DAGSTER_HOME"]) as instance:
-        # One that is busy may take long to say that its run lives.
+        # A busy code server may take long to say that a run of its lives.
         dagster_instance.fail_orphaned_runs(instance, START_SECONDS)
 
 
@@ -147,15 +147,15 @@ def serve(
 ) -> NoReturn:
     """Become the process, in the foreground, on databases that are there and migrated.
 
-    The daemon is not begun before the code server answers: one that looks earlier fails the
-    backfills in flight. It ends with the code server, to be begun again by whoever watches. Raises
+    The daemon is started when the code server answers: one that looks earlier fails the backfills
+    in flight. It ends with the code server, and whoever watches starts it again. Raises
     SettingsError, ProcessError and DatabaseError.
     """
     write_instance_settings(environment)
     name, _, number = environment.code_server.rpartition(":")
     write_workspace(environment, {"host": name, "port": int(number)})
-    workspace = workspace_file(environment)
-    known = variables(environment, urls, environment.trading_pipelines_config)
+    workspace = Home.of(environment).workspace
+    own_variables = variables(environment, urls, environment.trading_pipelines_config)
     match process:
         case Process.CODE_SERVER:
             # Listens when the code has loaded, and ends where it does not: whoever watches sees it.
@@ -164,24 +164,24 @@ def serve(
             command = webserver(workspace, host, port, read_only=read_only)
         case Process.DAEMON:
             begun_on = _await_code_server(name, int(number))
-            fail_orphaned_runs(known)
+            fail_orphaned_runs(own_variables)
             command = _python(
                 "trading_pipelines.runtime.daemon", name, number, begun_on, str(workspace)
             )
-    os.execve(command[0], command, known)  # noqa: S606
+    os.execve(command[0], command, own_variables)  # noqa: S606
 
 
 def _await_code_server(host: str, port: int) -> str:
     """Return the id of the code server: each that is started has another."""
     from trading_pipelines.monitoring.dagster_instance import CodeServer
 
-    found = CodeServer(host, port).await_id(START_SECONDS)
-    if found is None:
+    server_id = CodeServer(host, port).await_id(START_SECONDS)
+    if server_id is None:
         raise ProcessError(
             f"the code server at {host}:{port} did not answer within {START_SECONDS} s: see its "
             "log, and CODE_SERVER"
         )
-    return found
+    return server_id
 
 
 def _merged(settings: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

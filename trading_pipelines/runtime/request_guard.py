@@ -1,8 +1,8 @@
-"""What the web UI answers to: its own pages, tools, and nobody else's pages.
+"""The request guard: the web UI answers its own pages and tools, and no page of another site.
 
-Dagster has no log-in and does what any GraphQL request asks. So does a browser: a foreign page can
-make it send forms, images, WebSockets and names that were rebound to 127.0.0.1. As ASGI middleware
-these doors stand before whatever is served. docs/security.md has what was tried.
+Dagster has no log-in and does what any GraphQL request asks. A page of another site can make a
+browser send such requests: by forms, images, WebSockets, and names that were rebound to 127.0.0.1.
+The guard is ASGI middleware before whatever is served. docs/security.md lists the attacks tried.
 """
 
 from collections.abc import Iterable, Mapping
@@ -27,16 +27,16 @@ HEADERS = {
     # The UI copies to the clipboard, and needs none of these.
     "Permissions-Policy": "camera=(), display-capture=(), geolocation=(), microphone=(), usb=()",
 }
-# A header of its own: a browser obeys each, so Dagster's with its nonce stays as it is.
+# A second header of that name: a browser obeys both, so Dagster's with its nonce stays.
 POLICY = "frame-ancestors 'none'; form-action 'self'; base-uri 'none'; object-src 'none'"
 
 
 class RequestGuard:
-    """An ASGI application that lets to another only what comes from where it may.
+    """An ASGI application that passes allowed requests on to `app` and refuses the others.
 
-    `hosts` are names beside the loopback's, without ports. Refused are: another Host (400), the
-    request of a foreign page (403), a path with `..` (400), GraphQL by GET (405), a POST that is
-    not JSON (415) and a body above BODY_BYTES (413).
+    `hosts` are names beside the loopback's, without ports. It refuses another Host (400), a request
+    from another site's page (403), a path with `..` (400), GraphQL by GET (405), a POST that is not
+    JSON (415) and a body above BODY_BYTES (413).
     """
 
     def __init__(self, app: ASGIApp, hosts: Iterable[str] = ()) -> None:
@@ -47,18 +47,18 @@ class RequestGuard:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, one WebSocket or the server's start and end."""
 
-        async def send_closed(message: Message) -> None:
+        async def send_with_headers(message: Message) -> None:
             if message["type"] in {"http.response.start", "websocket.http.response.start"}:
                 headers = MutableHeaders(scope=message)
                 headers.update(HEADERS)
                 headers.append("Content-Security-Policy", POLICY)
             await send(message)
 
-        await self._app(scope, receive, send_closed)
+        await self._app(scope, receive, send_with_headers)
 
 
 class _Requests:
-    """Refuses by what a request says of itself; its Host has been judged already."""
+    """Refuses by a request's other headers and its path; its Host was judged before."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -80,8 +80,8 @@ class _Requests:
 
 def _judge(scope: Scope, headers: Headers) -> None:
     origin = headers.get("origin")
-    # With its port, as another port of the same machine is another's page; without its scheme,
-    # which is https before a proxy that speaks http to us.
+    # Compared with its port, because another port of the machine serves another site's pages, and
+    # without its scheme, because a proxy may take https and speak http to us.
     if origin is not None and origin.partition("://")[2].lower() != headers["host"].lower():
         raise HTTPException(403, "this origin may not ask here")
     if headers.get("sec-fetch-site", "none") not in {"none", "same-origin"} and not (
@@ -103,10 +103,10 @@ def _follows_a_link(scope: Scope, headers: Headers) -> bool:
 
 
 def _judge_method(method: str, path: str, headers: Headers) -> None:
-    # To whoever takes HTML Dagster gives a page to write queries on, and executes nothing.
+    # Who accepts HTML gets Dagster's page for writing queries, and nothing is executed.
     if path == GRAPHQL and method != "POST" and "text/html" not in headers.get("accept", ""):
         raise HTTPException(405, "GraphQL is asked by POST", headers={"Allow": "POST"})
-    # A form can't send this type, and no page a foreign one without asking first.
+    # A form can't send this type, and a page can't send it to another site without asking first.
     if method == "POST" and _media_type(headers) != "application/json":
         raise HTTPException(415, "POST application/json")
     if int(headers.get("content-length", 0)) > BODY_BYTES:

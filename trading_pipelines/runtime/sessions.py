@@ -14,7 +14,7 @@ from trading_pipelines.database.connection import (
     embedded_server,
     prepare_database,
 )
-from trading_pipelines.runtime.home import running_services
+from trading_pipelines.runtime.home import Home
 from trading_pipelines.settings.environment import Environment
 
 
@@ -35,7 +35,7 @@ def database_left_as_found(environment: Environment, *, is_owner: bool = False) 
     try:
         yield
     finally:
-        in_use = running_services(environment.trading_pipelines_home) is not None
+        in_use = Home.of(environment).running_services() is not None
         if server is not None and not in_use and (is_owner or not was_running):
             server.stop()
 

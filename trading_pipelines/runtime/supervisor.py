@@ -1,12 +1,11 @@
 """The processes of one home: code server, web UI and daemon, started, watched and stopped together.
 
-The embedded server is watched beside them. One set a home, guarded by a lock that the children hold
-too, so that not even a killed parent lets two daemons run on one home. What is launched on them
-belongs in `backfill`, the database server itself in `database/`.
+The embedded server is watched beside them. A home has one set of them: the children hold its lock
+too, so that two daemons never run on one home, even after their parent was killed. What is launched
+on them belongs in `backfill`, the database server itself in `database/`.
 """
 
 import contextlib
-import json
 import os
 import shutil
 import signal
@@ -15,42 +14,37 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any, Self
 
-import requests
 import tenacity
 
 from trading_pipelines.database.connection import DatabaseUrls, embedded_server
-from trading_pipelines.database.embedded import EmbeddedServerError
-from trading_pipelines.runtime import processes
+from trading_pipelines.database.embedded import EmbeddedServer, EmbeddedServerError
+from trading_pipelines.runtime import graphql, processes
 from trading_pipelines.runtime.home import (
     STOP_SECONDS,
+    Home,
     RunningServices,
     ServicesError,
-    dagster_home,
-    lock_home,
-    running_services,
     signal_group,
-    workspace_file,
 )
 from trading_pipelines.runtime.processes import HOST, START_SECONDS
 from trading_pipelines.settings.environment import Environment
 
-START_TRIES = 3
+START_ATTEMPTS = 3
 WATCH_SECONDS = 2.0
-# Of each log, and as much again for what was before.
+# The largest size of a log; its former content is kept up to the same size.
 LOG_BYTES = 20_000_000
 RESTART_SECONDS = 5.0
 
 
 class LocationError(ServicesError):
-    """The code server runs, and what it is to serve does not load."""
+    """The code server runs, but the code location does not load."""
 
 
 class EndedError(ServicesError):
-    """A service has ended while it was waited for."""
+    """A service has ended while the supervisor waited for it."""
 
 
 class Supervisor:
@@ -60,32 +54,30 @@ class Supervisor:
         self, environment: Environment, urls: DatabaseUrls, config: Path, port: int | None = None
     ) -> None:
         self._environment = environment
-        self._home = environment.trading_pipelines_home
+        self._home = Home.of(environment)
         self._stop_flag = environment.stop_flag
         self._server = embedded_server(environment)
         self._port = port or _free_port()
         self.url = f"http://{HOST}:{self._port}"
-        self._socket = dagster_home(environment) / "code.sock"
-        workspace = workspace_file(environment)
         self._variables = processes.variables(environment, urls, config)
         self._commands = {
-            "code-server": processes.code_server_on(self._socket),
-            "webserver": processes.webserver(workspace, HOST, self._port),
-            "daemon": processes.daemon(workspace),
+            "code-server": processes.code_server_on(self._home.code_socket),
+            "webserver": processes.webserver(self._home.workspace, HOST, self._port),
+            "daemon": processes.daemon(self._home.workspace),
         }
         self._children: dict[str, subprocess.Popen[bytes]] = {}
         self._stopping = threading.Event()
         self._watcher = threading.Thread(target=self._watch, daemon=True)
-        self._guard: IO[str] | None = None
+        self._lock: IO[str] | None = None
         self._ready = False
 
     def __enter__(self) -> Self:
-        self._guard = lock_home(self._home)
-        if self._guard is None:
-            found = running_services(self._home)
+        self._lock = self._home.lock()
+        if self._lock is None:
+            running = self._home.running_services()
             raise ServicesError(
-                f"the services of {self._home} are running already"
-                + (f" ({found.url}, process {found.pid})" if found else "")
+                f"the services of {self._home.path} are running already"
+                + (f" ({running.url}, process {running.pid})" if running else "")
                 + ": stop them with `trading-pipelines down`, or set TRADING_PIPELINES_HOME"
             )
         try:
@@ -93,20 +85,20 @@ class Supervisor:
                 raise ServicesError(
                     f"port {self._port} is taken: choose another with --port, or stop what is there"
                 )
-            # A killed predecessor has left its own behind.
+            # Services that were killed have left theirs behind.
             self._stop_flag.unlink(missing_ok=True)
-            self._tell()
+            self._record()
             self._write_instance()
-            # Killed meanwhile, or slow on a busy machine: `up` itself gave up, and nobody was left
-            # to start it again.
+            # A service may be killed meanwhile, or slow on a busy machine: `up` gave up at once,
+            # and nobody was left to start it again.
             tenacity.Retrying(
                 retry=tenacity.retry_if_exception_type(EndedError),
-                stop=tenacity.stop_after_attempt(START_TRIES),
+                stop=tenacity.stop_after_attempt(START_ATTEMPTS),
                 reraise=True,
             )(self._start_what_is_missing)
             self._watcher.start()
             self._ready = True
-            self._tell()
+            self._record()
         except BaseException:
             self._stop()
             raise
@@ -117,15 +109,15 @@ class Supervisor:
 
     def _write_instance(self) -> None:
         processes.write_instance_settings(self._environment)
-        processes.write_workspace(self._environment, {"socket": str(self._socket)})
-        (self._home / "logs").mkdir(exist_ok=True)
+        processes.write_workspace(self._environment, {"socket": str(self._home.code_socket)})
+        self._home.logs.mkdir(exist_ok=True)
 
     def _start(self, name: str) -> None:
-        if self._stopping.is_set() or self._guard is None:
+        if self._stopping.is_set() or self._lock is None:
             return
         if name == "code-server":
-            self._socket.unlink(missing_ok=True)
-        with (self._home / "logs" / f"{name}.log").open("ab") as log:
+            self._home.code_socket.unlink(missing_ok=True)
+        with (self._home.logs / f"{name}.log").open("ab") as log:
             self._children[name] = subprocess.Popen(  # noqa: S603
                 self._commands[name],
                 env=self._variables,
@@ -134,16 +126,14 @@ class Supervisor:
                 stderr=log,
                 # Ctrl-C reaches the parent alone, which then stops the children in order.
                 start_new_session=True,
-                pass_fds=[self._guard.fileno()],
+                pass_fds=[self._lock.fileno()],
             )
-        self._tell()
+        self._record()
 
-    def _tell(self) -> None:
+    def _record(self) -> None:
         children = {name: child.pid for name, child in self._children.items()}
-        found = RunningServices(os.getpid(), self.url if self._ready else "", children)
-        temporary = self._home / "up.json.new"
-        temporary.write_text(json.dumps(asdict(found)))
-        temporary.replace(self._home / "up.json")
+        url = self.url if self._ready else ""
+        self._home.record_services(RunningServices(os.getpid(), url, children))
 
     def _start_what_is_missing(self) -> None:
         self._stop_what_lacks_the_code_server()
@@ -154,14 +144,18 @@ class Supervisor:
             if not self._alive(name):
                 self._start(name)
         # A daemon that looks before the code location has loaded fails the backfills in flight. The
-        # web UI may still tell of the server before; the socket is there when the new one listens.
-        self._await(lambda s: _location_problem(s) if self._socket.exists() else "no code server")
+        # web UI may still show the former server; the socket is there when the new one listens.
+        is_listening = self._home.code_socket.exists
+        self._await(lambda s: _location_problem(s) if is_listening() else "no code server")
         if not self._alive("daemon"):
             self._start("daemon")
         self._await(_daemon_problem)
 
     def _stop_what_lacks_the_code_server(self) -> None:
-        """Stop the daemon and what a dead code server has left: Dagster can't ask for its runs."""
+        """Where the code server is dead, stop the daemon and the runs that the server has left.
+
+        Dagster can't ask a new code server for the runs of the old one.
+        """
         if not self._alive("code-server"):
             for name in {"daemon", "code-server"} & self._children.keys():
                 _stop_group(self._children[name])
@@ -171,15 +165,15 @@ class Supervisor:
 
     def _watch(self) -> None:
         while not self._stopping.wait(WATCH_SECONDS):
-            for log in (*(self._home / "logs").glob("*.log"), self._home / "postgres" / "log"):
+            for log in (*self._home.logs.glob("*.log"), EmbeddedServer(self._home.path).log):
                 _rotate(log)
             self._start_server()
             if all(map(self._alive, self._commands)):
                 continue
             self._stop_what_lacks_the_code_server()
             if not self._stopping.wait(RESTART_SECONDS):
-                # Whatever it is (not ready in time, a full disk, no database), it is tried again as
-                # long as nobody stops us: a watcher that has died starts nothing any more.
+                # Whatever fails (not ready in time, a full disk, no database), the watcher tries
+                # again until it is stopped: one that has died starts nothing any more.
                 with contextlib.suppress(Exception):
                     self._start_again()
 
@@ -187,7 +181,7 @@ class Supervisor:
         try:
             self._start_what_is_missing()
         except LocationError:
-            # It would go on serving the error when the cause has long been mended.
+            # It would go on serving the error after the cause was mended.
             _stop_group(self._children["code-server"])
             raise
 
@@ -197,31 +191,30 @@ class Supervisor:
                 self._server.start()
 
     def _await(self, problem: Callable[[dict[str, Any]], str | None]) -> None:
-        """Wait until the web UI answers without the problem; a final one raises at once.
+        """Wait until the web UI answers and `problem` finds nothing in the answer.
 
-        So does a child that ends meanwhile. Waiting on for it, or for a database that was killed,
-        took two minutes in which no alert went out.
+        Raises at once where waiting can't help, as when a child ends meanwhile: waiting on for it,
+        or for a database that was killed, took two minutes in which no alert went out.
         """
         deadline = time.monotonic() + START_SECONDS
         while not self._stopping.is_set():
             self._start_server()
             reason: str | None = "the web UI does not answer"
-            with contextlib.suppress(requests.RequestException, ValueError, LookupError, TypeError):
-                answer = requests.post(f"{self.url}/graphql", json={"query": STATE}, timeout=10)
-                reason = problem(answer.json()["data"])
+            with contextlib.suppress(graphql.GraphQLError, LookupError, TypeError):
+                reason = problem(graphql.ask(self.url, STATE, timeout=10))
             if reason is None:
                 return
             if dead := [name for name in self._children if not self._alive(name)]:
                 raise EndedError(
-                    f"ended by itself: {', '.join(dead)}; the logs are in {self._home / 'logs'}"
+                    f"ended by itself: {', '.join(dead)}; the logs are in {self._home.logs}"
                 )
             if time.monotonic() > deadline:
-                raise ServicesError(f"{reason}; the logs are in {self._home / 'logs'}")
+                raise ServicesError(f"{reason}; the logs are in {self._home.logs}")
             time.sleep(0.3)
 
     def _stop(self) -> None:
         self._stopping.set()
-        # A sensor's tick stays for half a minute, in another process: this ends it.
+        # A sensor's tick runs for half a minute in another process; the flag ends it.
         self._stop_flag.touch()
         if self._watcher.is_alive():
             self._watcher.join()
@@ -229,10 +222,10 @@ class Supervisor:
         for name in ("daemon", "webserver", "code-server"):
             if child := self._children.pop(name, None):
                 _stop_group(child)
-        (self._home / "up.json").unlink(missing_ok=True)
+        self._home.forget_services()
         self._stop_flag.unlink(missing_ok=True)
-        if self._guard is not None:
-            self._guard.close()
+        if self._lock is not None:
+            self._lock.close()
 
 
 STATE = """{
@@ -245,25 +238,25 @@ STATE = """{
 def _location_problem(state: dict[str, Any]) -> str | None:
     entries = state["workspaceOrError"].get("locationEntries") or []
     for entry in entries:
-        found = entry["locationOrLoadError"] or {}
-        if found.get("__typename") == "PythonError":
-            message: str = found["message"].strip()
+        location = entry["locationOrLoadError"] or {}
+        if location.get("__typename") == "PythonError":
+            message: str = location["message"].strip()
             if "DagsterUserCodeUnreachableError" not in message:
                 raise LocationError(f"the code location does not load: {message}")
             return message
-    return None if entries and found else "the code location has not loaded"
+    return None if entries and location else "the code location has not loaded"
 
 
 def _daemon_problem(state: dict[str, Any]) -> str | None:
     daemons = state["instance"]["daemonHealth"]["allDaemonStatuses"]
-    well = all(daemon["healthy"] for daemon in daemons if daemon["required"])
-    return None if well else "the daemon is not healthy"
+    all_healthy = all(daemon["healthy"] for daemon in daemons if daemon["required"])
+    return None if all_healthy else "the daemon is not healthy"
 
 
 def _rotate(log: Path) -> None:
-    """Move what a log holds to `<name>.1` when it is too large, and empty it where it is.
+    """Copy a log that is too large to `<name>.1`, and empty it in place.
 
-    Its writers append, so they go on at its beginning. Without room for a copy there is none.
+    Its writers append, so they go on at its beginning. On a full disk no copy is kept.
     """
     with contextlib.suppress(OSError):
         if log.stat().st_size > LOG_BYTES:
@@ -276,7 +269,7 @@ def _stop_group(child: subprocess.Popen[bytes]) -> None:
     signal_group(child.pid, signal.SIGTERM)
     with contextlib.suppress(subprocess.TimeoutExpired):
         child.wait(STOP_SECONDS)
-    # Whatever of its group is left (a run that ignores SIGTERM) ends with it.
+    # What is left of its group, such as a run that ignores SIGTERM, is killed.
     signal_group(child.pid, signal.SIGKILL)
     child.wait()
 

@@ -1,6 +1,6 @@
 """Dagster's web server behind the request guard: `python -m trading_pipelines.runtime.webserver`.
 
-It has those options of `dagster-webserver` that are used here, and its way to end.
+It takes the options of `dagster-webserver` that are used here, and ends as that does.
 """
 
 import argparse
@@ -28,20 +28,20 @@ from trading_pipelines.settings.environment import load_environment
 POLL_MILLISECONDS = 2000
 
 
-class Viewed(DagsterWebserver[Any, Any]):
-    """Dagster's web server for viewers: a mutation is refused before it is begun.
+class ReadOnlyWebserver(DagsterWebserver[Any, Any]):
+    """Dagster's web server for viewers: a mutation is refused before anything of it is executed.
 
-    Dagster's own read-only mode looks at some permissions only after the deed, and at none for two
+    Dagster's own read-only mode checks some permissions only after the mutation, and none for two
     mutations.
     """
 
     def build_graphql_validation_rules(self) -> Collection[type[ASTValidationRule]]:
-        """Return GraphQL's own rules and that there is no mutation."""
+        """Return GraphQL's own rules and NoMutation."""
         return [*specified_rules, NoMutation]
 
 
 class NoMutation(ASTValidationRule):
-    """A rule of GraphQL: the document has no mutation."""
+    """A validation rule of GraphQL: a document may hold no mutation."""
 
     def enter_operation_definition(self, node: OperationDefinitionNode, *_: object) -> None:
         """Report a mutation as an error, so that nothing of the document is executed."""
@@ -59,7 +59,7 @@ def main() -> None:
     options = parser.parse_args()
     hosts = load_environment().allowed_hosts
     with webserver_context(options.workspace, read_only=options.read_only) as context:
-        server = Viewed if options.read_only else DagsterWebserver
+        server = ReadOnlyWebserver if options.read_only else DagsterWebserver
         app = server(context, live_data_poll_rate=POLL_MILLISECONDS).create_asgi_app(
             lifespan=webserver_lifespan()
         )

@@ -1,18 +1,17 @@
-"""A home of a scenario's own: made anew each time, away from all that is the operator's."""
+"""A home of a scenario's own: made anew each time, and apart from everything of the operator's."""
 
 import shutil
-from pathlib import Path
 
 from pydantic import SecretStr
 
 from trading_pipelines.database.embedded import EmbeddedServer
-from trading_pipelines.runtime.home import ServicesError, running_services
+from trading_pipelines.runtime.home import Home, ServicesError
 from trading_pipelines.settings.environment import Environment
 from trading_pipelines.simulators.discord import DiscordInbox
 
 
 def apart(
-    environment: Environment, home: Path, base_url: str, webhooks: dict[str, SecretStr | None]
+    environment: Environment, home: Home, base_url: str, webhooks: dict[str, SecretStr | None]
 ) -> Environment:
     """Return the environment of a home of a scenario's own."""
     return environment.model_copy(
@@ -20,9 +19,9 @@ def apart(
             "database_url": None,
             "dagster_postgres_url": None,
             "redis_url": None,  # the bot must not trade on a replayed market
-            "heartbeat_url": None,  # nor be called well because a demonstration is
+            "heartbeat_url": None,  # a scenario's health is not the installation's
             "upbit_base_url": base_url,
-            "trading_pipelines_home": home,
+            "trading_pipelines_home": home.path,
             **webhooks,
         }
     )
@@ -37,12 +36,12 @@ def inbox_alone(inbox: DiscordInbox) -> dict[str, SecretStr | None]:
     }
 
 
-def make_anew(home: Path) -> None:
+def make_anew(home: Home) -> None:
     """Empty a home of a scenario's own; raises ServicesError where it is in use."""
-    if running_services(home):
+    if home.running_services():
         raise ServicesError(
-            f"{home} is in use: stop what runs there with Ctrl-C, or with "
-            f"TRADING_PIPELINES_HOME={home} trading-pipelines down"
+            f"{home.path} is in use: stop what runs there with Ctrl-C, or with "
+            f"TRADING_PIPELINES_HOME={home.path} trading-pipelines down"
         )
-    EmbeddedServer(home).stop()
-    shutil.rmtree(home, ignore_errors=True)
+    EmbeddedServer(home.path).stop()
+    shutil.rmtree(home.path, ignore_errors=True)

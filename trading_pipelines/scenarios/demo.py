@@ -1,7 +1,7 @@
 """The demo: the main job on real input, on a home and a database of its own, made anew each time.
 
-Upbit itself where it answers, else a recording or a generated market. The screen that it is handed
-shows its steps.
+It asks Upbit itself where Upbit answers, else it replays a recording or a generated market. It is
+handed the screen that shows its steps.
 """
 
 import secrets
@@ -28,6 +28,7 @@ from trading_pipelines.runtime.backfill import (
     run_backfill,
     write_backfill_settings,
 )
+from trading_pipelines.runtime.home import Home
 from trading_pipelines.runtime.sessions import prepared_database
 from trading_pipelines.runtime.supervisor import Supervisor
 from trading_pipelines.scenarios.apart import apart, inbox_alone, make_anew
@@ -48,7 +49,7 @@ VALUES (%s, 'demo', 'REJECT', %s, 71, 'demo', %s)
 
 
 class DemoScreen(Screen, Protocol):
-    """What shows the demo to a person: the module `cli.render`."""
+    """Shows the demo to a person, as the module `cli.render` does."""
 
     def show(self, part: RenderableType) -> None:
         """Show a part of the screen."""
@@ -56,7 +57,7 @@ class DemoScreen(Screen, Protocol):
     def show_summary(self, outcome: BackfillOutcome, title: str) -> None:
         """Show what a backfill came to."""
 
-    def print_signals(self, found: Sequence[CurrentSignal]) -> None:
+    def print_signals(self, signals: Sequence[CurrentSignal]) -> None:
         """Show the current signals."""
 
 
@@ -74,10 +75,12 @@ def play_demo(
 
     Raises OperatorError where something cannot be started or no alert arrives.
     """
-    home = environment.trading_pipelines_home / "demo"
+    home = Home.of(environment).scenario("demo")
     make_anew(home)
     with ExitStack() as stack:
-        market = _market_in_upbits_place(environment, settings, recording, screen, offline=offline)
+        market = _market_in_upbits_place(
+            environment, settings.symbols, recording, screen, offline=offline
+        )
         base_url, source, target = environment.upbit_base_url, "Upbit", _last_days(settings.symbols)
         if market is not None:
             settings = settings.model_copy(
@@ -89,10 +92,9 @@ def play_demo(
         inbox = stack.enter_context(DiscordInbox())
         webhooks = _webhooks(stack, home, inbox, screen)
         environment = apart(environment, home, base_url, webhooks)
-        config = home / "strategy.yaml"
-        _write_settings(settings, target, config)
+        _write_settings(settings, target, home.strategy)
         urls = stack.enter_context(prepared_database(environment))
-        services = stack.enter_context(Supervisor(environment, urls, config, port))
+        services = stack.enter_context(Supervisor(environment, urls, home.strategy, port))
         outcome = run_backfill(urls, services.url, target, screen, source, with_signals=True)
         screen.show_summary(outcome, f"{target.first} to {target.last} (UTC days), from {source}")
         with connect(urls.market) as connection:
@@ -108,17 +110,17 @@ def play_demo(
 
 def _market_in_upbits_place(
     environment: Environment,
-    settings: StrategySettings,
+    symbols: Sequence[str],
     recording: Path | None,
     screen: Screen,
     *,
     offline: bool,
 ) -> Recording | GeneratedMarket | None:
-    """Return what is replayed, None where Upbit answers."""
-    if not offline and _answers(environment.upbit_base_url, settings.symbols[0]):
+    """Return the market that is replayed, None where Upbit answers."""
+    if not offline and _answers(environment.upbit_base_url, symbols[0]):
         return None
     why = "asked not to" if offline else f"no answer within {UPBIT_ANSWERS_WITHIN:.0f} s"
-    market = Recording.load(recording) if recording else GeneratedMarket(settings.symbols)
+    market = Recording.load(recording) if recording else GeneratedMarket(symbols)
     screen.say(f"[yellow]Upbit is not used ({why}): replaying a {market.label}[/]")
     return market
 
@@ -143,7 +145,7 @@ def _last_days(symbols: Sequence[str]) -> BackfillTarget:
 def _target_of(
     market: Recording | GeneratedMarket, symbols: Sequence[str]
 ) -> tuple[BackfillTarget, datetime | None]:
-    """Return what to backfill of the market, and what its exchange's clock says at its start."""
+    """Return what to backfill of the market, and the time of its exchange's clock at the start."""
     if not isinstance(market, Recording):
         return _last_days(symbols), None
     last = (market.end - DAY).date()
@@ -160,7 +162,7 @@ def _write_settings(settings: StrategySettings, target: BackfillTarget, config: 
 
 
 def _webhooks(
-    stack: ExitStack, home: Path, inbox: DiscordInbox, screen: Screen
+    stack: ExitStack, home: Home, inbox: DiscordInbox, screen: Screen
 ) -> dict[str, SecretStr | None]:
     """Start the real n8n where it is installed; else alerts go to the inbox directly."""
     if installed_n8n() is None:
@@ -168,7 +170,7 @@ def _webhooks(
         return inbox_alone(inbox)
     secret = secrets.token_urlsafe()
     screen.say("starting n8n, with a local inbox in Discord's place")
-    local = stack.enter_context(LocalN8n(home / "n8n", secret=secret, discord_url=inbox.url))
+    local = stack.enter_context(LocalN8n(home.n8n, secret=secret, discord_url=inbox.url))
     return {
         **inbox_alone(inbox),
         "n8n_url": SecretStr(local.url),

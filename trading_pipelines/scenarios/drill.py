@@ -1,6 +1,6 @@
-"""A fire drill: a home as an outage left it, and what of what was missed is there again.
+"""A fire drill: an outage of hours is played, and what it cost is counted until all is there again.
 
-Here belongs the state at the moment everything stopped, and the count of what is missing since. The
+The home at the moment everything stopped is made here, and what is missing since is counted. The
 tests in `tests/faults` stop real services instead.
 """
 
@@ -21,6 +21,7 @@ from trading_pipelines.candles.windows import DAY, HOUR, MINUTE, Interval, day_i
 from trading_pipelines.database.connection import connect
 from trading_pipelines.errors import OperatorError
 from trading_pipelines.korean_time import kst
+from trading_pipelines.runtime.home import Home
 from trading_pipelines.runtime.sessions import prepared_database
 from trading_pipelines.runtime.supervisor import Supervisor
 from trading_pipelines.scenarios.apart import apart, inbox_alone, make_anew
@@ -60,7 +61,7 @@ SELECT
 
 @dataclass(frozen=True)
 class Count:
-    """Of an outage: one-minute candles, labels, forecasts, models (a day) and alerts."""
+    """What an outage's time amounts to: one-minute candles, labels, forecasts, models, alerts."""
 
     candles: int
     labels: int
@@ -70,7 +71,7 @@ class Count:
 
 
 class Screen(Protocol):
-    """What shows the drill to a person: the module `cli.render`."""
+    """Shows the drill to a person, as the module `cli.render` does."""
 
     def say(self, text: str) -> None:
         """Show one line."""
@@ -89,7 +90,7 @@ def play_drill(
 
     Raises OperatorError where something cannot be started, or not all is there after ten minutes.
     """
-    home = environment.trading_pipelines_home / "drill"
+    home = Home.of(environment).scenario("drill")
     make_anew(home)
     settings = settings.model_copy(
         update={
@@ -104,7 +105,7 @@ def play_drill(
         inbox = stack.enter_context(DiscordInbox(limited=True))
         exchange = stack.enter_context(ReplayExchange(market, latency=0.05))
         environment = apart(environment, home, exchange.url, inbox_alone(inbox))
-        dump_strategy(settings, home / "strategy.yaml")
+        dump_strategy(settings, home.strategy)
         urls = stack.enter_context(prepared_database(environment))
         screen.say(
             f"preparing {DRILL_DAYS} days as they were at {kst(outage.start)}, when all stopped"
@@ -119,7 +120,7 @@ def play_drill(
         due_in = missed_counts(market, settings, outage)
         hours = (outage.end - outage.start) // HOUR
         screen.say(f"back at {kst(outage.end)}, {hours} hours later: starting the services")
-        stack.enter_context(Supervisor(environment, urls, home / "strategy.yaml"))
+        stack.enter_context(Supervisor(environment, urls, home.strategy))
         with connect(urls.market) as connection:
             healed = _await_healed(connection, outage, due_in, screen)
         screen.print_healed(asdict(due_in), healed)
@@ -127,7 +128,7 @@ def play_drill(
             screen.show(show_message(message.payload))
     if len(healed) < len(asdict(due_in)):
         raise OperatorError(
-            f"not all was there after {DRILL_SECONDS:.0f} s: see the logs in {home / 'logs'}"
+            f"not all was there after {DRILL_SECONDS:.0f} s: see the logs in {home.logs}"
         )
 
 
@@ -137,7 +138,7 @@ def prepare_drill(
     settings: StrategySettings,
     outage: Interval,
 ) -> None:
-    """Bring an empty home to where one stopped at the outage's start; the bot rejects during it.
+    """Bring an empty home to the outage's start, and enter the bot's REJECTs during the outage.
 
     The clock of `exchange` stands at that start. `connection` is autocommit.
     """
@@ -152,7 +153,7 @@ def prepare_drill(
 
 
 def missed_counts(market: Market, settings: StrategySettings, outage: Interval) -> Count:
-    """Return what an installation that had not stopped would have made of the outage's time."""
+    """Return how much an installation that did not stop would have made in the outage's time."""
     first, last = ((at - EPOCH) // MINUTE for at in (outage.start, outage.end))
     symbols = settings.symbols
     hours = (floor_hour(outage.end) - floor_hour(outage.start)) // HOUR * len(symbols)
@@ -166,7 +167,7 @@ def missed_counts(market: Market, settings: StrategySettings, outage: Interval) 
 
 
 def present_counts(connection: psycopg.Connection, outage: Interval) -> Count:
-    """Return what of it there is in the tables."""
+    """Return how much of the outage's time is in the tables."""
     times = {
         "start": outage.start,
         "end": outage.end,
@@ -174,15 +175,15 @@ def present_counts(connection: psycopg.Connection, outage: Interval) -> Count:
         "last_hour": floor_hour(outage.end),
     }
     with connection.cursor(row_factory=class_row(Count)) as cursor:
-        found = cursor.execute(PRESENT, times).fetchone()
-    assert found is not None
-    return found
+        count = cursor.execute(PRESENT, times).fetchone()
+    assert count is not None
+    return count
 
 
 def _await_healed(
     connection: psycopg.Connection, outage: Interval, due_in: Count, screen: Screen
 ) -> dict[str, float]:
-    """Return after how many seconds each of what was missed was there; not all after a while."""
+    """Return after how many seconds each was there again; what took too long is left out."""
     started = time.monotonic()
     missed = asdict(due_in)
     healed: dict[str, float] = {}

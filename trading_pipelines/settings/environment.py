@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import AfterValidator, BeforeValidator, SecretStr, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from trading_pipelines.settings.errors import SettingsError, settings_problem, shown_value
@@ -87,15 +87,36 @@ class Environment(BaseSettings):
 
     database_url: Annotated[
         SecretStr | None,
+        Field(
+            description=(
+                "your Postgres, `postgresql://user:password@host/database`; without it an embedded "
+                "one runs in the home. The bot's own database is fine: its tables are adopted with "
+                "their rows"
+            )
+        ),
         _matching(
             _DATABASE_URL,
             "not a PostgreSQL URL with a database name",
             "postgresql://user:password@host:5432/database, with / ? # @ in the password as %XX",
         ),
     ] = None
-    dagster_postgres_url: SecretStr | None = None
+    dagster_postgres_url: Annotated[
+        SecretStr | None,
+        Field(
+            description=(
+                "Dagster's storage, `postgresql+psycopg2://…`; without it `<database>_dagster` on "
+                "the same server"
+            )
+        ),
+    ] = None
     redis_url: Annotated[
         SecretStr | None,
+        Field(
+            description=(
+                "the bot's cache: `market:regime:{symbol}` and `coinpilot:volatility_state` are "
+                "written hourly, and expire by the age of what they say"
+            )
+        ),
         _matching(
             _REDIS_URL,
             "not a Redis URL",
@@ -105,6 +126,7 @@ class Environment(BaseSettings):
     ] = None
     n8n_url: Annotated[
         SecretStr | None,
+        Field(description="n8n's base URL, such as `http://127.0.0.1:5678`"),
         _matching(
             _N8N_URL,
             "not n8n's base URL",
@@ -113,24 +135,34 @@ class Environment(BaseSettings):
     ] = None
     n8n_webhook_secret: Annotated[
         SecretStr | None,
+        Field(description="what n8n's webhooks ask for in the header `X-Webhook-Secret`"),
         _matching(
             _SECRET, "can't be sent in a header", "letters, digits and signs of ASCII, no spaces"
         ),
     ] = None
     discord_webhook_url: Annotated[
         SecretStr | None,
+        Field(description="Discord's webhook, used while n8n is away, or without n8n"),
         _matching(
             _DISCORD_URL, "not a webhook's URL", "https://discord.com/api/webhooks/<id>/<token>"
         ),
     ] = None
     heartbeat_url: Annotated[
         SecretStr | None,
+        Field(description="asked once a minute as long as `health` is good"),
         _matching(
             _HEARTBEAT_URL, "not a URL that can be asked", "https://hc-ping.com/<your check's id>"
         ),
     ] = None
     docs_url: Annotated[
         str | None,
+        Field(
+            description=(
+                "where `docs/` can be read, such as "
+                "`https://github.com/you/trading-pipelines/blob/main/docs`: the assets in the UI "
+                "then link to their runbooks"
+            )
+        ),
         _below(
             _DOCS_URL,
             "not a URL below which pages are",
@@ -140,6 +172,7 @@ class Environment(BaseSettings):
     ] = None
     upbit_base_url: Annotated[
         str,
+        Field(description="Upbit's address, without `/v1`"),
         _below(
             _EXCHANGE_URL,
             "not the exchange's base URL",
@@ -148,24 +181,51 @@ class Environment(BaseSettings):
     ] = "https://api.upbit.com"
     code_server: Annotated[
         str,
+        Field(description="where `serve webserver` and `serve daemon` find the code server"),
         _plain(rf"{_HOST}:[0-9]{{1,5}}", "a host and a port, such as code-server:4000"),
     ] = "127.0.0.1:4000"
-    """Where `serve webserver` and `serve daemon` find the code server."""
     webserver_url: Annotated[
         str | None,
+        Field(
+            description=(
+                "the web UI by which `backfill` launches, where it is not that of the home's `up`"
+            )
+        ),
         _below(
             _DOCS_URL,
             "not the base URL of a Dagster web UI",
             "http or https and a host, such as http://webserver:3000",
         ),
     ] = None
-    """The web UI by which `backfill` launches, where it is not that of the home's `up`."""
-    allowed_hosts: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_host_names)] = ()
-    """Names by which the web UI may be called, beside the loopback's."""
-    dagster_overrides: Path | None = None
-    """A YAML file that is merged over config/dagster.yaml."""
-    trading_pipelines_home: Annotated[Path, AfterValidator(Path.absolute)] = Path(".data")
-    trading_pipelines_config: Path = Path("config/strategy.yaml")
+    allowed_hosts: Annotated[
+        tuple[str, ...],
+        Field(
+            description=(
+                "names by which the web UI may be called, beside the [loopback's](security.md); "
+                "separated by commas, without ports"
+            )
+        ),
+        NoDecode,
+        BeforeValidator(_host_names),
+    ] = ()
+    dagster_overrides: Annotated[
+        Path | None,
+        Field(description="a YAML file that is merged over `dagster.yaml`"),
+    ] = None
+    trading_pipelines_home: Annotated[
+        Path,
+        Field(
+            description=(
+                "the folder of the embedded server, of Dagster and of the logs; several homes run "
+                "side by side with `--port`"
+            )
+        ),
+        AfterValidator(Path.absolute),
+    ] = Path(".data")
+    trading_pipelines_config: Annotated[
+        Path,
+        Field(description="the strategy file; CoinPilot's own loads unchanged"),
+    ] = Path("config/strategy.yaml")
 
     def own_or(self, shipped: Path) -> Path:
         """Return what stands beside the strategy file by the name of `shipped`, or else that."""

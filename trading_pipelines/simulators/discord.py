@@ -1,24 +1,22 @@
 """A stand-in for a Discord webhook on loopback: takes messages as Discord does, or fails on demand.
 
-Here belongs how Discord answers, and how it looks. What is in a message belongs to who posts it; of
-the project nothing is imported, so that a test compares with Discord and not with ourselves.
+Here belongs how Discord answers, and how it shows a message. What is in a message belongs to who
+posts it; nothing else of the project is imported, so that a test compares with Discord and not with
+ourselves.
 """
 
 import json
 import math
 import random
 import re
-import socket
-import struct
-import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from threading import Condition, Event, Thread
-from typing import Any, Literal, NoReturn, Self, get_args
+from typing import Any, Literal, Self, get_args
 from urllib.parse import parse_qsl, urlsplit
 
 from rich.columns import Columns
@@ -26,8 +24,10 @@ from rich.console import Group, RenderableType
 from rich.panel import Panel
 from rich.text import Text
 
+from trading_pipelines.simulators.loopback import LoopbackServer, reset
+
 FaultKind = Literal["204", "400", "404", "429", "500", "hang", "reset", "lost answer"]
-"""204 and `lost answer` take the message: without a word of it, and then cutting the connection."""
+"""204 and `lost answer` take the message: the one answers without it, the other not at all."""
 
 HOLD_SECONDS = 60.0  # longer than any client waits
 WINDOW_SECONDS, WINDOW_REQUESTS = 2.0, 5
@@ -40,7 +40,7 @@ _WEBHOOK = re.compile(r"/api(/v\d+)?/webhooks/\d+/[\w-]+")
 
 @dataclass(frozen=True)
 class Message:
-    """What has been taken, with the id that Discord gave it and what followed `?` in the URL."""
+    """A message that was taken: with the id that Discord gave it, and the URL's query."""
 
     at: datetime
     id: str
@@ -53,19 +53,19 @@ class _Fault:
     kinds: tuple[FaultKind, ...]
     every: int
     one_in: int
-    left: int | None
+    remaining: int | None
     retry_after: float
     random: random.Random
     seen: int = 0
 
     def strike(self) -> FaultKind | None:
-        """Return how the request at hand is to fail, if it is."""
+        """Return how the request at hand has to fail, None where it has not."""
         self.seen += 1
         chosen = self.random.randrange(self.one_in) == 0
-        if not self.kinds or self.left == 0 or self.seen % self.every or not chosen:
+        if not self.kinds or self.remaining == 0 or self.seen % self.every or not chosen:
             return None
-        if self.left is not None:
-            self.left -= 1
+        if self.remaining is not None:
+            self.remaining -= 1
         return self.random.choice(self.kinds)
 
 
@@ -92,7 +92,7 @@ class DiscordInbox:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Stop listening, and let go of the requests that hang."""
+        """Stop listening, and end the requests that hang."""
         self.stopped.set()
         self._server.shutdown()
         self._server.server_close()
@@ -104,18 +104,18 @@ class DiscordInbox:
 
     @property
     def messages(self) -> list[Message]:
-        """What has been taken, in its order."""
+        """The messages that were taken, in their order."""
         with self._changed:
             return list(self._messages)
 
     @property
     def requests(self) -> int:
-        """How many posts to a webhook have come, failed and refused ones included."""
+        """How many posts to a webhook there were, failed and refused ones included."""
         with self._changed:
             return self._requests
 
     def clear(self) -> None:
-        """Forget what has been taken and asked, and heal."""
+        """Forget all messages and requests, and fail no more."""
         with self._changed:
             self._messages.clear()
             self._arrivals.clear()
@@ -147,19 +147,19 @@ class DiscordInbox:
         self.fail()
 
     def wait_for(self, predicate: Callable[[Message], bool], timeout: float) -> Message:
-        """Return the first message that the predicate likes; raises TimeoutError without one."""
+        """Return the first message that meets the predicate; raises TimeoutError without one."""
 
         def first() -> Message | None:
             return next(filter(predicate, self._messages), None)
 
         with self._changed:
-            found = self._changed.wait_for(first, timeout)
-        if found is None:
+            message = self._changed.wait_for(first, timeout)
+        if message is None:
             raise TimeoutError(f"no such message within {timeout:g} s")
-        return found
+        return message
 
     def answer(self, path: str, body: bytes) -> tuple[int | FaultKind, dict[str, Any] | None]:
-        """Return the status and the body that a post is answered with, or how it is left hanging.
+        """Return the status and the body of the answer, or the fault of the connection.
 
         The message is taken where Discord would take it.
         """
@@ -184,8 +184,8 @@ class DiscordInbox:
             self._changed.notify_all()
         if fault == "lost answer":
             return fault, None
-        is_told = query.get("wait") == "true" and fault != "204"
-        return (200, {"id": message_id, "type": 0, **payload}) if is_told else (204, None)
+        has_body = query.get("wait") == "true" and fault != "204"
+        return (200, {"id": message_id, "type": 0, **payload}) if has_body else (204, None)
 
     def _over_the_limit(self) -> float:
         now = time.monotonic()
@@ -207,7 +207,7 @@ _CANNED: dict[FaultKind | None, tuple[int | FaultKind, dict[str, Any] | None]] =
 
 
 def refusal(payload: Any) -> dict[str, Any] | None:  # noqa: ANN401
-    """Return what Discord answers with 400, or None where it takes the message."""
+    """Return the body with which Discord answers 400, or None where it takes the message."""
     if not isinstance(payload, dict):
         return {"message": "The request body contains invalid JSON.", "code": 50109}
     errors: dict[str, Any] = {}
@@ -289,15 +289,15 @@ def _panel(embed: dict[str, Any]) -> Panel:
         parts.append(Text(description))
     inline: list[Text] = []
     for field in [*(embed.get("fields") or []), {}]:
-        shown = Text.assemble((field.get("name", ""), "bold"), "\n", field.get("value", ""))
+        text = Text.assemble((field.get("name", ""), "bold"), "\n", field.get("value", ""))
         if field.get("inline"):
-            inline.append(shown)
+            inline.append(text)
             continue
         if inline:
             parts.append(Columns(inline, padding=(0, 3)))
             inline = []
         if field:
-            parts.append(shown)
+            parts.append(text)
     footer = Text((embed.get("footer") or {}).get("text", ""), style="dim")
     return Panel(
         Group(*parts),
@@ -316,18 +316,10 @@ def _parsed(body: bytes) -> Any:  # noqa: ANN401
         return None
 
 
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-    request_queue_size = 128
-
+class _Server(LoopbackServer):
     def __init__(self, address: tuple[str, int], inbox: DiscordInbox) -> None:
         self.inbox = inbox
         super().__init__(address, _Handler)
-
-    def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ANN401
-        # A client may leave whenever it likes; any other error is a defect and is shown.
-        if not isinstance(sys.exception(), ConnectionError):
-            super().handle_error(request, client_address)
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -344,7 +336,7 @@ class _Handler(BaseHTTPRequestHandler):
         if isinstance(status, str):
             if status == "hang":
                 inbox.stopped.wait(HOLD_SECONDS)
-            self._reset()
+            reset(self)
         self.send_response(status)
         if content is not None:
             data = json.dumps(content).encode()
@@ -355,9 +347,3 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if content is not None:
             self.wfile.write(data)
-
-    def _reset(self) -> NoReturn:
-        # No lingering makes the last close send RST; see `replay.server`.
-        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        self.connection.close()
-        raise ConnectionResetError("as the fault demands")

@@ -631,4 +631,4 @@ def test_the_command_says_it_in_words_and_in_json(
 def test_what_is_asked_of_the_exchange_alone_wants_a_comparison(arguments: list[str]) -> None:
     done = CliRunner().invoke(app, ["db", "adopt", *arguments])
     assert done.exit_code == 2
-    assert "are of --compare" in done.stderr
+    assert "go with --compare" in done.stderr

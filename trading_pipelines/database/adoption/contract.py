@@ -4,72 +4,118 @@ import re
 from collections.abc import Mapping
 
 VARCHAR, NUMBER, MOMENT = "character varying", "numeric(20,8)", "timestamp with time zone"
-# As the bot makes them, `*` for NOT NULL. Those that older databases lack are in NEWER.
+# The columns as the bot makes them, `*` for NOT NULL. Those that older databases lack are in NEWER.
 CONTRACT: Mapping[str, Mapping[str, str]] = {
     "market_data": {
-        "id": "bigint*", "symbol": f"{VARCHAR}(20)*", "interval": f"{VARCHAR}(10)*",
-        "open_price": f"{NUMBER}*", "high_price": f"{NUMBER}*", "low_price": f"{NUMBER}*",
-        "close_price": f"{NUMBER}*", "volume": f"{NUMBER}*", "timestamp": f"{MOMENT}*",
+        "id": "bigint*",
+        "symbol": f"{VARCHAR}(20)*",
+        "interval": f"{VARCHAR}(10)*",
+        "open_price": f"{NUMBER}*",
+        "high_price": f"{NUMBER}*",
+        "low_price": f"{NUMBER}*",
+        "close_price": f"{NUMBER}*",
+        "volume": f"{NUMBER}*",
+        "timestamp": f"{MOMENT}*",
     },
     "regime_history": {
-        "id": "bigint*", "detected_at": MOMENT, "regime": f"{VARCHAR}(10)*", "ma50": NUMBER,
-        "ma200": NUMBER, "diff_pct": "numeric(10,4)", "coin_symbol": f"{VARCHAR}(10)*",
+        "id": "bigint*",
+        "detected_at": MOMENT,
+        "regime": f"{VARCHAR}(10)*",
+        "ma50": NUMBER,
+        "ma200": NUMBER,
+        "diff_pct": "numeric(10,4)",
+        "coin_symbol": f"{VARCHAR}(10)*",
     },
     "trading_history": {
-        "id": "uuid*", "symbol": f"{VARCHAR}(20)*", "side": f"{VARCHAR}(10)*",
-        "order_type": f"{VARCHAR}(10)*", "price": f"{NUMBER}*", "quantity": f"{NUMBER}*",
-        "fee": NUMBER, "status": f"{VARCHAR}(20)*", "strategy_name": f"{VARCHAR}(50)",
-        "signal_info": "jsonb", "regime": f"{VARCHAR}(10)", "high_water_mark": NUMBER,
-        "exit_reason": f"{VARCHAR}(30)", "created_at": MOMENT, "executed_at": MOMENT,
+        "id": "uuid*",
+        "symbol": f"{VARCHAR}(20)*",
+        "side": f"{VARCHAR}(10)*",
+        "order_type": f"{VARCHAR}(10)*",
+        "price": f"{NUMBER}*",
+        "quantity": f"{NUMBER}*",
+        "fee": NUMBER,
+        "status": f"{VARCHAR}(20)*",
+        "strategy_name": f"{VARCHAR}(50)",
+        "signal_info": "jsonb",
+        "regime": f"{VARCHAR}(10)",
+        "high_water_mark": NUMBER,
+        "exit_reason": f"{VARCHAR}(30)",
+        "created_at": MOMENT,
+        "executed_at": MOMENT,
     },
     "risk_audit": {
-        "id": "bigint*", "violation_type": f"{VARCHAR}(50)*", "description": "text",
-        "related_order_id": "uuid", "timestamp": MOMENT,
+        "id": "bigint*",
+        "violation_type": f"{VARCHAR}(50)*",
+        "description": "text",
+        "related_order_id": "uuid",
+        "timestamp": MOMENT,
     },
     "daily_risk_state": {
-        "date": "date*", "total_pnl": f"{NUMBER}*", "trade_count": "integer*",
-        "consecutive_losses": "integer*", "cooldown_until": MOMENT, "is_trading_halted": "boolean*",
+        "date": "date*",
+        "total_pnl": f"{NUMBER}*",
+        "trade_count": "integer*",
+        "consecutive_losses": "integer*",
+        "cooldown_until": MOMENT,
+        "is_trading_halted": "boolean*",
         "updated_at": MOMENT,
     },
     "agent_decisions": {
-        "id": "bigint*", "symbol": f"{VARCHAR}(20)*", "strategy_name": f"{VARCHAR}(50)*",
-        "decision": f"{VARCHAR}(20)*", "reasoning": "text", "confidence": "integer",
-        "model_used": f"{VARCHAR}(50)", "created_at": MOMENT, "price_at_decision": NUMBER,
+        "id": "bigint*",
+        "symbol": f"{VARCHAR}(20)*",
+        "strategy_name": f"{VARCHAR}(50)*",
+        "decision": f"{VARCHAR}(20)*",
+        "reasoning": "text",
+        "confidence": "integer",
+        "model_used": f"{VARCHAR}(50)",
+        "created_at": MOMENT,
+        "price_at_decision": NUMBER,
         "regime": f"{VARCHAR}(10)",
     },
-}  # fmt: skip
+}
 NEWER = {
     "trading_history": {"regime", "high_water_mark", "exit_reason"},
     "agent_decisions": {"price_at_decision", "regime"},
 }
-# What we write to, and the columns that an INSERT of ours leaves to the table.
+# The tables that we write to, and the columns that our INSERTs leave to the table.
 WRITTEN = {"market_data": {"id"}, "regime_history": {"id"}}
 FAMILIES = {
-    VARCHAR: "text", "text": "text", "json": "json", "jsonb": "json",
-    "numeric": "number", "double precision": "float", "real": "float",
-    "bigint": "integer", "integer": "integer", "smallint": "integer",
-}  # fmt: skip
+    VARCHAR: "text",
+    "text": "text",
+    "json": "json",
+    "jsonb": "json",
+    "numeric": "number",
+    "double precision": "float",
+    "real": "float",
+    "bigint": "integer",
+    "integer": "integer",
+    "smallint": "integer",
+}
 INDEXES_ON_THEIRS = {
     "agent_decisions": "idx_agent_decisions_rejects",
     "trading_history": "idx_trading_history_filled",
     "risk_audit": "idx_risk_audit_timestamp",
 }
 KEY = "uq_market_data_symbol_interval_ts"
-# The revision that makes what is missing of the bot's, once.
+# The revision that creates, once, what is missing of the bot's tables.
 ALERTS = "0003"
 MADE_BY = {"market_data": "0001", "regime_history": "0002"}
 
 
-def fits(found: str, wanted: str, *, exactly: bool) -> bool:
-    """Return whether a column of one type does for another; `exactly`: whatever we write fits."""
-    base, *limits = re.split(r"[(,)]+", found)
-    wanted_base, *wanted_limits = re.split(r"[(,)]+", wanted)
-    families = {FAMILIES.get(one, one) for one in (base, wanted_base)}
+def fits(actual: str, contract: str, *, exactly: bool) -> bool:
+    """Return whether a column of the actual type will do for the contract's type.
+
+    `exactly`: whatever is written by the contract's type has to fit.
+    """
+    base, *limits = re.split(r"[(,)]+", actual)
+    contract_base, *contract_limits = re.split(r"[(,)]+", contract)
+    families = {FAMILIES.get(name, name) for name in (base, contract_base)}
     if len(families) > 1 and (exactly or not families <= {"number", "float", "integer"}):
         return False
-    if not exactly or not limits or not wanted_limits:
+    if not exactly or not limits or not contract_limits:
         return True
-    size, scale = (
-        [int(limit or 0) for limit in (*one, "0")][:2] for one in (limits, wanted_limits)
+    # Precision and scale; a text has a length alone.
+    (precision, scale), (contract_precision, contract_scale) = (
+        [int(limit or 0) for limit in (*texts, "0")][:2] for texts in (limits, contract_limits)
     )
-    return size[0] - size[1] >= scale[0] - scale[1] and size[1] >= scale[1]
+    digits, contract_digits = precision - scale, contract_precision - contract_scale
+    return digits >= contract_digits and scale >= contract_scale

@@ -1,4 +1,4 @@
-"""What an inspection of the bot's database can find, and how each finding is said."""
+"""The shapes of an inspection of the bot's database: findings, holes, repairs."""
 
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
@@ -6,16 +6,19 @@ from enum import StrEnum
 
 
 class Level(StrEnum):
-    """Of whom a finding asks something: the operator, before all else; a backfill; nobody."""
+    """Who has to act on a finding."""
 
     MEND = "mend"
+    """The operator, before the database can be adopted."""
     REPAIR = "repair"
+    """A backfill, afterwards."""
     NOTE = "note"
+    """Nobody."""
 
 
 @dataclass(frozen=True)
 class AdoptionFinding:
-    """One thing found about a table, a symbol or the role; `advice` says what to do, if needed."""
+    """A finding about a table, a symbol or the role; `advice` says what to do."""
 
     level: Level
     about: str
@@ -25,7 +28,7 @@ class AdoptionFinding:
 
 @dataclass(frozen=True)
 class Hole:
-    """A stretch [start, end) UTC in which no minute of a symbol is stored."""
+    """An interval [start, end) UTC in which no minute of a symbol is stored."""
 
     symbol: str
     start: datetime
@@ -48,8 +51,10 @@ class Repair:
     @property
     def command(self) -> str:
         """What the operator runs after `db upgrade`."""
-        return (f"trading-pipelines backfill --symbols {','.join(self.symbols)} "
-                f"--start {self.first} --end {self.last}")  # fmt: skip
+        return (
+            f"trading-pipelines backfill --symbols {','.join(self.symbols)} "
+            f"--start {self.first} --end {self.last}"
+        )
 
 
 @dataclass(frozen=True)
@@ -78,4 +83,4 @@ class Inspection:
     @property
     def can_be_adopted(self) -> bool:
         """Whether nothing has to be mended first."""
-        return all(one.level is not Level.MEND for one in self.findings)
+        return all(finding.level is not Level.MEND for finding in self.findings)

@@ -1,7 +1,7 @@
 """The replay exchange: Upbit's quotation API on loopback, over a recording or a generated market.
 
-Here belongs what stands in for the exchange in the demo, in tests and in benchmarks. It imports
-nothing of the rest of the project, so that it cannot share a mistake with what it tests.
+It stands in for the exchange in the demo, in tests and in benchmarks, and imports nothing of what
+it is used to test, so that it cannot share a mistake with it.
 """
 
 from trading_pipelines.simulators.upbit.faults import BadFaultError, Fault

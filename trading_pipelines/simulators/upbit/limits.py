@@ -46,7 +46,7 @@ class RateLimit:
         self._clients: defaultdict[str, _Client] = defaultdict(_Client)
 
     def admit(self, client: str, now: float) -> RateLimitDecision:
-        """Judge a request that arrives at `now` (monotonic seconds, never running backwards)."""
+        """Decide on a request that arrives at `now` (monotonic seconds, never backwards)."""
         if not self._allowed:
             return RateLimitDecision(200, 9)
         state = self._clients[client]

@@ -108,14 +108,14 @@ class Recording:
 
     def candles(self, symbol: str, start: int, end: int) -> Candles:
         """See `Market.candles`."""
-        held = self.by_symbol[symbol]
-        return held.rows(slice(*np.searchsorted(held.minute, (start, end))))
+        candles = self.by_symbol[symbol]
+        return candles.rows(slice(*np.searchsorted(candles.minute, (start, end))))
 
     def newest(self, symbol: str, before: int, count: int) -> Candles:
         """See `Market.newest`."""
-        held = self.by_symbol[symbol]
-        stop = int(np.searchsorted(held.minute, before))
-        return held.rows(slice(max(0, stop - count), stop))
+        candles = self.by_symbol[symbol]
+        stop = int(np.searchsorted(candles.minute, before))
+        return candles.rows(slice(max(0, stop - count), stop))
 
 
 def _read(path: Path) -> pd.DataFrame:
@@ -152,10 +152,10 @@ def _checked(path: Path, frame: pd.DataFrame) -> pd.DataFrame:
     except (TypeError, ValueError) as error:
         needed = "times like 2025-09-01T00:00:00Z, and numbers for prices and volume"
         raise BadRecordingError(f"{path}: unparsable; write {needed} ({error})") from error
-    for what, wrong in _faulty_rows(frame["symbol"], times, numbers).items():
+    for problem, wrong in _faulty_rows(frame["symbol"], times, numbers).items():
         if wrong.any():
             where = f"{frame['symbol'][wrong].iloc[0]} at {frame['timestamp_utc'][wrong].iloc[0]}"
-            raise BadRecordingError(f"{path}: {what}, first {where}; correct or drop such rows")
+            raise BadRecordingError(f"{path}: {problem}, first {where}; correct or drop such rows")
     minute = (times - EPOCH) // pd.Timedelta(minutes=1)
     rows = numbers.assign(symbol=frame["symbol"].astype(str), minute=minute.astype("int64"))
     return rows.sort_values(["symbol", "minute"])
@@ -208,7 +208,7 @@ _QUIET_SEASON = np.repeat([0.5] * 18 + [5.0] * 3 + [0.5] * 3, 60)
 _LISTED = datetime(2017, 10, 1, tzinfo=UTC)
 _END = datetime(2100, 1, 1, tzinfo=UTC)
 _LISTED_DAY, _END_DAY = (_LISTED - EPOCH).days, (_END - EPOCH).days
-_DAYS_HELD = 512  # 70 kB each
+_CACHED_DAYS = 512  # 70 kB each
 
 
 def ticked(price: Array, chance: Array | float = 0.5) -> Array:
@@ -230,7 +230,7 @@ class GeneratedMarket:
     """
 
     def __init__(self, symbols: Iterable[str], seed: int = 7) -> None:
-        """`symbols` it does not know trade around 10,000; `seed` is a whole number from 0."""
+        """Take `symbols`, of which unknown ones trade around 10,000, and a `seed` from 0."""
         self.symbols = tuple(symbols)
         self.first, self.end = _LISTED, _END
         self.label = f"generated market (seed {seed})"
@@ -240,29 +240,29 @@ class GeneratedMarket:
         # One state for all symbols: turmoil is market-wide.
         self._state = np.exp(list(accumulate(noise, lambda state, new: 0.95 * state + new)))
         self._midnights = {symbol: self._walk(symbol, days) for symbol in self.symbols}
-        self._day = lru_cache(_DAYS_HELD)(self._generate)
+        self._day = lru_cache(_CACHED_DAYS)(self._generate)
 
     def candles(self, symbol: str, start: int, end: int) -> Candles:
         """See `Market.candles`."""
         days = range(max(start // _DAY, _LISTED_DAY), min(-(-end // _DAY), _END_DAY))
-        held = _joined([self._day(symbol, day) for day in days])
-        return held.rows(slice(*np.searchsorted(held.minute, (start, end))))
+        candles = _joined([self._day(symbol, day) for day in days])
+        return candles.rows(slice(*np.searchsorted(candles.minute, (start, end))))
 
     def newest(self, symbol: str, before: int, count: int) -> Candles:
         """See `Market.newest`."""
         before = min(before, _END_DAY * _DAY)
-        found: list[Candles] = []
+        parts: list[Candles] = []
         for day in range((before - 1) // _DAY, _LISTED_DAY - 1, -1):
-            held = self._day(symbol, day)
-            held = held.rows(slice(np.searchsorted(held.minute, before)))
-            found.insert(0, held.rows(slice(max(0, len(held.minute) - count), None)))
-            count -= len(found[0].minute)
+            candles = self._day(symbol, day)
+            candles = candles.rows(slice(np.searchsorted(candles.minute, before)))
+            parts.insert(0, candles.rows(slice(max(0, len(candles.minute) - count), None)))
+            count -= len(parts[0].minute)
             if count <= 0:
                 break
-        return _joined(found)
+        return _joined(parts)
 
-    def _random(self, *of: str | int) -> np.random.Generator:
-        words = (zlib.crc32(str(word).encode()) for word in of)
+    def _random(self, *purpose: str | int) -> np.random.Generator:
+        words = (zlib.crc32(str(word).encode()) for word in purpose)
         return np.random.default_rng([self._seed, *words])
 
     def _walk(self, symbol: str, days: int) -> Array:

@@ -1,4 +1,4 @@
-"""The exchange on the wire: HTTP on loopback, its clock, and what it has been asked.
+"""The exchange on the wire: HTTP on loopback, its clock, and statistics of the requests.
 
 Here belongs what needs a connection, a clock or a lock. Which candles a page holds belongs to
 `pages`, when to refuse to `limits`, and what an error or a fault looks like to `faults`.
@@ -6,8 +6,6 @@ Here belongs what needs a connection, a clock or a lock. Which candles a page ho
 
 import json
 import socket
-import struct
-import sys
 import time
 from collections import Counter, deque
 from collections.abc import Iterable
@@ -15,12 +13,13 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timedelta
 from email.utils import formatdate
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from itertools import cycle
 from threading import Event, Lock, Thread
-from typing import Any, NoReturn, Self
+from typing import Any, Self
 from urllib.parse import parse_qsl, urlsplit
 
+from trading_pipelines.simulators.loopback import LoopbackServer, reset
 from trading_pipelines.simulators.upbit import faults as faulty
 from trading_pipelines.simulators.upbit.faults import (
     CannedAnswer,
@@ -39,11 +38,11 @@ _MILLISECOND = timedelta(milliseconds=1)
 
 @dataclass(frozen=True)
 class Stats:
-    """What has been asked since the start; only candle requests count.
+    """The candle requests since the start.
 
-    `answered`: with a sound page; `refused`: by the limit or a block; `rejected`: asked for
-    what does not exist (4xx). `peak` is the most requests in any rolling second, refused ones
-    included. `markets` counts requests by market, `faults` the faults sent by kind.
+    `answered`: with a sound page; `refused`: by the limit or a block; `rejected`: requests for what
+    does not exist (4xx). `peak` is the most requests in any rolling second, refused ones included.
+    `markets` counts requests by market, `faults` the faults sent by kind.
     """
 
     requests: int = 0
@@ -138,7 +137,7 @@ class ReplayExchange:
             self._faults = schedule
 
     def stats(self) -> Stats:
-        """What has been asked since the start."""
+        """The requests since the start."""
         with self._lock:
             return Stats(**self._counts, markets=dict(self._markets), faults=dict(self._sent))
 
@@ -156,15 +155,15 @@ class ReplayExchange:
     def candles(self, client: str, unit: str, params: dict[str, str]) -> tuple[CannedAnswer, str]:
         """The answer to a candle request from a client's address, and its fault's kind or ""."""
         with self._lock:
-            verdict = self._admit(client, params.get("market", ""))
-        headers = [("Remaining-Req", f"group=candles; min=600; sec={verdict.remaining}")]
-        if verdict.retry_after:
-            headers.append(("Retry-After", str(verdict.retry_after)))
+            decision = self._admit(client, params.get("market", ""))
+        headers = [("Remaining-Req", f"group=candles; min=600; sec={decision.remaining}")]
+        if decision.retry_after:
+            headers.append(("Retry-After", str(decision.retry_after)))
         kind = ""
         try:
-            if verdict.status == 418:
+            if decision.status == 418:
                 answer = faulty.CANNED["418_error_key"]
-            elif verdict.status == 429:
+            elif decision.status == 429:
                 answer = next(self._refusals)
             else:
                 answer, kind = self._page(self._query(unit, params))
@@ -183,9 +182,9 @@ class ReplayExchange:
         self._counts["peak"] = max(self._counts["peak"], len(self._arrivals))
         self._counts["requests"] += 1
         self._markets[symbol] += 1
-        verdict = self._limit.admit(client, now)
-        self._counts["refused"] += verdict.status != 200
-        return verdict
+        decision = self._limit.admit(client, now)
+        self._counts["refused"] += decision.status != 200
+        return decision
 
     def _query(self, unit: str, params: dict[str, str]) -> PageQuery:
         if unit not in map(str, UNITS):
@@ -227,10 +226,7 @@ class ReplayExchange:
         return int(self.now() * 1000)
 
 
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-    request_queue_size = 128
-
+class _Server(LoopbackServer):
     def __init__(self, address: tuple[str, int], exchange: ReplayExchange) -> None:
         self.exchange = exchange
         self._open: set[socket.socket] = set()
@@ -250,11 +246,6 @@ class _Server(ThreadingHTTPServer):
         for request in tuple(self._open):
             with suppress(OSError):
                 request.shutdown(socket.SHUT_RDWR)
-
-    def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ANN401
-        # A client may leave whenever it likes; any other error is a defect and is shown.
-        if not isinstance(sys.exception(), ConnectionError):
-            super().handle_error(request, client_address)
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -292,7 +283,7 @@ class _Handler(BaseHTTPRequestHandler):
             exchange.stopped.wait(_HOLD_SECONDS)
             self.close_connection = True
         elif kind == "reset":
-            self._reset()
+            reset(self)
         else:
             self._send(answer, whole=kind != "short_body")
 
@@ -327,10 +318,3 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(answer.body if whole else answer.body[: len(answer.body) // 2])
         self.close_connection |= not whole
-
-    def _reset(self) -> NoReturn:
-        # No lingering makes the last close send RST; `finish` closes the two files that share it.
-        # Closed here already, the socket is spared the FIN that `shutdown_request` sends.
-        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        self.connection.close()
-        raise ConnectionResetError("as the fault demands")
