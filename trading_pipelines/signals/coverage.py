@@ -11,7 +11,7 @@ from datetime import date, datetime
 import psycopg
 from psycopg.rows import class_row
 
-from trading_pipelines.candles.coverage import BACK_OFF, healing_arguments
+from trading_pipelines.candles.back_off import BACK_OFF, back_off_parameters
 from trading_pipelines.settings.strategy import HealingSettings, StrategySettings
 from trading_pipelines.signals.catalogue import POOLED, REGIME_LABELS, Signal
 
@@ -251,6 +251,6 @@ def record_failure(
             "failed_inputs": known.inputs,
             "is_its_own": is_its_own,
             "error": error,
-            **healing_arguments(healing),
+            **back_off_parameters(healing),
         },
     )
