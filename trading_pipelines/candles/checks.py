@@ -43,7 +43,7 @@ class ContractBreach:
     what: str
 
 
-CANDLES = """
+FROM_CANDLES = """
 FROM public.market_data
 WHERE interval = '1m' AND symbol = ANY(%(symbols)s)
   AND timestamp >= %(first)s::date::timestamp AT TIME ZONE 'UTC'
@@ -52,7 +52,7 @@ WHERE interval = '1m' AND symbol = ANY(%(symbols)s)
 OVERLAPS = f"""
 SELECT symbol, (timestamp AT TIME ZONE 'UTC')::date AS day,
     count(*) || ' candles in the minute of ' || to_char(min(timestamp), 'HH24:MI') || ' UTC' AS what
-{CANDLES}
+{FROM_CANDLES}
 GROUP BY symbol, 2, date_trunc('minute', timestamp)
 HAVING count(*) > 1 OR min(timestamp) <> date_trunc('minute', min(timestamp))
 ORDER BY 1, 2
@@ -60,7 +60,7 @@ ORDER BY 1, 2
 BROKEN_OHLC = f"""
 SELECT symbol, (timestamp AT TIME ZONE 'UTC')::date AS day,
     count(*) || ' candles, the first at ' || to_char(min(timestamp), 'HH24:MI') || ' UTC' AS what
-{CANDLES}
+{FROM_CANDLES}
 -- NaN, which numeric can hold, is above every number.
 AND NOT (0 < low_price AND low_price <= least(open_price, close_price)
     AND greatest(open_price, close_price) <= high_price AND high_price < 'NaN'
@@ -74,7 +74,7 @@ SELECT symbol, (timestamp AT TIME ZONE 'UTC')::date AS day,
 FROM (
     SELECT symbol, timestamp, open_price,
         lag(close_price) OVER (PARTITION BY symbol ORDER BY timestamp) AS before
-    {CANDLES}
+    {FROM_CANDLES}
 ) AS moves
 WHERE abs(open_price / before - 1) > %(largest_move)s
 ORDER BY 1, 2, timestamp

@@ -15,7 +15,7 @@ from trading_pipelines.candles.download import PageSource, pages
 from trading_pipelines.candles.page import Candle
 from trading_pipelines.candles.windows import Interval
 
-STORED = """
+STORED_CANDLES = """
 SELECT timestamp, open_price, high_price, low_price, close_price, volume FROM public.market_data
 WHERE symbol = %s AND interval = '1m' AND timestamp >= %s AND timestamp < %s
 """
@@ -61,7 +61,7 @@ def compare(
     for covered, page in pages(exchange, symbol, interval):
         stored = {
             row[0]: Candle(*row)
-            for row in connection.execute(STORED, [symbol, covered.start, covered.end])
+            for row in connection.execute(STORED_CANDLES, [symbol, covered.start, covered.end])
         }
         compared += len(page.candles)
         for candle in page.candles:
