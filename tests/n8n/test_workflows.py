@@ -207,7 +207,7 @@ def verdict(url: str, secret: str = SECRET) -> str:
     """Return what the check says of all four alike."""
     checked = check_workflows(url, secret, 5)
     assert [one.channel for one in checked] == ["ai-reject", "trade", "risk", "daily-report"]
-    (words,) = {one.said for one in checked}
+    (words,) = {one.finding for one in checked}
     assert {one.is_good for one in checked} == {words == "there, guarded and ours"}
     return words
 
@@ -309,7 +309,7 @@ def test_a_workflow_that_is_not_published_is_the_one_that_is_not_there(n8n: Loca
         wrong = [one for one in check_workflows(n8n.url, SECRET, 5) if not one.is_good]
     run(n8n, "publish:workflow", key)
     assert [one.channel for one in wrong] == ["trade"]
-    assert "import and publish" in wrong[0].said
+    assert "import and publish" in wrong[0].finding
 
 
 def test_an_n8n_without_the_secret_lets_nobody_in_and_the_check_says_why(

@@ -10,7 +10,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from trading_pipelines.alerts import ledger
+from trading_pipelines.alerts import attempts, ledger
 from trading_pipelines.alerts.kinds import CHANNELS, KINDS, sample_bodies
 from trading_pipelines.alerts.webhooks import DISCORD, N8N, PostOutcome
 from trading_pipelines.cli.options import JsonOption, LimitOption, SinceOption, time_span
@@ -76,7 +76,7 @@ def alerts_show(number: Annotated[int, typer.Argument(metavar="ID")]) -> None:
     """
     with market_connection(load_environment()) as connection:
         found = ledger.listed(connection, ids=[number])
-        tries = ledger.attempts(connection, number)
+        tries = attempts.read(connection, number)
     if not found:
         fail(f"there is no alert {number}; `trading-pipelines alerts list` shows what there is")
     (one,) = found

@@ -55,6 +55,6 @@ def n8n_check() -> None:
         fail("N8N_URL is not set")
     checked = check_workflows(posting.n8n_url, posting.secret or "", posting.timeout)
     for one in checked:
-        out.print(f"{one.channel:<13}[{'green' if one.is_good else 'red'}]{escape(one.said)}[/]")
+        out.print(f"{one.channel:<13}[{'green' if one.is_good else 'red'}]{escape(one.finding)}[/]")
     if wrong := [one for one in checked if not one.is_good]:
         fail(f"{len(wrong)} of {len(checked)} workflows can't be used")

@@ -188,6 +188,10 @@ class AlertSettings(_Section):
     failures_before_alert: _Count = 3
     quiet_after: Annotated[float, Field(ge=300, le=604800)] = 3600.0
 
+    def is_on(self, kind: str) -> bool:
+        """Return whether alerts of the kind are sent."""
+        return bool(getattr(self, kind))
+
 
 class HealthSettings(_Section):
     """What `trading-pipelines health` allows: seconds late, gigabytes (1e9 bytes) used and free."""
