@@ -16,7 +16,7 @@ from deploy.n8n_workflows import write
 from tests.alerts.test_discord import BODIES, NASTY, NEEDED, SHOWN, texts_of
 from tests.n8n.conftest import SECRET
 from trading_pipelines.alerts.discord import discord_message
-from trading_pipelines.alerts.n8n import workflows
+from trading_pipelines.alerts.n8n import local
 from trading_pipelines.alerts.n8n.check import check_workflows
 from trading_pipelines.alerts.n8n.local import LocalN8n
 from trading_pipelines.alerts.n8n.workflows import RESTART, N8nError, import_workflows
@@ -345,7 +345,7 @@ def test_an_n8n_that_does_not_get_ready_is_ended_and_its_log_is_named(
     with pytest.raises(N8nError, match=r"it ended by itself; see .*a/n8n\.log"), ended:
         pass
     script.write_text('#!/bin/sh\ntest "$1" != start || exec sleep 60\n')
-    monkeypatch.setattr(workflows, "START_SECONDS", 0.5)
+    monkeypatch.setattr(local, "START_SECONDS", 0.5)
     deaf = LocalN8n(tmp_path / "b", secret="x", discord_url="http://x", command=script)
     with pytest.raises(N8nError, match=r"it is not ready; see .*b/n8n\.log"), deaf:
         pass

@@ -17,14 +17,14 @@ import requests
 
 from trading_pipelines.alerts.n8n.check import check_workflows
 from trading_pipelines.alerts.n8n.workflows import (
-    START_SECONDS,
-    STOP_SECONDS,
     VERSION,
     N8nError,
     import_workflows,
 )
 from trading_pipelines.settings.shipped import WORKFLOWS, shipped
 
+START_SECONDS = 120
+STOP_SECONDS = 20
 # Nothing but what the workflows need: no telemetry, no look-ups, no editor, no process for Code.
 _ALONE = {
     "DB_TYPE": "sqlite",

@@ -17,8 +17,6 @@ CREDENTIALS = "n8n_credentials.json"
 """Beside the folder of the workflows."""
 
 COMMAND_SECONDS = 120
-START_SECONDS = 120
-STOP_SECONDS = 20
 RESTART = "restart n8n if it is running: until then it may answer 404, or go on as before"
 
 
