@@ -189,7 +189,7 @@ class AlertSettings(_Section):
     quiet_after: Annotated[float, Field(ge=300, le=604800)] = 3600.0
 
     def is_on(self, kind: str) -> bool:
-        """Return whether alerts of the kind are sent."""
+        """Return whether alerts of the kind, one of `alerts.kinds.KINDS`, are sent."""
         return bool(getattr(self, kind))
 
 
