@@ -77,9 +77,10 @@ types: $(DEV) ## Check types
 bench: $(DEV) ## Measure (BENCH=alerts, backfill, growth, scaling, signals or volatility)
 	$(BIN)/python benchmarks/$(BENCH).py $(ARGS)
 
-docs: $(DEV) ## Write docs/assets/ and docs/reference.md anew, from the code
+docs: $(DEV) ## Write docs/assets/, docs/reference.md and config/n8n_workflows/ anew, from the code
 	$(BIN)/python -W ignore docs/asset_pages.py
 	$(BIN)/python -W ignore docs/reference.py
+	$(BIN)/python deploy/n8n_workflows.py
 
 screenshots: browser ## Take the pictures of the docs anew, of an installation made for them
 	$(BIN)/python -W ignore docs/screenshots.py

@@ -1,6 +1,6 @@
 """The bot's tables as a person reads them: newest first, in Korean time, from our views of them.
 
-Also what became of its rejections. The views belong in `database/migrations`, what is told of the
+Also what became of its rejections. The views belong in `database/migrations`, the alerts about the
 rows in `alerts/kinds`. A column that an older database lacks is a missing key.
 """
 
@@ -87,8 +87,8 @@ def read(
         then=sql.SQL(view.then),
     )
     with connection.cursor(row_factory=dict_row) as cursor:
-        wanted = {"since": since, "symbol": symbol, "limit": limit}
-        return list(cursor.execute(query, wanted).fetchall())
+        arguments = {"since": since, "symbol": symbol, "limit": limit}
+        return list(cursor.execute(query, arguments).fetchall())
 
 
 def json_line(row: BotRow) -> str:
@@ -153,14 +153,14 @@ def shown_risk(row: BotRow) -> dict[str, str]:
 
 def shown_rejection(row: BotRow) -> dict[str, str]:
     """Return what a person reads of a rejection's outcome, by column heading; money in KRW."""
-    left = row["exit_reason"] and f"{row['exit_reason']} {kst(row['exit_at'])}"
+    how_it_ended = row["exit_reason"] and f"{row['exit_reason']} {kst(row['exit_at'])}"
     result = row["result_krw"]
     return {
         "happened": kst(row["decided_at"]),
         "symbol": row["symbol"],
         "why": f"{row['regime']}, {row['reason_family']}",
         "price (KRW)": amount(row["price"]),
-        "exit": left or row["note"] or "-",
+        "exit": how_it_ended or row["note"] or "-",
         "refusal": f"{row['verdict']} {amount(abs(result))} KRW"
         if row["verdict"]
         else row["state"],
@@ -194,11 +194,12 @@ def newest(connection: psycopg.Connection, table: str) -> Newest:
     view = FOLLOWED[table]
     rows = read(connection, view)
     counting = sql.SQL("SELECT count(*) FROM public.{}").format(sql.Identifier(table))
-    found = connection.execute(counting).fetchone()
-    assert found is not None
-    digest = hashlib.sha256(json.dumps([found[0], rows], default=_plain).encode()).hexdigest()
+    counted = connection.execute(counting).fetchone()
+    assert counted is not None
+    count = counted[0]
+    digest = hashlib.sha256(json.dumps([count, rows], default=_plain).encode()).hexdigest()
     happened = view.happened(rows[0]) if rows else None
-    return Newest([_observed(row) for row in rows], found[0], happened, digest[:16])
+    return Newest([_observed(row) for row in rows], count, happened, digest[:16])
 
 
 def unseen(
@@ -208,21 +209,21 @@ def unseen(
 
     A table that was never seen and is empty has nothing to show.
     """
-    found = {}
+    changed = {}
     for table in FOLLOWED:
         last = seen.get(table)
         # A clock that was set back must not keep a table unseen until it has caught up.
         if last and abs(now - last.at) < OBSERVED_EVERY:
             continue
-        one = newest(connection, table)
-        if one.version != last.version if last else one.count:
-            found[table] = one
-    return found
+        current = newest(connection, table)
+        if current.version != last.version if last else current.count:
+            changed[table] = current
+    return changed
 
 
 def _observed(row: BotRow) -> dict[str, str]:
     """Return a row with its times in Korean time alone, and its texts cut."""
-    shown = {}
+    texts = {}
     for name, value in row.items():
         if f"{name}_kst" in row:
             continue
@@ -236,5 +237,5 @@ def _observed(row: BotRow) -> dict[str, str]:
             text = json.dumps(value, ensure_ascii=False)
         else:
             text = "" if value is None else str(value)
-        shown[heading] = cut(text, LONGEST_TEXT)
-    return shown
+        texts[heading] = cut(text, LONGEST_TEXT)
+    return texts

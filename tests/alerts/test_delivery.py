@@ -35,7 +35,7 @@ from tests.alerts.conftest import (
     refusal,
     usual,
 )
-from trading_pipelines.alerts import delivery, kinds, ledger
+from trading_pipelines.alerts import attempts, delivery, kinds, ledger
 from trading_pipelines.alerts.delivery import Sender, Tally, digest_body
 from trading_pipelines.alerts.discord import discord_message
 from trading_pipelines.alerts.kinds import AI_REJECT, KINDS, RISK, TRADE
@@ -215,7 +215,7 @@ def test_it_is_tried_eight_times_on_svixs_schedule_and_then_dead(
 
 def test_the_jitter_is_full(bench: Bench) -> None:
     sender = replace(bench.sender(), jitter=Sender.jitter)
-    waits = [sender._wait(2).total_seconds() for _ in range(200)]
+    waits = [sender._back_off(2).total_seconds() for _ in range(200)]
     assert min(waits) < 60
     assert max(waits) > 240
     assert all(0 <= wait <= 300 for wait in waits)
@@ -350,7 +350,7 @@ def test_senders_that_die_in_every_try_come_to_an_end(bench: Bench) -> None:
     for _ in SVIX:
         (alert,) = ledger.due(bench.bot.connection, AI_REJECT, bench.clock.now)
         now = bench.clock.now
-        assert ledger.reserve(bench.bot.connection, alert, "n8n", 30, now + HOUR, now)
+        assert attempts.reserve(bench.bot.connection, alert, "n8n", 30, now + HOUR, now)
         bench.clock.advance(3600)
     bench.deliver()
     assert bench.n8n.posts == []

@@ -9,11 +9,12 @@ import psycopg
 import pytest
 
 from tests.alerts.conftest import BTC, NOON, Bot
-from trading_pipelines.alerts import kinds, ledger, retention
+from trading_pipelines.alerts import attempts, kinds, ledger, retention
+from trading_pipelines.alerts.attempts import NextState
 from trading_pipelines.alerts.failures import Failure, missed_alerts
 from trading_pipelines.alerts.incidents import IncidentTally, reconcile
 from trading_pipelines.alerts.kinds import AI_REJECT, DAILY_REPORT, KINDS, RISK, TRADE
-from trading_pipelines.alerts.ledger import Delivery, DeliveryState, NextState
+from trading_pipelines.alerts.ledger import Delivery, DeliveryState
 from trading_pipelines.alerts.periodic import due_reports, send_report
 from trading_pipelines.alerts.retention import purge
 from trading_pipelines.alerts.webhooks import DISCORD, N8N, PostOutcome, WebhookAnswer
@@ -25,8 +26,8 @@ LONG_AGO = NOON - timedelta(days=7)
 # The ledger's own defaults are of the database's clock.
 LATER = datetime.now(UTC) + HOUR
 REFUSED = WebhookAnswer(PostOutcome.REFUSED, "refused", 502)
-AWAY = WebhookAnswer(PostOutcome.AWAY, "no answer within 15 s")
-UNREACHABLE = WebhookAnswer(PostOutcome.UNREACHABLE, "can't be reached")
+AWAY = WebhookAnswer(PostOutcome.NO_RESPONSE, "no answer within 15 s")
+UNREACHABLE = WebhookAnswer(PostOutcome.CONNECT_FAILED, "can't be reached")
 ACCEPTED = WebhookAnswer(PostOutcome.DELIVERED, "delivered", 200, message_id="1130")
 
 
@@ -50,9 +51,9 @@ def attempt(
     next_at: datetime = LATER + HOUR,
 ) -> None:
     """Try once, as a sender would, that far apart that no limit of Discord's is in the way."""
-    reserved = ledger.reserve(bot.connection, delivery, via, 30, LATER + HOUR, now)
+    reserved = attempts.reserve(bot.connection, delivery, via, 30, LATER + HOUR, now)
     assert reserved is not None
-    ledger.record(bot.connection, delivery, reserved, answer, NextState(state, next_at, via), now)
+    attempts.record(bot.connection, delivery, reserved, answer, NextState(state, next_at, via), now)
 
 
 # What is collected.
@@ -298,11 +299,11 @@ def test_a_cooldown_until_further_notice_does_not_block_the_others(bot: Bot) -> 
 
 def test_an_answer_to_what_was_replayed_meanwhile_does_not_close_it(bot: Bot) -> None:
     (delivery,) = waiting_rows(bot, 1)
-    number = ledger.reserve(bot.connection, delivery, N8N, 30, LATER, LATER)
+    number = attempts.reserve(bot.connection, delivery, N8N, 30, LATER, LATER)
     assert number is not None
     ledger.replay(bot.connection, [delivery.id])
-    verdict = ledger.NextState(DeliveryState.DELIVERED, LATER, N8N)
-    ledger.record(bot.connection, delivery, number, ACCEPTED, verdict, LATER)
+    verdict = NextState(DeliveryState.DELIVERED, LATER, N8N)
+    attempts.record(bot.connection, delivery, number, ACCEPTED, verdict, LATER)
     assert bot.ledger("state, attempts") == [("pending", 0)]
 
 
@@ -313,9 +314,9 @@ def test_what_a_sender_still_holds_is_not_sent_once_it_was_switched_off_or_repla
     attempt(bot, replayed, AWAY)
     replayed = replace(replayed, attempts=1)
     assert ledger.replay(bot.connection, [replayed.id]) == [replayed.id]
-    assert ledger.reserve(bot.connection, replayed, N8N, 30, LATER, LATER) is None
+    assert attempts.reserve(bot.connection, replayed, N8N, 30, LATER, LATER) is None
     assert ledger.disable(bot.connection, AI_REJECT) == 2
-    assert ledger.reserve(bot.connection, off, N8N, 30, LATER, LATER) is None
+    assert attempts.reserve(bot.connection, off, N8N, 30, LATER, LATER) is None
     assert bot.ledger("state, attempts") == [("skipped", 0)] * 2
     assert bot.attempts() == [(1, "n8n", "away")]
 
@@ -383,7 +384,7 @@ def test_an_attempt_is_on_record_before_it_is_made_and_after(bot: Bot) -> None:
     bot.reject(NOON)
     collect(bot)
     delivery = only(bot)
-    reserved = ledger.reserve(bot.connection, delivery, N8N, 30, LATER + MINUTE, LATER)
+    reserved = attempts.reserve(bot.connection, delivery, N8N, 30, LATER + MINUTE, LATER)
     assert reserved is not None
     assert bot.ledger("state, attempts, next_at") == [("retrying", 1, LATER + MINUTE)]
     assert "died" in bot.ledger("last_error")[0]
@@ -392,7 +393,7 @@ def test_an_attempt_is_on_record_before_it_is_made_and_after(bot: Bot) -> None:
     assert len(ledger.due(bot.connection, AI_REJECT, LATER + MINUTE)) == 1
 
     verdict = NextState(DeliveryState.RETRYING, LATER + HOUR, DISCORD)
-    ledger.record(bot.connection, delivery, reserved, AWAY, verdict, LATER)
+    attempts.record(bot.connection, delivery, reserved, AWAY, verdict, LATER)
     assert bot.attempts("number, via, outcome, status") == [(1, "n8n", "away", None)]
     assert bot.ledger("state, attempts, next_at, via, is_away, last_error") == [
         ("retrying", 1, LATER + HOUR, "discord", True, AWAY.text)
@@ -425,7 +426,7 @@ def taken(
     for n, (delivery, moment) in enumerate(zip(deliveries, moments, strict=True)):
         now = LATER + moment * SECOND
         connection = connections[n % len(connections)]
-        if ledger.reserve(connection, delivery, N8N, per_minute, now + HOUR, now) is not None:
+        if attempts.reserve(connection, delivery, N8N, per_minute, now + HOUR, now) is not None:
             allowed.append(moment)
     return allowed
 
@@ -459,13 +460,13 @@ def test_other_kinds_count_and_what_reached_nobody_does_not(bot: Bot) -> None:
     risk = only(bot, RISK)
     for delivery in rows[:4]:
         attempt(bot, delivery, REFUSED)
-    reserved = ledger.reserve(bot.connection, rows[4], N8N, 30, LATER, LATER)
+    reserved = attempts.reserve(bot.connection, rows[4], N8N, 30, LATER, LATER)
     assert reserved is not None
-    assert ledger.reserve(bot.connection, risk, N8N, 30, LATER, LATER) is None
+    assert attempts.reserve(bot.connection, risk, N8N, 30, LATER, LATER) is None
     assert bot.ledger("state, attempts", "kind = 'risk'") == [("pending", 0)]
     verdict = NextState(DeliveryState.RETRYING, LATER, N8N)
-    ledger.record(bot.connection, rows[4], reserved, UNREACHABLE, verdict, LATER)
-    assert ledger.reserve(bot.connection, risk, N8N, 30, LATER, LATER) is not None
+    attempts.record(bot.connection, rows[4], reserved, UNREACHABLE, verdict, LATER)
+    assert attempts.reserve(bot.connection, risk, N8N, 30, LATER, LATER) is not None
 
 
 def test_two_processes_that_reserve_at_once_wait_for_each_other(
@@ -474,10 +475,10 @@ def test_two_processes_that_reserve_at_once_wait_for_each_other(
     first, second = waiting_rows(bot, 2)
     bot.connection.execute("SET lock_timeout = '100ms'")
     with other.transaction():
-        assert ledger.reserve(other, first, N8N, 30, LATER, LATER) is not None
+        assert attempts.reserve(other, first, N8N, 30, LATER, LATER) is not None
         with pytest.raises(psycopg.errors.LockNotAvailable):
-            ledger.reserve(bot.connection, second, N8N, 30, LATER, LATER)
-    assert ledger.reserve(bot.connection, second, N8N, 30, LATER, LATER) is not None
+            attempts.reserve(bot.connection, second, N8N, 30, LATER, LATER)
+    assert attempts.reserve(bot.connection, second, N8N, 30, LATER, LATER) is not None
 
 
 # Digests.
@@ -525,14 +526,14 @@ def test_since_when_n8n_is_away(bot: Bot) -> None:
     def after(seconds: int, answer: WebhookAnswer, via: str = N8N) -> datetime | None:
         now = LATER + seconds * SECOND
         attempt(bot, next(rows), answer, via=via, now=now)
-        assert ledger.without_response(bot.connection, "trade", now) == (None, None), (
+        assert attempts.without_response(bot.connection, "trade", now) == (None, None), (
             "its own channel's"
         )
-        first, last = ledger.without_response(bot.connection, "ai-reject", now)
+        first, last = attempts.without_response(bot.connection, "ai-reject", now)
         assert last is None or last == now or answer in {ACCEPTED, REFUSED} or via == DISCORD
         return first
 
-    assert ledger.without_response(bot.connection, "ai-reject", LATER) == (None, None)
+    assert attempts.without_response(bot.connection, "ai-reject", LATER) == (None, None)
     assert after(0, ACCEPTED) is None
     assert after(10, AWAY) == LATER + 10 * SECOND
     assert after(20, UNREACHABLE) == LATER + 10 * SECOND
@@ -553,23 +554,23 @@ def test_what_waits_for_n8n_is_brought_forward_and_nothing_else(bot: Bot) -> Non
     for n, (delivery, (answer, via)) in enumerate(zip(rows, answers.values(), strict=False)):
         attempt(bot, delivery, answer, via=via, now=LATER + 10 * n * SECOND)
     attempt(bot, rows[4], AWAY, DeliveryState.DEAD, now=LATER + MINUTE)
-    assert ledger.unreached(bot.connection, AI_REJECT) == [rows[0].id]
-    assert ledger.unreached(bot.connection, RISK) == []
+    assert attempts.unreached(bot.connection, AI_REJECT) == [rows[0].id]
+    assert attempts.unreached(bot.connection, RISK) == []
 
-    ledger.bring_forward(bot.connection, LATER, ids=[rows[0].id])
+    attempts.bring_forward(bot.connection, LATER, ids=[rows[0].id])
     assert [one.id for one in ledger.due(bot.connection, AI_REJECT, LATER)] == [
         rows[5].id,
         rows[0].id,
     ]
-    ledger.bring_forward(bot.connection, LATER, channel="ai-reject")
+    attempts.bring_forward(bot.connection, LATER, channel="ai-reject")
     assert [one.id for one in ledger.due(bot.connection, AI_REJECT, LATER) if one.is_away] == [
         rows[0].id
     ], "the other was tried just now"
-    ledger.bring_forward(bot.connection, LATER + MINUTE, channel="trade")
+    attempts.bring_forward(bot.connection, LATER + MINUTE, channel="trade")
     assert rows[1].id not in {
         one.id for one in ledger.due(bot.connection, AI_REJECT, LATER + MINUTE)
     }, "another channel's success says nothing of this one"
-    ledger.bring_forward(bot.connection, LATER + MINUTE, channel="ai-reject")
+    attempts.bring_forward(bot.connection, LATER + MINUTE, channel="ai-reject")
     assert {one.id for one in ledger.due(bot.connection, AI_REJECT, LATER + MINUTE)} == {
         rows[5].id,
         rows[0].id,
@@ -580,7 +581,7 @@ def test_what_waits_for_n8n_is_brought_forward_and_nothing_else(bot: Bot) -> Non
     )
     assert again.id == rows[0].id
     attempt(bot, again, AWAY, now=LATER + 2 * MINUTE)
-    assert ledger.unreached(bot.connection, AI_REJECT) == [], "the last try counts"
+    assert attempts.unreached(bot.connection, AI_REJECT) == [], "the last try counts"
 
 
 # Replays, lists and counts.
@@ -692,9 +693,9 @@ def test_what_no_sender_came_back_from_is_given_up_and_says_why(bot: Bot) -> Non
     attempt(bot, first, REFUSED)
     for delivery in (replace(first, attempts=1), second, only(bot, RISK)):
         next_at = LATER + MINUTE
-        assert ledger.reserve(bot.connection, delivery, N8N, 30, next_at, LATER) is not None
-    assert ledger.give_up(bot.connection, AI_REJECT, 2, LATER + 59 * SECOND) == 0
-    assert ledger.give_up(bot.connection, AI_REJECT, 2, LATER + MINUTE) == 1
+        assert attempts.reserve(bot.connection, delivery, N8N, 30, next_at, LATER) is not None
+    assert attempts.give_up(bot.connection, AI_REJECT, 2, LATER + 59 * SECOND) == 0
+    assert attempts.give_up(bot.connection, AI_REJECT, 2, LATER + MINUTE) == 1
     assert bot.ledger("state, attempts") == [("dead", 2), ("retrying", 1), ("retrying", 1)]
     assert "died" in bot.ledger("last_error")[0]
 

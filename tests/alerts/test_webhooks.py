@@ -110,7 +110,7 @@ def test_a_thread_of_discords_is_kept(discord: Receiver) -> None:
 
 
 NO = {"delivered": False}
-OURS, THEIRS = PostOutcome.REFUSED, PostOutcome.AWAY
+OURS, THEIRS = PostOutcome.REFUSED, PostOutcome.NO_RESPONSE
 
 
 @pytest.mark.parametrize(
@@ -196,10 +196,10 @@ def test_an_answer_of_discord(
 @pytest.mark.parametrize(
     ("fault", "expected"),
     [
-        (HANG, PostOutcome.AWAY),
+        (HANG, PostOutcome.NO_RESPONSE),
         # It had the request, and may have passed it on.
-        (HALF, PostOutcome.AWAY),
-        (RESET, PostOutcome.AWAY),
+        (HALF, PostOutcome.NO_RESPONSE),
+        (RESET, PostOutcome.NO_RESPONSE),
     ],
 )
 def test_an_answer_that_does_not_come(
@@ -223,7 +223,7 @@ def test_an_answer_that_does_not_come(
 def test_nobody_there(nowhere: str, via: str, url: str) -> None:
     webhooks = Webhooks(url or nowhere, SECRET, f"{url or nowhere}/{TOKEN}", 2.0)
     answer = webhooks.post(via, "risk", BODY)
-    assert told(answer) == (PostOutcome.UNREACHABLE, None, False)
+    assert told(answer) == (PostOutcome.CONNECT_FAILED, None, False)
     assert TOKEN not in answer.text
 
 
@@ -239,7 +239,7 @@ def test_no_connection_in_time_reached_nobody() -> None:
             answer = Webhooks(f"http://127.0.0.1:{address[1]}", SECRET, None, 0.2).post(
                 N8N, "risk", BODY
             )
-    assert told(answer) == (PostOutcome.UNREACHABLE, None, False)
+    assert told(answer) == (PostOutcome.CONNECT_FAILED, None, False)
 
 
 @pytest.mark.parametrize("via", [N8N, DISCORD])
@@ -399,7 +399,7 @@ def test_whatever_is_answered_is_an_answer(
         status < 300
         and (via == DISCORD or (isinstance(body, dict) and body.get("delivered") is True))
     )
-    assert answer.outcome is not PostOutcome.UNREACHABLE
+    assert answer.outcome is not PostOutcome.CONNECT_FAILED
     assert answer.status is not None
     assert 100 <= answer.status <= 599
     assert answer.retry_after is None or 0 <= answer.retry_after <= 7 * 86400

@@ -221,7 +221,7 @@ class Dying:
     def __init__(self, exchange: Exchange, pages: int) -> None:
         self._exchange = exchange
         self._left = pages
-        self.effort: RequestStats = exchange.effort
+        self.stats: RequestStats = exchange.stats
 
     def closed_until(self) -> datetime:
         return self._exchange.closed_until()

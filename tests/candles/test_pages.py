@@ -37,7 +37,7 @@ class Upbit:
         self.traded = sorted(traded)
         self.count = count
         self.open_from = open_from
-        self.effort = RequestStats()
+        self.stats = RequestStats()
 
     def closed_until(self) -> datetime:
         return START + MINUTE * self.open_from

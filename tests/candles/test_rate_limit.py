@@ -194,7 +194,7 @@ def test_a_refused_request_holds_everybody_back_for_a_second_and_is_asked_again(
                 bot.get(url, params={"market": "KRW-BTC"}, timeout=60)
         before = time.monotonic()
         assert len(client.page("KRW-BTC", window).candles) == 1
-        assert (client.effort.requests, client.effort.waits) == (2, 1)
+        assert (client.stats.requests, client.stats.retries) == (2, 1)
         theirs.reserve()
         assert time.monotonic() - before >= 1
         assert replay.stats().refused == 1

@@ -368,7 +368,7 @@ def test_the_services_come_up_heal_a_killed_code_server_deliver_and_keep_their_s
         webhooks = check_workflows(
             compose.here("http://n8n:5678"), PLANTED["N8N_WEBHOOK_SECRET"], 10
         )
-        assert [one.said for one in webhooks if not one.is_good] == []
+        assert [one.finding for one in webhooks if not one.is_good] == []
 
         # And one that fails, so that an error is told and kept as well.
         exchange.set_faults([Fault.parse("html_200:market=KRW-ETH")])

@@ -11,7 +11,7 @@ from trading_pipelines.database.connection import connect
 from trading_pipelines.database.embedded import EmbeddedServer
 from trading_pipelines.settings.strategy import StrategySettings
 from trading_pipelines.signals.catalogue import Signal
-from trading_pipelines.signals.engine import Partition
+from trading_pipelines.signals.engine import ComputedPartition
 from trading_pipelines.signals.registry import compute
 
 SETTINGS = STRATEGY
@@ -26,7 +26,7 @@ class Bench:
 
     def compute(
         self, signal: Signal, symbols: Sequence[str], first: date, last: date | None = None
-    ) -> list[Partition]:
+    ) -> list[ComputedPartition]:
         days = days_of(first, last or first)
         return compute(self.connection, signal, symbols, days, self.settings, "run")
 

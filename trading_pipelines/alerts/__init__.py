@@ -1,5 +1,5 @@
-"""Alerts: what is to be told, whether it was delivered, and delivering it.
+"""Alerts: which there are (`kinds`, `failures`), which were delivered (`ledger`), delivering them.
 
-Plain Python. When a tick looks for alerts belongs in `sensors/`; what n8n does with one lies in
-`config/n8n_workflows`.
+Plain Python that never imports Dagster. When a tick looks for alerts belongs in `sensors/`; what
+n8n does with one, in `config/n8n_workflows`.
 """

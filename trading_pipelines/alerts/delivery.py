@@ -1,7 +1,7 @@
-"""Sending what the ledger holds: when to try, when to give up, when n8n is passed by.
+"""Sending what the ledger holds: when to attempt, when to give up, when to go round n8n.
 
-One call of `deliver` is what a sensor's tick does. The statements belong in `ledger`, the POST and
-the meaning of its answer in `webhooks`.
+A sensor's tick is one call of `deliver`. The statements belong in `ledger` and `attempts`, the POST
+and the meaning of its answer in `webhooks`.
 """
 
 import itertools
@@ -15,9 +15,10 @@ from typing import Any
 
 import psycopg
 
-from trading_pipelines.alerts import ledger
+from trading_pipelines.alerts import attempts, ledger
+from trading_pipelines.alerts.attempts import NextState
 from trading_pipelines.alerts.kinds import cut
-from trading_pipelines.alerts.ledger import Delivery, DeliveryState, NextState
+from trading_pipelines.alerts.ledger import Delivery, DeliveryState
 from trading_pipelines.alerts.webhooks import (
     DISCORD,
     N8N,
@@ -34,10 +35,10 @@ from trading_pipelines.settings.strategy import AlertSettings
 # followed at once by the next; one of 35 s left 4.5 s in between, in which nothing was sent.
 TICK_SECONDS = 33.0
 POLL_SECONDS = 0.2
-# Retries and what a person replays can wait a second; what is new can not.
+# Retries and what a person replays can wait a second; new alerts can not.
 RETRY_POLL_SECONDS = 1.0
 PROBE_EVERY_SECONDS = 5.0
-ASK_AGAIN = timedelta(minutes=1)
+ASK_N8N_AGAIN = timedelta(minutes=1)
 DIGEST_LINES = 10
 LONGEST_DIGEST = 3500
 
@@ -56,19 +57,19 @@ class Tally:
 
     def __str__(self) -> str:
         """Say it in one line."""
-        said = [
+        parts = [
             f"{self.entered} new",
             *(f"{number} {outcome}" for outcome, number in sorted(self.sent.items())),
             *(f"{number} {name}" for name, number in (
                 ("dead", self.dead), ("digested", self.digested), ("waiting", self.waiting)
             ) if number),
         ]  # fmt: skip
-        return ", ".join(said)
+        return ", ".join(parts)
 
 
 @dataclass(frozen=True)
 class Sender:
-    """What delivers one kind over one connection."""
+    """Delivers the alerts of one kind over one connection."""
 
     connection: psycopg.Connection
     kind: str
@@ -104,97 +105,96 @@ class Sender:
                 time.sleep(POLL_SECONDS)
 
     def _send_due(self, tally: Tally, is_over: Callable[[], bool]) -> None:
-        """Try once what is due; more than `digest_over` of it become one message."""
-        tries = len(self.settings.retry_waits) + 1
-        tally.dead += ledger.give_up(self.connection, self.kind, tries, self.clock())
+        """Attempt each due alert once; more than `digest_over` of them become one message."""
+        attempts_allowed = len(self.settings.retry_waits) + 1
+        tally.dead += attempts.give_up(self.connection, self.kind, attempts_allowed, self.clock())
         due = ledger.due(self.connection, self.kind, self.clock())
-        if sum(one.can_be_digested for one in due) > self.settings.digest_over:
+        if sum(delivery.can_be_digested for delivery in due) > self.settings.digest_over:
             tally.digested += self._digest()
             due = ledger.due(self.connection, self.kind, self.clock())
-        is_away = is_limited = False
+        is_n8n_away = is_limited = False
         tally.waiting = 0
         for delivery in due:
-            via = self._way(delivery)
+            via = self._choose_route(delivery)
             # While n8n is away the others need not all find out by themselves.
-            if is_limited or is_over() or (via == N8N and is_away):
+            if is_limited or is_over() or (via == N8N and is_n8n_away):
                 tally.waiting += 1
                 continue
-            outcome = self._send(delivery, via, tally)
+            outcome = self._attempt(delivery, via, tally)
             is_limited = outcome is None
-            is_away |= via == N8N and outcome in TRANSPORT_FAILURES
+            is_n8n_away |= via == N8N and outcome in TRANSPORT_FAILURES
             tally.waiting += is_limited
 
-    def _send(self, delivery: Delivery, via: str, tally: Tally) -> PostOutcome | None:
-        """Try one alert; None where Discord's limits do not allow it now, or it has changed."""
-        now = self.clock()
-        reserved = ledger.reserve(
-            self.connection,
-            delivery,
-            via,
-            self.settings.messages_per_minute,
-            now + timedelta(seconds=self.webhooks.timeout) + self._wait(delivery.attempts + 1),
-            now,
-        )
-        if reserved is None:
-            return None
-        answer = self.webhooks.post(via, delivery.channel, delivery.body)
-        verdict = self._verdict(delivery, via, answer)
-        ledger.record(self.connection, delivery, reserved, answer, verdict, self.clock())
-        tally.sent[answer.outcome] += 1
-        tally.dead += verdict.state is DeliveryState.DEAD
-        if via == N8N and verdict.state is DeliveryState.DELIVERED:
-            ledger.bring_forward(self.connection, self.clock(), channel=delivery.channel)
-        return answer.outcome
-
-    def _way(self, delivery: Delivery) -> str:
-        """Return where it goes; while n8n is away too long, one alert a minute asks it again."""
+    def _choose_route(self, delivery: Delivery) -> str:
+        """Return N8N or DISCORD; while n8n is away too long, one alert a minute asks it again."""
         if not (self.webhooks.n8n_url and self.webhooks.discord_url):
             return N8N if self.webhooks.n8n_url else DISCORD
         if delivery.via == DISCORD:
             return DISCORD
         now = self.clock()
-        first, last = ledger.without_response(self.connection, delivery.channel, now)
-        is_known = first and last and first + self._fallback_after <= now < last + ASK_AGAIN
-        return DISCORD if is_known else N8N
+        away_since, last_asked = attempts.without_response(self.connection, delivery.channel, now)
+        if away_since is None or last_asked is None:
+            return N8N
+        is_away_too_long = away_since + self._fallback_after <= now
+        was_just_asked = now < last_asked + ASK_N8N_AGAIN
+        return DISCORD if is_away_too_long and was_just_asked else N8N
 
-    def _verdict(self, delivery: Delivery, via: str, answer: WebhookAnswer) -> NextState:
-        now, tried = self.clock(), delivery.attempts + 1
+    def _attempt(self, delivery: Delivery, via: str, tally: Tally) -> PostOutcome | None:
+        """Attempt one alert; None where Discord's limits do not allow it now, or it has changed."""
+        now = self.clock()
+        attempt_id = attempts.reserve(
+            self.connection,
+            delivery,
+            via,
+            self.settings.messages_per_minute,
+            now + timedelta(seconds=self.webhooks.timeout) + self._back_off(delivery.attempts + 1),
+            now,
+        )
+        if attempt_id is None:
+            return None
+        answer = self.webhooks.post(via, delivery.channel, delivery.body)
+        next_state = self._next_state(delivery, via, answer)
+        attempts.record(self.connection, delivery, attempt_id, answer, next_state, self.clock())
+        tally.sent[answer.outcome] += 1
+        tally.dead += next_state.state is DeliveryState.DEAD
+        if via == N8N and next_state.state is DeliveryState.DELIVERED:
+            attempts.bring_forward(self.connection, self.clock(), channel=delivery.channel)
+        return answer.outcome
+
+    def _next_state(self, delivery: Delivery, via: str, answer: WebhookAnswer) -> NextState:
+        """Return what becomes of the alert: delivered, dead, or retried then and by that route."""
+        now, attempt = self.clock(), delivery.attempts + 1
         if answer.outcome is PostOutcome.DELIVERED:
             return NextState(DeliveryState.DELIVERED, now, via)
-        is_last = tried > len(self.settings.retry_waits)
-        asked_for = now + timedelta(seconds=answer.retry_after or 0)
-        next_at = max(now + self._wait(tried), asked_for)
-        if (
-            via == N8N
-            and answer.outcome in TRANSPORT_FAILURES
-            and self.webhooks.discord_url
-            and not is_last
-        ):
-            first, _ = ledger.without_response(self.connection, delivery.channel, now)
-            passed_by = (first or now) + self._fallback_after
-            # n8n may answer others and never this one: the last try is Discord's.
-            is_last_but_one = tried == len(self.settings.retry_waits)
-            if answer.is_final or passed_by <= now or is_last_but_one:
+        attempts_left = len(self.settings.retry_waits) + 1 - attempt
+        not_before = now + timedelta(seconds=answer.retry_after or 0)
+        retry_at = max(now + self._back_off(attempt), not_before)
+        has_n8n_failed = via == N8N and answer.outcome in TRANSPORT_FAILURES
+        if has_n8n_failed and self.webhooks.discord_url and attempts_left > 0:
+            away_since, _ = attempts.without_response(self.connection, delivery.channel, now)
+            fallback_at = (away_since or now) + self._fallback_after
+            # n8n may answer others and never this one: the last attempt is Discord's.
+            if answer.is_final or fallback_at <= now or attempts_left == 1:
                 return NextState(DeliveryState.RETRYING, now, DISCORD)
-            next_at = max(min(next_at, passed_by), asked_for)
-        if answer.is_final or is_last:
+            retry_at = max(min(retry_at, fallback_at), not_before)
+        if answer.is_final or attempts_left <= 0:
             return NextState(DeliveryState.DEAD, now, via)
-        return NextState(DeliveryState.RETRYING, next_at, via)
+        return NextState(DeliveryState.RETRYING, retry_at, via)
 
     @property
     def _fallback_after(self) -> timedelta:
         return timedelta(seconds=self.settings.fallback_after)
 
-    def _wait(self, tried: int) -> timedelta:
-        """Return a random part of the wait after so many tries (AWS's full jitter)."""
+    def _back_off(self, attempt: int) -> timedelta:
+        """Return a random part of the wait after an attempt, counted from 1 (AWS's full jitter)."""
         waits = self.settings.retry_waits
-        return timedelta(seconds=waits[min(tried, len(waits)) - 1] * self.jitter())
+        return timedelta(seconds=waits[min(attempt, len(waits)) - 1] * self.jitter())
 
     def _probe(self) -> None:
-        """Bring forward what waits for an n8n that is back."""
-        unreached = ledger.unreached(self.connection, self.kind)
+        """Make due now what waits for an n8n that is back."""
+        unreached = attempts.unreached(self.connection, self.kind)
         if unreached and self.webhooks.is_n8n_ready():
-            ledger.bring_forward(self.connection, self.clock(), ids=unreached)
+            attempts.bring_forward(self.connection, self.clock(), ids=unreached)
 
     def _digest(self) -> int:
         waiting = ledger.waiting(self.connection, self.kind)
@@ -204,14 +204,15 @@ class Sender:
 
 
 def digest_body(kind: str, digested: Sequence[Delivery], now: datetime) -> dict[str, Any]:
-    """Return the one message, for the channel `risk`, that tells of many alerts of a kind."""
-    times = [one.occurred_at for one in digested if one.occurred_at]
+    """Return one message, for the channel `risk`, in place of many alerts of a kind."""
+    times = [delivery.occurred_at for delivery in digested if delivery.occurred_at]
     span = f"{kst(min(times))} ~ {kst(max(times))}" if times else "시각 미상"
-    by_subject = Counter(_subject(one) for one in digested)
+    by_subject = Counter(map(_subject, digested))
     counts = ", ".join(f"{subject} {number}" for subject, number in by_subject.most_common(15))
     newest = itertools.islice(reversed(digested), DIGEST_LINES)
     lines = [
-        f"• {kst(one.occurred_at)} {_subject(one)}: {cut(_detail(one), 200)}" for one in newest
+        f"• {kst(delivery.occurred_at)} {_subject(delivery)}: {cut(_detail(delivery), 200)}"
+        for delivery in newest
     ]
     message = "\n".join(
         [f"밀린 알림 {len(digested)}건 ({kind}), {span}", counts, "최근 알림:", *lines]

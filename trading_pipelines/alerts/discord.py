@@ -1,7 +1,7 @@
 """What Discord shows of an alert: the message that its channel's n8n workflow posts, in Python.
 
 Here belongs what `config/n8n_workflows/` says in JavaScript, to the byte, for when n8n is away; a
-test posts the same bodies to both. Sending it, and which alert is due, belong to who calls.
+test posts the same bodies to both. Sending it belongs in `webhooks`, when to send it in `delivery`.
 """
 
 import re
@@ -14,8 +14,16 @@ from trading_pipelines.korean_time import KST
 
 Body = Mapping[str, Any]
 
-TITLE, DESCRIPTION, FIELD, KEY, TOTAL = 256, 4096, 1024, 256, 6000
-"""The most of each, in UTF-16 units; Discord's own limits but for the key, which is short."""
+# Discord's limits of an embed, counted here in UTF-16 units, of which a character has one or two:
+# https://discord.com/developers/docs/resources/message#embed-object-embed-limits
+LONGEST_TITLE = 256
+LONGEST_DESCRIPTION = 4096
+LONGEST_FIELD_VALUE = 1024
+LONGEST_EMBED = 6000
+"""Title, description, names and values of the fields, and footer together."""
+
+LONGEST_KEY = 256
+"""Our own: a footer may have 2048, and the key in it is short."""
 
 _RED, _GREEN, _BLUE, _PURPLE = 0xE74C3C, 0x2ECC71, 0x3498DB, 0x9B59B6
 _DARK_RED, _ORANGE, _GREY = 0x992D22, 0xF39C12, 0x95A5A6
@@ -39,19 +47,20 @@ def discord_message(channel: str, body: Body) -> dict[str, Any]:
     """
     embed = _EMBEDS[channel](body)
     prefix = "[TEST] " if body.get("test") is True else ""
-    shown: dict[str, Any] = {"title": _clamp(prefix + embed["title"], TITLE)}
+    message: dict[str, Any] = {"title": _clamp(prefix + embed["title"], LONGEST_TITLE)}
     fields = [
-        {"name": name, "value": _clamp(value, FIELD), "inline": name != "사유"}
+        {"name": name, "value": _clamp(value, LONGEST_FIELD_VALUE), "inline": name != "사유"}
         for name, value in embed["fields"].items()
     ]
-    key = _clamp(_text(body.get("idempotency_key")), KEY)
+    key = _clamp(_text(body.get("idempotency_key")), LONGEST_KEY)
     footer = {} if key == "-" else {"footer": {"text": key}}
     if "description" in embed:
-        parts = [shown["title"], *(field["name"] + field["value"] for field in fields)]
+        parts = [message["title"], *(field["name"] + field["value"] for field in fields)]
         used = _length("".join([*parts, key if footer else ""]))
-        shown["description"] = _clamp(embed["description"], min(DESCRIPTION, TOTAL - used))
-    shown |= {"color": embed["color"], "fields": fields, **footer}
-    return {"embeds": [shown], "allowed_mentions": {"parse": []}}
+        longest = min(LONGEST_DESCRIPTION, LONGEST_EMBED - used)
+        message["description"] = _clamp(embed["description"], longest)
+    message |= {"color": embed["color"], "fields": fields, **footer}
+    return {"embeds": [message], "allowed_mentions": {"parse": []}}
 
 
 def _ai_reject(body: Body) -> dict[str, Any]:
@@ -136,10 +145,10 @@ def _shown(number: Decimal | None, unit: str = "", *, plus: str = "", places: in
 
 def _time(value: object) -> str:
     """Return a moment to the second in Korean time; without an offset it is UTC."""
-    found = _TIME.fullmatch(_text(value))
-    if found is None:
+    match = _TIME.fullmatch(_text(value))
+    if match is None:
         return _text(value)
-    day, clock, offset = found.groups()
+    day, clock, offset = match.groups()
     try:
         moment = datetime.fromisoformat(f"{day}T{clock}{offset or 'Z'}").astimezone(KST)
     except (ValueError, OverflowError):

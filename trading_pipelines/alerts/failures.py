@@ -1,8 +1,7 @@
-"""What has failed in the pipeline itself, told once a failure and window and not once an event.
+"""What is failing in the pipeline itself: what counts as a failure, and what is said of it.
 
-Here belongs what counts as failing, what is said of it, when it is said again, and that it is over.
-Which runs failed for good is Dagster's knowledge and comes in as an argument; sending what is
-entered here belongs in `delivery`.
+Which failures are news, when they are repeated and that they are over belongs in `incidents`. Which
+runs failed for good is Dagster's knowledge and comes in as an argument.
 """
 
 import hashlib
@@ -48,9 +47,9 @@ class Failure:
     count: int
     """How often it has happened since it was last good; 1 of what is a state, not an event."""
     at: datetime | None = None
-    """When it last happened, of what happens once: told again only when it has happened again."""
+    """When it last happened, of an event: it is news again only when it has happened again."""
     is_news: bool = True
-    """Not of what is told elsewhere or has not failed often enough: nor has it recovered."""
+    """False where another failure tells of it, or it has not failed often enough: no recovery."""
 
 
 @dataclass(frozen=True)
@@ -131,14 +130,14 @@ def _failed_run(group: Sequence[FinishedRun]) -> Failure:
 
 
 ENOUGH_FAILURES = "NOT left_failed AND failures >= %(failures)s"
-FAILED = f"""
+FAILED_PARTITIONS = f"""
 SELECT asset, symbol, coalesce(array_agg(day) FILTER (WHERE {ENOUGH_FAILURES}), '{{}}'),
     coalesce(sum(failures) FILTER (WHERE {ENOUGH_FAILURES}), 0)::int,
     (array_agg(error ORDER BY {ENOUGH_FAILURES} DESC, retry_at DESC NULLS LAST, day DESC))[1],
     min(retry_at) FILTER (WHERE {ENOUGH_FAILURES})
 {FAILING} GROUP BY asset, symbol ORDER BY asset, symbol
 """
-NONE_LEFT = f"""
+NONE_LEFT_FAILED = f"""
 SELECT asset, symbol {FAILING}
 GROUP BY asset, symbol HAVING NOT bool_or(left_failed) ORDER BY asset, symbol
 """
@@ -147,14 +146,16 @@ GROUP BY asset, symbol HAVING NOT bool_or(left_failed) ORDER BY asset, symbol
 def failed_partitions(
     connection: psycopg.Connection, failures_before_alert: int, symbols: Sequence[str]
 ) -> list[Failure]:
-    """Return a failure for each asset and symbol with partitions whose last tries all failed.
+    """Return a failure for each asset and symbol with partitions whose last attempts all failed.
 
-    Of the symbols and of what is pooled: nobody retries a symbol no longer collected. Those left
-    failed are told by themselves.
+    Of the symbols and of pooled assets: nobody retries a symbol no longer collected. Partitions
+    left failed have failures of their own.
     """
     arguments = {"failures": failures_before_alert, "symbols": list(symbols)}
     failures = []
-    for asset, symbol, days, count, error, retry_at in connection.execute(FAILED, arguments):
+    for asset, symbol, days, count, error, retry_at in connection.execute(
+        FAILED_PARTITIONS, arguments
+    ):
         failures.append(
             Failure(
                 f"partition:{asset}:{symbol}",
@@ -176,47 +177,47 @@ def failed_partitions(
 def left_failed_partitions(connection: psycopg.Connection, symbols: Sequence[str]) -> list[Failure]:
     """Return a failure for each asset and symbol with partitions left failed.
 
-    Told once, however often candles are tried in vain after that, and again when one more is left
-    failed. What is failing and not left so is no news, nor is it over: other inputs of a signal
-    begin to be tried anew, and nothing has recovered by that.
+    News once, however often candles are tried in vain after that, and again when one more is left
+    failed. An asset that fails and is not left so is no news, nor has it recovered: with other
+    inputs the attempts at a signal are only counted anew.
     """
-    left = [
+    failures = [
         Failure(
-            f"left:{one.asset}:{one.symbol}",
+            f"left:{group.asset}:{group.symbol}",
             PARTITION_LEFT_FAILED,
             CRITICAL,
             cut_message(
-                f"파티션 포기: {one.asset} {one.symbol or '(전체 종목 공통)'}",
-                f"{shown_intervals(one.days, ELSEWHERE)} (UTC): 재시도를 모두 소진해 실패로 남음",
+                f"파티션 포기: {group.asset} {group.symbol or '(전체 종목 공통)'}",
+                f"{shown_intervals(group.days, ELSEWHERE)} (UTC): 재시도를 모두 소진해 실패로 남음",
                 "이제 하루에 한 번만 다시 시도함"
-                if one.asset.startswith("candles_")
+                if group.asset.startswith("candles_")
                 else "입력 데이터가 바뀌면 다시 시도함",
-                f"지금 다시 시도: {one.retried_by}",
-                one.error,
+                f"지금 다시 시도: {group.retried_by}",
+                group.error,
             ),
-            len(one.days),
-            one.left_at,
+            len(group.days),
+            group.left_at,
         )
-        for one in left_failed(connection, symbols)
+        for group in left_failed(connection, symbols)
     ]
-    others = connection.execute(NONE_LEFT, {"symbols": list(symbols)})
-    return left + [
+    others = connection.execute(NONE_LEFT_FAILED, {"symbols": list(symbols)})
+    return failures + [
         Failure(f"left:{asset}:{symbol}", PARTITION_LEFT_FAILED, CRITICAL, "", 0, is_news=False)
         for asset, symbol in others
     ]
 
 
-ASKED = """
-SELECT symbols.symbol, newest.timestamp, asked.day, asked.fetched_until
+FETCHED_SINCE_NEWEST = """
+SELECT symbols.symbol, newest.timestamp, coverage.day, coverage.fetched_until
 FROM unnest(%s::text[]) AS symbols (symbol)
 CROSS JOIN LATERAL (
     SELECT candle.timestamp FROM public.market_data AS candle
     WHERE candle.symbol = symbols.symbol AND candle.interval = '1m'
     ORDER BY candle.timestamp DESC LIMIT 1
 ) AS newest
-JOIN trading_pipelines.candle_coverage AS asked
-    ON asked.symbol = symbols.symbol AND asked.interval = '1m'
-    AND asked.day >= (newest.timestamp AT TIME ZONE 'UTC')::date
+JOIN trading_pipelines.candle_coverage AS coverage
+    ON coverage.symbol = symbols.symbol AND coverage.interval = '1m'
+    AND coverage.day >= (newest.timestamp AT TIME ZONE 'UTC')::date
 ORDER BY symbols.symbol
 """
 
@@ -224,30 +225,30 @@ ORDER BY symbols.symbol
 def quiet_symbols(
     connection: psycopg.Connection, symbols: Sequence[str], quiet_after: timedelta
 ) -> list[Failure]:
-    """Return a failure for each symbol of which the exchange was asked and had nothing for so long.
+    """Return a failure for each symbol of which the exchange has had nothing for so long.
 
-    Only the last unbroken stretch that was asked for counts: after downtime the open day is asked
+    Only the last unbroken interval that was asked for counts: after downtime the open day is asked
     for first, and what lies between it and the newest candle is unknown, not quiet.
     """
-    asked: defaultdict[tuple[str, datetime], list[Interval]] = defaultdict(list)
-    for symbol, newest, day, until in connection.execute(ASKED, [list(symbols)]):
+    fetched: defaultdict[tuple[str, datetime], list[Interval]] = defaultdict(list)
+    for symbol, newest, day, until in connection.execute(FETCHED_SINCE_NEWEST, [list(symbols)]):
         # A day that never was asked for but failed is empty, and dropped by `merge`.
-        asked[symbol, newest].append(Interval(day_interval(day).start, until))
+        fetched[symbol, newest].append(Interval(day_interval(day).start, until))
     failures = []
-    for (symbol, newest), intervals in asked.items():
-        for stretch in merge(intervals)[-1:]:
-            quiet = stretch.end - max(newest + MINUTE, stretch.start)
+    for (symbol, newest), intervals in fetched.items():
+        for interval in merge(intervals)[-1:]:
+            quiet = interval.end - max(newest + MINUTE, interval.start)
             if quiet > quiet_after:
                 message = cut_message(
                     f"캔들 없음: {symbol}",
-                    f"거래소에 {kst(stretch.end)}까지 물었으나 {duration(quiet)} 동안 체결이 없음",
+                    f"거래소에 {kst(interval.end)}까지 물었으나 {duration(quiet)} 동안 체결이 없음",
                     f"마지막 캔들 {kst(newest)}",
                 )
                 failures.append(Failure(f"quiet:{symbol}", SYMBOL_QUIET, WARNING, message, 1))
     return failures
 
 
-# Our own kind is left out: the alert that tells of a dead one would die as well, and be told.
+# Our own kind is left out: the alert about a dead alert would die as well, and so on.
 DEAD = """
 SELECT kind, count(*), (array_agg(last_error ORDER BY next_at DESC, id DESC))[1],
     1 + ceil(extract(epoch FROM clock_timestamp() - min(created_at)) / 86400)::int
@@ -291,7 +292,7 @@ def not_entered(
     """
     on = connection.execute("SELECT kind, since FROM trading_pipelines.alert_kinds WHERE is_on")
     since_of: dict[str, datetime] = dict(on.fetchall())
-    found: dict[str, tuple[int, datetime]] = {}
+    missing: dict[str, tuple[int, datetime]] = {}
     for source in SOURCES:
         if source.kind not in since_of:
             continue
@@ -304,9 +305,9 @@ def not_entered(
         }
         row = connection.execute(NOT_ENTERED.format(rows=source.rows), arguments).fetchone()
         if row and row[0]:
-            count, oldest = found.get(source.kind, (0, until))
-            found[source.kind] = count + row[0], min(oldest, row[1])
-    return found
+            count, oldest = missing.get(source.kind, (0, until))
+            missing[source.kind] = count + row[0], min(oldest, row[1])
+    return missing
 
 
 def missed_alerts(

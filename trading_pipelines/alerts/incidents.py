@@ -36,44 +36,44 @@ RUNS_KNOWN = timedelta(hours=23)
 
 @dataclass
 class IncidentTally:
-    """What one call of `tell` did, in fingerprints."""
+    """What one call of `reconcile` did, in fingerprints."""
 
     new: int = 0
     repeated: int = 0
     recovered: int = 0
     suppressed: int = 0
-    """Failing and not told now: it was told a while ago, or waits to be sent."""
+    """Failing and not news now: the last message was sent a while ago, or waits to be sent."""
 
 
 @dataclass(frozen=True)
 class _KnownIncident:
-    """The newest alert of a fingerprint in the ledger that told of the failure."""
+    """The newest alert about a failure in the ledger, by fingerprint."""
 
     fingerprint: str
     source_id: str
     body: dict[str, Any]
     state: str
-    """Of the digest, where one told it."""
-    told_at: datetime
+    """Of the digest, where the alert is part of one."""
+    sent_at: datetime
     """When it was accepted; of what was not, when it was entered."""
     has_recovered: bool
 
     @property
     def is_open(self) -> bool:
-        """Whether the failure was told and not yet that it is over."""
+        """Whether the failure was sent, and not yet that it is over."""
         return self.state in ACCEPTED and not self.has_recovered
 
-    def has_told(self, at: datetime | None) -> bool:
-        """Whether it told of what happened then: that is not news again, what lasts is."""
-        told_of = self.body.get("happened_at")
-        is_known = at and told_of and at <= datetime.fromisoformat(told_of)
-        return bool(is_known) and self.state in ACCEPTED
+    def includes(self, at: datetime | None) -> bool:
+        """Whether it was sent and is about this event or a later one: that is not news again."""
+        happened_at = self.body.get("happened_at")
+        is_included = at and happened_at and at <= datetime.fromisoformat(happened_at)
+        return bool(is_included) and self.state in ACCEPTED
 
     def may_recover(self, now: datetime) -> bool:
-        """Whether it was told and is over, if it is not failing now.
+        """Whether it was sent and is over, given that it is not among the failures now.
 
-        Rows that were missed stay missed: they only grow too old to be counted. And of a run that
-        failed a day ago nobody knows any more.
+        Rows that were missed stay missed: they only grow too old to be counted. And whether a run
+        that failed a day ago still fails, nobody knows any more.
         """
         at = self.body.get("happened_at")
         is_unknown = (
@@ -85,18 +85,18 @@ class _KnownIncident:
 
 
 # The recovery has the failure's key with a word more, so it is found, and entered, once.
-KNOWN = """
-SELECT DISTINCT ON (told.body ->> 'fingerprint')
-    told.body ->> 'fingerprint' AS fingerprint, told.source_id, told.body,
-    coalesce(digest.state, told.state) AS state,
-    coalesce(digest.delivered_at, told.delivered_at, told.occurred_at) AS told_at,
+KNOWN_INCIDENTS = """
+SELECT DISTINCT ON (alert.body ->> 'fingerprint')
+    alert.body ->> 'fingerprint' AS fingerprint, alert.source_id, alert.body,
+    coalesce(digest.state, alert.state) AS state,
+    coalesce(digest.delivered_at, alert.delivered_at, alert.occurred_at) AS sent_at,
     EXISTS (SELECT FROM trading_pipelines.alert_deliveries AS recovery
-        WHERE recovery.source = told.source AND recovery.channel = told.channel
-          AND recovery.source_id = told.source_id || ' recovered') AS has_recovered
-FROM trading_pipelines.alert_deliveries AS told
-LEFT JOIN trading_pipelines.alert_deliveries AS digest ON digest.id = told.digest_id
-WHERE told.source = %s AND told.occurred_at >= %s AND told.body ->> 'type' <> %s
-ORDER BY told.body ->> 'fingerprint', told.id DESC
+        WHERE recovery.source = alert.source AND recovery.channel = alert.channel
+          AND recovery.source_id = alert.source_id || ' recovered') AS has_recovered
+FROM trading_pipelines.alert_deliveries AS alert
+LEFT JOIN trading_pipelines.alert_deliveries AS digest ON digest.id = alert.digest_id
+WHERE alert.source = %s AND alert.occurred_at >= %s AND alert.body ->> 'type' <> %s
+ORDER BY alert.body ->> 'fingerprint', alert.id DESC
 """
 
 
@@ -106,32 +106,33 @@ def reconcile(
     repeat_after: timedelta,
     now: datetime,
 ) -> IncidentTally:
-    """Enter what is to be told of all that is failing at `now`, and of what no longer is.
+    """Enter the messages about all that is failing at `now`, and about what no longer is.
 
-    A window opens when the message was accepted, and only a failure's own message opens one: what
-    comes and goes is told once a window. What waits to be sent is told by what waits.
+    A window of `repeat_after` opens when a message was accepted, and only a failure's own message
+    opens one: a failure that comes and goes is sent once a window. While a message waits to be sent
+    no other is entered for its failure.
     """
-    told = IncidentTally()
+    tally = IncidentTally()
     # All or nothing, and one at a time: a killed daemon's tick may still be at it.
     with connection.transaction():
         connection.execute(
             "SELECT pg_advisory_xact_lock(hashtextextended('trading_pipelines.alerts.tell', 0))"
         )
         with connection.cursor(row_factory=class_row(_KnownIncident)) as cursor:
-            cursor.execute(KNOWN, [SOURCE, now - LOOK_BACK, RECOVERED])
-            known_of = {known.fingerprint: known for known in cursor}
+            cursor.execute(KNOWN_INCIDENTS, [SOURCE, now - LOOK_BACK, RECOVERED])
+            incidents = {incident.fingerprint: incident for incident in cursor}
         for failure in filter(lambda failure: failure.is_news, failures):
-            known = known_of.get(failure.fingerprint)
+            incident = incidents.get(failure.fingerprint)
             happened_at = failure.at.isoformat() if failure.at else None
-            if known and (
-                known.state in WAITING
-                or now - known.told_at < repeat_after
-                or known.has_told(failure.at)
+            if incident and (
+                incident.state in WAITING
+                or now - incident.sent_at < repeat_after
+                or incident.includes(failure.at)
             ):
-                told.suppressed += 1
+                tally.suppressed += 1
                 continue
-            before = known.body if known and known.is_open else {}
-            note = _since_told(failure.count, before["count"]) if before else ""
+            before = incident.body if incident and incident.is_open else {}
+            note = _since_sent(failure.count, before["count"]) if before else ""
             is_new = _enter(
                 connection,
                 f"{failure.fingerprint} {now.isoformat()}",
@@ -146,15 +147,15 @@ def reconcile(
                 },
                 now,
             )
-            told.new += is_new and not before
-            told.repeated += is_new and bool(before)
+            tally.new += is_new and not before
+            tally.repeated += is_new and bool(before)
         failing = {failure.fingerprint for failure in failures}
-        for known in known_of.values():
-            if known.fingerprint not in failing and known.may_recover(now):
-                told.recovered += _enter(
-                    connection, f"{known.source_id} recovered", _recovery(known, now), now
+        for incident in incidents.values():
+            if incident.fingerprint not in failing and incident.may_recover(now):
+                tally.recovered += _enter(
+                    connection, f"{incident.source_id} recovered", _recovery(incident, now), now
                 )
-    return told
+    return tally
 
 
 def _enter(
@@ -166,17 +167,17 @@ def _enter(
     )
 
 
-def _since_told(count: int, before: int) -> str:
-    """Say how often it has happened again; a count that fell began anew in between."""
+def _since_sent(count: int, before: int) -> str:
+    """Say how often it has happened again; a count that has fallen was started anew."""
     if count == before:
         return "\n이전 알림 이후에도 계속됨"
     more = count - before if count > before else count
     return f"\n그 사이 {more}건 더 발생 (이전 알림 이후 생략됨)"
 
 
-def _recovery(known: _KnownIncident, now: datetime) -> dict[str, Any]:
-    since = datetime.fromisoformat(known.body["failing_since"])
-    name, _, _ = known.body["message"].partition("\n")
+def _recovery(incident: _KnownIncident, now: datetime) -> dict[str, Any]:
+    since = datetime.fromisoformat(incident.body["failing_since"])
+    name, _, _ = incident.body["message"].partition("\n")
     return {
         "type": RECOVERED,
         "level": INFO,
@@ -184,6 +185,6 @@ def _recovery(known: _KnownIncident, now: datetime) -> dict[str, Any]:
             f"더 이상 실패 상태가 아님: {name}",
             f"{duration(now - since)} 지속 ({kst(since)} ~ {kst(now)})",
         ),
-        "fingerprint": known.fingerprint,
-        "count": known.body["count"],
+        "fingerprint": incident.fingerprint,
+        "count": incident.body["count"],
     }

@@ -1,7 +1,8 @@
 """The kinds of alerts and the rows of the bot's tables that each is made of.
 
-Here belongs which row is told, to which webhook, and the body the contract asks for. What became of
-it belongs in `ledger`; alerts about the pipeline itself in `failures`, the report's in `report`.
+Here belongs which row becomes an alert, for which webhook, and the body that the contract asks for.
+What became of it belongs in `ledger`; alerts about the pipeline itself in `failures`, the report in
+`daily_report/`.
 """
 
 from collections.abc import Callable, Mapping
@@ -104,8 +105,8 @@ SOURCES = (
         "agent_decisions",
         "ai-reject",
         """
-        SELECT id::text AS source_id, created_at AS occurred_at, to_jsonb(told) AS row
-        FROM public.agent_decisions AS told
+        SELECT id::text AS source_id, created_at AS occurred_at, to_jsonb(bot_row) AS row
+        FROM public.agent_decisions AS bot_row
         WHERE decision = 'REJECT' AND (created_at >= %(since)s OR created_at IS NULL)
         """,
         _reject,
@@ -116,8 +117,8 @@ SOURCES = (
         "trade",
         """
         SELECT id::text AS source_id, coalesce(executed_at, created_at) AS occurred_at,
-            to_jsonb(told) AS row
-        FROM public.trading_history AS told
+            to_jsonb(bot_row) AS row
+        FROM public.trading_history AS bot_row
         WHERE status = 'FILLED' AND (coalesce(executed_at, created_at) >= %(since)s
             OR coalesce(executed_at, created_at) IS NULL)
         """,
@@ -128,8 +129,8 @@ SOURCES = (
         "risk_audit",
         "risk",
         """
-        SELECT id::text AS source_id, timestamp AS occurred_at, to_jsonb(told) AS row
-        FROM public.risk_audit AS told
+        SELECT id::text AS source_id, timestamp AS occurred_at, to_jsonb(bot_row) AS row
+        FROM public.risk_audit AS bot_row
         WHERE timestamp >= %(since)s OR timestamp IS NULL
         """,
         _violation,
@@ -139,12 +140,12 @@ SOURCES = (
         "daily_risk_state",
         "risk",
         # One alert a cooldown, not a day: a second one of the day moves cooldown_until. A later
-        # trade of the day moves updated_at, so one already told when the kind came on is skipped.
+        # trade of the day moves updated_at, so one from before the kind came on is skipped.
         """
         SELECT concat(date, ' until ', to_char(cooldown_until AT TIME ZONE 'UTC',
                 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')) AS source_id,
-            updated_at AS occurred_at, to_jsonb(told) AS row
-        FROM public.daily_risk_state AS told
+            updated_at AS occurred_at, to_jsonb(bot_row) AS row
+        FROM public.daily_risk_state AS bot_row
         WHERE cooldown_until > %(since)s AND (updated_at >= %(since)s OR updated_at IS NULL)
         """,
         _cooldown,
@@ -154,7 +155,7 @@ SOURCES = (
 
 
 def sample_bodies(now: datetime) -> dict[str, dict[str, Any]]:
-    """Return a body for each channel that shows as a test."""
+    """Return for each channel a body that is shown as a test."""
     at = _iso(now)
     marked = {"test": True, "timestamp": at, "idempotency_key": f"test {at}"}
     text = "알림 시험입니다. 실제 거래가 아닙니다."
@@ -171,7 +172,7 @@ def sample_bodies(now: datetime) -> dict[str, dict[str, Any]]:
 
 
 def sources_of(kind: str) -> list[Source]:
-    """Return the tables whose rows are alerts of the kind; none for what we say ourselves."""
+    """Return the tables whose rows are alerts of the kind; none for our own messages."""
     return [source for source in SOURCES if source.kind == kind]
 
 

@@ -1,15 +1,15 @@
 """The ledger: one row per (source, source id, channel), which decides what is still to be sent.
 
-Here belong its states, its attempts and every statement that changes them, each committed by
-itself. Which rows of the bot become alerts belongs in `kinds`; sending, and how long to wait after
-a failure, in `delivery`. Nothing here speaks HTTP or Dagster.
+Here belong the alerts' states, how alerts are entered, listed and sent again, and which kinds are
+on; each change is committed by itself. Attempts to send them belong in `attempts`; which rows of
+the bot become alerts in `kinds`; how long to wait after a failure in `delivery`.
 """
 
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any, LiteralString, cast
 
@@ -18,14 +18,8 @@ from psycopg.rows import class_row
 from psycopg.types.json import Jsonb
 
 from trading_pipelines.alerts.kinds import KINDS, Source, sources_of
-from trading_pipelines.alerts.webhooks import TRANSPORT_FAILURES, WebhookAnswer
-from trading_pipelines.candles.windows import DAY, MINUTE
 
 COLLECTED_AT_ONCE = 500
-# Discord: about 5 requests per 2 s and webhook; the messages a minute are a setting.
-BURST, BURST_WINDOW = 5, timedelta(seconds=2)
-# An alert that n8n never takes, while it takes others, must not spend a try at each of theirs.
-JUST = timedelta(seconds=30)
 
 
 class DeliveryState(StrEnum):
@@ -37,15 +31,6 @@ class DeliveryState(StrEnum):
     DEAD = "dead"
     DIGESTED = "digested"
     SKIPPED = "skipped"
-
-
-@dataclass(frozen=True)
-class NextState:
-    """What becomes of an alert after an attempt."""
-
-    state: DeliveryState
-    next_at: datetime
-    via: str
 
 
 @dataclass(frozen=True)
@@ -72,7 +57,7 @@ class Delivery:
 
     @property
     def can_be_digested(self) -> bool:
-        """Whether it may be told with others: not a digest itself, and not asked for by name."""
+        """Whether a digest may tell of it: it is none itself, and nobody asked for it by name."""
         return self.source != "digest" and ":again:" not in self.body["idempotency_key"]
 
 
@@ -84,8 +69,10 @@ def sender_lock(connection: psycopg.Connection, kind: str) -> Iterator[bool]:
     would post it twice.
     """
     key = f"trading_pipelines.alerts.{kind}"
-    found = connection.execute("SELECT pg_try_advisory_lock(hashtextextended(%s, 0))", [key])
-    is_ours = bool((found.fetchone() or [False])[0])
+    row = connection.execute(
+        "SELECT pg_try_advisory_lock(hashtextextended(%s, 0))", [key]
+    ).fetchone()
+    is_ours = bool(row and row[0])
     try:
         yield is_ours
     finally:
@@ -93,7 +80,7 @@ def sender_lock(connection: psycopg.Connection, kind: str) -> Iterator[bool]:
             connection.execute("SELECT pg_advisory_unlock(hashtextextended(%s, 0))", [key])
 
 
-SWITCH_ON = """
+ENABLE_KIND = """
 INSERT INTO trading_pipelines.alert_kinds AS known (kind, is_on, since) VALUES (%s, true, %s)
 ON CONFLICT (kind) DO UPDATE SET is_on = true, since = %s WHERE NOT known.is_on
 RETURNING since
@@ -102,7 +89,8 @@ SKIP_OLD: LiteralString = """
 INSERT INTO trading_pipelines.alert_deliveries
     (kind, source, source_id, channel, state, body, occurred_at)
 SELECT %(kind)s, %(table)s, source_id, %(channel)s, 'skipped', '{{}}', occurred_at
-FROM ({rows}) AS found WHERE occurred_at IS NULL OR (%(in_place)s AND occurred_at < %(now_since)s)
+FROM ({rows}) AS source_row
+WHERE occurred_at IS NULL OR (%(in_place)s AND occurred_at < %(now_since)s)
 ON CONFLICT DO NOTHING
 """
 
@@ -112,16 +100,16 @@ def enable(
 ) -> datetime:
     """Return since when alerts of the kind are sent: the moment it was last switched on (UTC).
 
-    `first_since` is that moment the first time, where the operator has set one. What can't be told
-    from older rows by its time (none on record, or a row that is updated in place) is skipped then.
+    `first_since` is that moment the first time, where the operator has set one. What is older and
+    can't be told from later rows by its time (no time, or a row updated in place) is skipped then.
     """
-    known = enabled_since(connection, kind)
-    if known:
-        return known
+    since = enabled_since(connection, kind)
+    if since:
+        return since
     with connection.transaction():
         first = first_since or now
-        fresh = connection.execute(SWITCH_ON, [kind, first, now]).fetchone()
-        if fresh:
+        enabled = connection.execute(ENABLE_KIND, [kind, first, now]).fetchone()
+        if enabled:
             for source in sources_of(kind):
                 connection.execute(
                     SKIP_OLD.format(rows=source.rows),
@@ -131,18 +119,19 @@ def enable(
                         "channel": source.channel,
                         "in_place": source.is_updated_in_place,
                         "since": datetime.min.replace(tzinfo=UTC),
-                        "now_since": fresh[0],
+                        "now_since": enabled[0],
                     },
                 )
-    return cast(datetime, fresh[0]) if fresh else enable(connection, kind, first_since, now)
+    # None: another process has enabled it meanwhile.
+    return cast(datetime, enabled[0]) if enabled else enable(connection, kind, first_since, now)
 
 
 def enabled_since(connection: psycopg.Connection, kind: str) -> datetime | None:
     """Return since when alerts of the kind are sent (UTC); None while it is off or was never on."""
-    found = connection.execute(
+    row = connection.execute(
         "SELECT since FROM trading_pipelines.alert_kinds WHERE kind = %s AND is_on", [kind]
     ).fetchone()
-    return found[0] if found else None
+    return row[0] if row else None
 
 
 def disable(connection: psycopg.Connection, kind: str) -> int:
@@ -160,13 +149,13 @@ def disable(connection: psycopg.Connection, kind: str) -> int:
         ).rowcount
 
 
-# A time that Python can't hold (infinity) is none.
+# A time that Python can't hold (infinity) counts as no time.
 UNDELIVERED: LiteralString = """
 SELECT source_id, CASE WHEN occurred_at < '9999-12-31' THEN occurred_at END AS occurred_at, row
-FROM ({rows}) AS found
-WHERE NOT EXISTS (SELECT FROM trading_pipelines.alert_deliveries AS known
-    WHERE known.source = %(table)s AND known.source_id = found.source_id
-      AND known.channel = %(channel)s)
+FROM ({rows}) AS source_row
+WHERE NOT EXISTS (SELECT FROM trading_pipelines.alert_deliveries AS entered
+    WHERE entered.source = %(table)s AND entered.source_id = source_row.source_id
+      AND entered.channel = %(channel)s)
 ORDER BY occurred_at NULLS LAST LIMIT %(limit)s
 """
 
@@ -241,19 +230,19 @@ def enter(
     """
     state = DeliveryState.DEAD if problem else DeliveryState.PENDING
     key = f"{source}:{source_id}:{channel}"
-    keyed = Jsonb(_storable({**body, "idempotency_key": key}))
+    keyed = Jsonb(storable({**body, "idempotency_key": key}))
     values = [kind, source, source_id, channel, state, keyed, occurred_at, next_at, problem]
     return connection.execute(ENTER, values).rowcount == 1
 
 
-def _storable(value: Any) -> Any:  # noqa: ANN401
+def storable(value: Any) -> Any:  # noqa: ANN401
     """Return JSON without what Postgres can't store: NUL, half a surrogate pair, NaN."""
     if isinstance(value, str):
         return value.replace("\0", "").encode("utf-8", "replace").decode()
     if isinstance(value, dict):
-        return {_storable(key): _storable(one) for key, one in value.items()}
+        return {storable(key): storable(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_storable(one) for one in value]
+        return [storable(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -267,13 +256,13 @@ ORDER BY next_at, id LIMIT %s
 def due(
     connection: psycopg.Connection, kind: str, now: datetime, limit: int = COLLECTED_AT_ONCE
 ) -> list[Delivery]:
-    """Return the alerts of the kind to be tried now, the longest due first."""
+    """Return the alerts of the kind to be sent now, the longest due first."""
     with connection.cursor(row_factory=class_row(Delivery)) as cursor:
         return cursor.execute(DUE, [kind, now, limit]).fetchall()
 
 
 def waiting(connection: psycopg.Connection, kind: str) -> list[Delivery]:
-    """Return the alerts of the kind that wait and may be told by a digest, the oldest first."""
+    """Return the waiting alerts of the kind that a digest may tell of, the oldest first."""
     with connection.cursor(row_factory=class_row(Delivery)) as cursor:
         cursor.execute(
             "SELECT * FROM trading_pipelines.alert_deliveries "
@@ -281,7 +270,7 @@ def waiting(connection: psycopg.Connection, kind: str) -> list[Delivery]:
             "ORDER BY occurred_at NULLS LAST, id",
             [kind],
         )
-        return [one for one in cursor if one.can_be_digested]
+        return [delivery for delivery in cursor if delivery.can_be_digested]
 
 
 def enter_digest(
@@ -292,7 +281,7 @@ def enter_digest(
     now: datetime,
 ) -> None:
     """Enter one message for many alerts, and close those, all or nothing."""
-    ids = [one.id for one in digested]
+    ids = [delivery.id for delivery in digested]
     source_id = f"{kind} {min(ids)}-{max(ids)} {now.isoformat()}"
     with connection.transaction():
         enter(connection, kind, "digest", source_id, "risk", body, occurred_at=now)
@@ -302,151 +291,6 @@ def enter_digest(
             " WHERE source = 'digest' AND source_id = %s) WHERE id = ANY(%s)",
             [source_id, ids],
         )
-
-
-def reserve(
-    connection: psycopg.Connection,
-    delivery: Delivery,
-    via: str,
-    per_minute: int,
-    retry_at: datetime,
-    now: datetime,
-) -> int | None:
-    """Begin an attempt and return its id, or None where Discord's limits do not allow one now.
-
-    None as well where the alert has changed since it was read: switched off, replayed or digested.
-    The limits are over all kinds and processes. If the sender dies now, the alert is tried again at
-    `retry_at`.
-    """
-    with connection.transaction():
-        connection.execute(
-            "SELECT pg_advisory_xact_lock(hashtextextended('trading_pipelines.discord', 0))"
-        )
-        recent = [
-            row[0]
-            for row in connection.execute(
-                "SELECT started_at FROM trading_pipelines.alert_attempts "
-                "WHERE started_at > %s AND outcome IS DISTINCT FROM 'unreachable' "
-                "ORDER BY started_at DESC LIMIT %s",
-                [now - MINUTE, max(per_minute, BURST)],
-            )
-        ]
-        for count, window in ((per_minute, MINUTE), (BURST, BURST_WINDOW)):
-            if len(recent) >= count and recent[count - 1] > now - window:
-                return None
-        is_ours = connection.execute(
-            "UPDATE trading_pipelines.alert_deliveries SET state = 'retrying', "
-            "attempts = attempts + 1, next_at = %s, last_error = 'no answer on record: the sender "
-            "died, or is waiting for it' "
-            "WHERE id = %s AND attempts = %s AND state IN ('pending', 'retrying')",
-            [retry_at, delivery.id, delivery.attempts],
-        ).rowcount
-        if not is_ours:
-            return None
-        row = connection.execute(
-            "INSERT INTO trading_pipelines.alert_attempts (delivery_id, number, started_at, via) "
-            "VALUES (%s, %s, %s, %s) RETURNING id",
-            [delivery.id, delivery.attempts + 1, now, via],
-        ).fetchone()
-    assert row is not None
-    return int(row[0])
-
-
-def record(
-    connection: psycopg.Connection,
-    delivery: Delivery,
-    attempt_id: int,
-    answer: WebhookAnswer,
-    verdict: NextState,
-    now: datetime,
-) -> None:
-    """Close an attempt, and say what becomes of its alert."""
-    is_delivered = verdict.state is DeliveryState.DELIVERED
-    text = _storable(answer.text)
-    with connection.transaction():
-        connection.execute(
-            "UPDATE trading_pipelines.alert_attempts "
-            "SET outcome = %s, status = %s, answer = %s, seconds = %s WHERE id = %s",
-            [answer.outcome, answer.status, text, answer.seconds, attempt_id],
-        )
-        connection.execute(
-            "UPDATE trading_pipelines.alert_deliveries SET state = %s, next_at = %s, via = %s, "
-            "is_away = %s, delivered_at = %s, message_id = %s, last_error = %s "
-            # Unless it was replayed meanwhile, which starts anew.
-            "WHERE id = %s AND attempts = %s",
-            [
-                verdict.state,
-                verdict.next_at,
-                verdict.via,
-                answer.outcome in TRANSPORT_FAILURES,
-                now if is_delivered else None,
-                _storable(answer.message_id),
-                None if is_delivered else text,
-                delivery.id,
-                delivery.attempts + 1,
-            ],
-        )
-
-
-def give_up(connection: psycopg.Connection, kind: str, tries: int, now: datetime) -> int:
-    """Close the alerts whose sender died in the last of their tries; return how many."""
-    return connection.execute(
-        "UPDATE trading_pipelines.alert_deliveries SET state = 'dead' "
-        "WHERE kind = %s AND state = 'retrying' AND attempts >= %s AND next_at <= %s",
-        [kind, tries, now],
-    ).rowcount
-
-
-WITHOUT_RESPONSE = """
-WITH tried AS (
-    SELECT started_at, outcome FROM trading_pipelines.alert_attempts
-    JOIN trading_pipelines.alert_deliveries ON alert_deliveries.id = delivery_id
-    WHERE alert_attempts.via = 'n8n' AND channel = %s AND started_at > %s)
-SELECT min(started_at), max(started_at) FROM tried
-WHERE outcome IN ('away', 'unreachable') AND started_at > coalesce(
-    (SELECT max(started_at) FROM tried WHERE outcome IN ('delivered', 'refused')), '-infinity')
-"""
-
-
-def without_response(
-    connection: psycopg.Connection, channel: str, now: datetime
-) -> tuple[datetime, datetime] | tuple[None, None]:
-    """Return the first and last attempt (UTC) that found no n8n since the channel last answered.
-
-    Nones where it answers, or was not tried for a week.
-    """
-    return connection.execute(WITHOUT_RESPONSE, [channel, now - 7 * DAY]).fetchone() or (None, None)
-
-
-UNREACHED = """
-SELECT id FROM trading_pipelines.alert_deliveries AS waiting
-WHERE kind = %s AND state = 'retrying' AND via = 'n8n' AND is_away AND 'unreachable' =
-    (SELECT outcome FROM trading_pipelines.alert_attempts AS tried
-     WHERE tried.delivery_id = waiting.id ORDER BY tried.id DESC LIMIT 1)
-"""
-
-
-def unreached(connection: psycopg.Connection, kind: str) -> list[int]:
-    """Return the ids of what waits because no connection to n8n could be made."""
-    return [row[0] for row in connection.execute(UNREACHED, [kind])]
-
-
-def bring_forward(
-    connection: psycopg.Connection,
-    now: datetime,
-    *,
-    ids: Sequence[int] = (),
-    channel: str | None = None,
-) -> None:
-    """Make what waits because n8n was away due now: these ids, or a channel's old ones."""
-    connection.execute(
-        "UPDATE trading_pipelines.alert_deliveries AS waiting SET next_at = %(now)s "
-        "WHERE state = 'retrying' AND via = 'n8n' AND is_away AND next_at > %(now)s "
-        "AND (id = ANY(%(ids)s::bigint[]) OR channel = %(channel)s AND NOT EXISTS ("
-        " SELECT FROM trading_pipelines.alert_attempts AS tried"
-        " WHERE tried.delivery_id = waiting.id AND started_at > %(just)s))",
-        {"now": now, "ids": list(ids), "channel": channel, "just": now - JUST},
-    )
 
 
 LISTED = """
@@ -471,7 +315,7 @@ def listed(
     limit: int | None = None,
 ) -> list[Delivery]:
     """Return the alerts that were entered since (UTC) and are as asked, the newest first."""
-    wanted = {
+    arguments = {
         "states": list(states) if states else None,
         "ids": list(ids) if ids else None,
         "kind": kind,
@@ -480,7 +324,7 @@ def listed(
         "limit": limit,
     }
     with connection.cursor(row_factory=class_row(Delivery)) as cursor:
-        return cursor.execute(LISTED, wanted).fetchall()
+        return cursor.execute(LISTED, arguments).fetchall()
 
 
 def source_ids(connection: psycopg.Connection, source: str) -> set[str]:
@@ -489,29 +333,6 @@ def source_ids(connection: psycopg.Connection, source: str) -> set[str]:
         "SELECT source_id FROM trading_pipelines.alert_deliveries WHERE source = %s", [source]
     )
     return {row[0] for row in rows}
-
-
-@dataclass(frozen=True)
-class Attempt:
-    """A row of `alert_attempts`, as a person wants to see it."""
-
-    number: int
-    started_at: datetime
-    via: str
-    outcome: str | None
-    status: int | None
-    answer: str | None
-    seconds: float | None
-
-
-def attempts(connection: psycopg.Connection, delivery_id: int) -> list[Attempt]:
-    """Return the tries of an alert in the order they were made."""
-    with connection.cursor(row_factory=class_row(Attempt)) as cursor:
-        return cursor.execute(
-            "SELECT number, started_at, via, outcome, status, answer, seconds "
-            "FROM trading_pipelines.alert_attempts WHERE delivery_id = %s ORDER BY id",
-            [delivery_id],
-        ).fetchall()
 
 
 REPLAY = """
@@ -533,9 +354,9 @@ def replay(
     A new `body` replaces the old one. A dead alert whose row no body could be made of is taken out,
     so that the next look at the bot's table tries again. What was skipped as old stays.
     """
-    wanted = {"ids": list(ids), "body": None if body is None else Jsonb(_storable(body))}
+    arguments = {"ids": list(ids), "body": None if body is None else Jsonb(storable(body))}
     with connection.transaction():
-        again = [row[0] for row in connection.execute(REPLAY, wanted)]
+        again = [row[0] for row in connection.execute(REPLAY, arguments)]
         again += [
             row[0]
             for row in connection.execute(
@@ -557,9 +378,9 @@ def last_delivered(connection: psycopg.Connection) -> datetime | None:
 
 def counts(connection: psycopg.Connection) -> dict[str, dict[str, int]]:
     """Return how many alerts of each kind are in each state; a kind without any has zeros."""
-    found = {kind: dict.fromkeys(map(str, DeliveryState), 0) for kind in KINDS}
+    counts_of = {kind: dict.fromkeys(map(str, DeliveryState), 0) for kind in KINDS}
     for kind, state, number in connection.execute(
         "SELECT kind, state, count(*) FROM trading_pipelines.alert_deliveries GROUP BY kind, state"
     ):
-        found.setdefault(kind, dict.fromkeys(map(str, DeliveryState), 0))[state] = number
-    return found
+        counts_of.setdefault(kind, dict.fromkeys(map(str, DeliveryState), 0))[state] = number
+    return counts_of

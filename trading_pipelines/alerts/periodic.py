@@ -1,6 +1,6 @@
 """Which KST days have a daily report to be sent; entering it and the weekly summary, once.
 
-What they say belongs in `report` and `reject_summary`; posting it in `delivery`.
+What they say belongs in `daily_report/` and `reject_summary`; posting it in `delivery`.
 """
 
 from dataclasses import dataclass
@@ -32,13 +32,15 @@ def due_reports(
     since = ledger.enabled_since(connection, DAILY_REPORT)
     if since is None:
         return []
-    known = ledger.source_ids(connection, DAILY_REPORT)
+    entered = ledger.source_ids(connection, DAILY_REPORT)
     last = now.astimezone(KST).date() - timedelta(days=1)
     days = (last - timedelta(days=n) for n in reversed(range(settings.look_back_days)))
     return [
         day
         for day in days
-        if day.isoformat() not in known and report_window(day).end >= since and _send_at(day) <= now
+        if day.isoformat() not in entered
+        and report_window(day).end >= since
+        and _send_at(day) <= now
     ]
 
 
@@ -53,8 +55,10 @@ def send_report(
 ) -> str:
     """Enter the KST day's report unless it is in the ledger; return in words what became of it."""
     end = report_window(day).end
-    told = Notification(DAILY_REPORT, "daily-report", day, end, end, max(_send_at(day), now))
-    return _enter_once(connection, told, body, settings, now, resend=resend)
+    notification = Notification(
+        DAILY_REPORT, "daily-report", day, end, end, max(_send_at(day), now)
+    )
+    return _enter_once(connection, notification, body, settings, now, resend=resend)
 
 
 def send_summary(
@@ -68,25 +72,27 @@ def send_summary(
     resend: bool = False,
 ) -> str:
     """Do the same with the summary of the Korean week that begins with this Monday."""
-    told = Notification(REJECT_SUMMARY, "risk", week, week_interval(week).end, known_at, now)
-    return _enter_once(connection, told, body, settings, now, resend=resend)
+    end = week_interval(week).end
+    notification = Notification(REJECT_SUMMARY, "risk", week, end, known_at, now)
+    return _enter_once(connection, notification, body, settings, now, resend=resend)
 
 
 @dataclass(frozen=True)
 class Notification:
-    """What is told once of a stretch of time: from when on it is known, and when it is sent."""
+    """A message about an interval of time, sent once; times in UTC."""
 
     kind: str
     channel: str
     first_day: date
     end: datetime
     known_at: datetime
+    """When all that it tells of was known."""
     send_at: datetime
 
 
 def _enter_once(
     connection: psycopg.Connection,
-    told: Notification,
+    notification: Notification,
     body: dict[str, Any],
     settings: AlertSettings,
     now: datetime,
@@ -98,16 +104,16 @@ def _enter_once(
     Nothing older than the kind's `since`, or than the look-back, is entered: history that is
     backfilled is not news. With `resend` it is sent in any case, with the body it has now.
     """
-    kind, source_id = told.kind, told.first_day.isoformat()
-    found = ledger.listed(connection, kind=kind, source_id=source_id)
-    if found and resend:
-        ledger.replay(connection, [found[0].id], body)
+    kind, source_id = notification.kind, notification.first_day.isoformat()
+    entered = ledger.listed(connection, kind=kind, source_id=source_id)
+    if entered and resend:
+        ledger.replay(connection, [entered[0].id], body)
         return "sent again, as asked"
-    if found:
-        return f"in the ledger already, {found[0].state}"
-    since = ledger.enabled_since(connection, kind) if getattr(settings, kind) else None
+    if entered:
+        return f"in the ledger already, {entered[0].state}"
+    since = ledger.enabled_since(connection, kind) if settings.is_on(kind) else None
     oldest = now - timedelta(days=settings.look_back_days)
-    is_news = since is not None and told.end >= since and told.known_at >= oldest
+    is_news = since is not None and notification.end >= since and notification.known_at >= oldest
     if not (is_news or resend):
         return "not sent: older than the alerts, or switched off"
     ledger.enter(
@@ -115,10 +121,10 @@ def _enter_once(
         kind,
         kind,
         source_id,
-        told.channel,
+        notification.channel,
         body,
-        occurred_at=told.end,
-        next_at=told.send_at,
+        occurred_at=notification.end,
+        next_at=notification.send_at,
     )
     return "entered in the ledger"
 

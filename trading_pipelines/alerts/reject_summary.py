@@ -8,7 +8,7 @@ from trading_pipelines.candles.windows import DAY
 from trading_pipelines.signals.rejections import summary as reject_summary
 from trading_pipelines.signals.rejections.summary import Total
 
-SHOWN = {"symbol": "종목", "reason": "사유", "regime": "레짐", "model": "모델"}
+HEADINGS = {"symbol": "종목", "reason": "사유", "regime": "레짐", "model": "모델"}
 LONGEST = 10
 
 
@@ -16,14 +16,16 @@ def body(totals: Sequence[Total], week: date, now: datetime) -> dict[str, Any]:
     """Return the body of the webhook `risk` for the Korean week that begins with this Monday."""
     together = totals[0]
     last = week + DAY * 6
-    lines = [f"{week} ~ {last} (KST), 거절 {together.rejections}건: {_said(together)}"]
-    for grouping, heading in SHOWN.items():
-        found = sorted(
-            (one for one in reject_summary.of(totals, grouping) if one.judged),
-            key=lambda one: abs(one.net_krw),
+    lines = [f"{week} ~ {last} (KST), 거절 {together.rejections}건: {_in_words(together)}"]
+    for grouping, heading in HEADINGS.items():
+        largest_first = sorted(
+            (total for total in reject_summary.of(totals, grouping) if total.judged),
+            key=lambda total: abs(total.net_krw),
             reverse=True,
         )
-        lines += [f"{heading} {one.name}: {_said(one)}" for one in found[:LONGEST]]
+        lines += [
+            f"{heading} {total.name}: {_in_words(total)}" for total in largest_first[:LONGEST]
+        ]
     return {
         "type": "REJECT_SUMMARY",
         "level": "INFO",
@@ -32,7 +34,7 @@ def body(totals: Sequence[Total], week: date, now: datetime) -> dict[str, Any]:
     }
 
 
-def _said(total: Total) -> str:
+def _in_words(total: Total) -> str:
     if total.hit_rate is None:
         return "판정된 건 없음"
     share, low, high = total.hit_rate

@@ -34,18 +34,19 @@ LONGEST_WAIT = 86400.0
 class PostOutcome(StrEnum):
     """What an attempt came to; one that has none is in flight, or its sender died.
 
-    REFUSED is the word of our workflow, or of Discord where it is asked directly. AWAY is anybody
-    else's (n8n's own error, a proxy's page) or none that came whole and in time: the request may
-    have been acted on. UNREACHABLE is a failed connection.
+    REFUSED is the answer of our workflow, or of Discord where it is asked directly. NO_RESPONSE is
+    anybody else's answer (n8n's own error, a proxy's page), or none that came whole and in time:
+    the request may have been acted on. CONNECT_FAILED is a connection that could not be made. The
+    values are those of the ledger's tables.
     """
 
     DELIVERED = "delivered"
     REFUSED = "refused"
-    AWAY = "away"
-    UNREACHABLE = "unreachable"
+    NO_RESPONSE = "away"
+    CONNECT_FAILED = "unreachable"
 
 
-TRANSPORT_FAILURES = {PostOutcome.AWAY, PostOutcome.UNREACHABLE}
+TRANSPORT_FAILURES = {PostOutcome.NO_RESPONSE, PostOutcome.CONNECT_FAILED}
 
 
 @dataclass(frozen=True)
@@ -126,14 +127,16 @@ class Webhooks:
                 error.args and isinstance(error.args[0], MaxRetryError)
             )
             if is_connected and isinstance(error, requests.Timeout):
-                answer = WebhookAnswer(PostOutcome.AWAY, f"no answer within {self.timeout:g} s")
+                answer = WebhookAnswer(
+                    PostOutcome.NO_RESPONSE, f"no answer within {self.timeout:g} s"
+                )
             elif is_connected:
                 answer = WebhookAnswer(
-                    PostOutcome.AWAY, f"no whole answer ({type(error).__name__})"
+                    PostOutcome.NO_RESPONSE, f"no whole answer ({type(error).__name__})"
                 )
             else:
                 text = f"can't be reached ({type(error).__name__})"
-                answer = WebhookAnswer(PostOutcome.UNREACHABLE, text)
+                answer = WebhookAnswer(PostOutcome.CONNECT_FAILED, text)
         except (LookupError, TypeError, ValueError) as error:
             answer = _unpostable(error)
         return replace(answer, text=self._without_secrets(answer.text)[:LONGEST_ANSWER])
@@ -178,38 +181,44 @@ def _unpostable(error: Exception) -> WebhookAnswer:
 
 
 def _of_n8n(response: requests.Response) -> WebhookAnswer:
-    said, status = _json(response), response.status_code
-    if "delivered" not in said:
+    content, status = _json(response), response.status_code
+    if "delivered" not in content:
         # A proxy's page, n8n's own error, or a workflow that is not ours.
         is_final = 300 <= status < 500 and status not in {*RETRIED_4XX, NOT_REGISTERED}
         text = _words(f"n8n answers {status} without saying delivered", response.text)
         return WebhookAnswer(
-            PostOutcome.AWAY, text, status, is_final=is_final, retry_after=_retry_after(response)
+            PostOutcome.NO_RESPONSE,
+            text,
+            status,
+            is_final=is_final,
+            retry_after=_retry_after(response),
         )
-    if status < 300 and said["delivered"] is True:
-        text = f"delivered{_words('', str(said.get('message_id') or ''))}"
+    if status < 300 and content["delivered"] is True:
+        text = f"delivered{_words('', str(content.get('message_id') or ''))}"
         return WebhookAnswer(
-            PostOutcome.DELIVERED, text, status, message_id=_id(said.get("message_id"))
+            PostOutcome.DELIVERED, text, status, message_id=_id(content.get("message_id"))
         )
-    of_discord = said.get("status")
+    of_discord = content.get("status")
     if isinstance(of_discord, int) and 100 <= of_discord <= 599:
         status = of_discord
-    return _refused(f"n8n answers {response.status_code}", status, said.get("error"), response)
+    return _refused(f"n8n answers {response.status_code}", status, content.get("error"), response)
 
 
 def _of_discord(response: requests.Response) -> WebhookAnswer:
-    said, status = _json(response), response.status_code
+    content, status = _json(response), response.status_code
     if status < 300:
         return WebhookAnswer(
-            PostOutcome.DELIVERED, "delivered", status, message_id=_id(said.get("id"))
+            PostOutcome.DELIVERED, "delivered", status, message_id=_id(content.get("id"))
         )
-    return _refused(f"Discord answers {status}", status, said.get("message"), response)
+    return _refused(f"Discord answers {status}", status, content.get("message"), response)
 
 
-def _refused(what: str, status: int, why: object, response: requests.Response) -> WebhookAnswer:
+def _refused(
+    summary: str, status: int, detail: object, response: requests.Response
+) -> WebhookAnswer:
     return WebhookAnswer(
         PostOutcome.REFUSED,
-        _words(what, str(why or response.text)),
+        _words(summary, str(detail or response.text)),
         status,
         is_final=_is_final(status),
         retry_after=_seconds(_json(response).get("retry_after")) or _retry_after(response),
@@ -222,15 +231,15 @@ def _is_final(status: int) -> bool:
 
 def _json(response: requests.Response) -> dict[str, Any]:
     try:
-        said = response.json()
+        content = response.json()
     except (ValueError, RecursionError):
         return {}
-    return said if isinstance(said, dict) else {}
+    return content if isinstance(content, dict) else {}
 
 
-def _words(what: str, detail: str) -> str:
+def _words(summary: str, detail: str) -> str:
     detail = " ".join(detail.split())
-    return f"{what}: {detail}" if detail else what
+    return f"{summary}: {detail}" if detail else summary
 
 
 def _id(value: object) -> str | None:

@@ -7,29 +7,29 @@ do about it belongs in `due`; the rows themselves in `store`.
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import date, datetime, timedelta
+from datetime import date, datetime
 from enum import StrEnum
-from typing import Any
 
 import psycopg
 from psycopg.rows import class_row
 
+from trading_pipelines.candles.back_off import BACK_OFF, back_off_parameters
 from trading_pipelines.candles.store import INTERVAL
 from trading_pipelines.candles.windows import MINUTE, Interval, day_interval
 from trading_pipelines.settings.strategy import HealingSettings
 
 
 class FailureKind(StrEnum):
-    """What kind a failure is of; tries are spent by failures in a row that are of one."""
+    """What has failed; a day's attempts are spent by failures in a row of the same kind."""
 
     AWAY = "away"
-    """No answer of the exchange's: it will be back, so no try is spent however long it lasts."""
+    """The exchange gave no answer: it will be back, so this spends no attempt, however long."""
     ANSWER = "answer"
-    """It answered, and the answer can't be used."""
+    """The exchange answered, and the answer can't be used."""
     CONTRACT = "contract"
-    """What is stored breaks a contract, whatever is fetched: only a check that passes ends it."""
+    """The stored candles break a contract, whatever is fetched: only a passing check ends it."""
     MARKET = "market"
-    """It does not know the market, which may be listed by tomorrow."""
+    """The exchange does not know the market, which may be listed by tomorrow."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class CandleCoverage:
     error: str | None
     retry_at: datetime | None
     left_failed: bool
-    """Its tries are spent: looked at once a day, or when it is asked for."""
+    """Its attempts are spent: it is due once a day, or when somebody asks for it."""
     hours_current: bool
     """The hourly candles were computed from the minutes as they are."""
     stored: int
@@ -71,7 +71,7 @@ class CandleCoverage:
 
     @property
     def damaged(self) -> bool:
-        """Whether candles have come or gone since the exchange was asked."""
+        """Whether candles have come or gone since the exchange was fetched."""
         return self.stored != self.rows
 
     def holes(self, now: datetime) -> int:
@@ -91,7 +91,7 @@ class FetchedInterval:
     inserted: int
     repaired: int
     requests: int
-    waits: int
+    retries: int
     seconds: float
     source: str
     run_id: str
@@ -167,8 +167,6 @@ FROM (SELECT count(*) AS rows FROM public.market_data
             WHERE symbol = %(symbol)s AND interval = %(interval)s AND day = %(day)s)) AS stored
 WHERE known.symbol = %(symbol)s AND known.interval = %(interval)s AND known.day = %(day)s
 """
-# Over `failures` in a row, the new one among them; with the arguments of `healing_arguments`.
-BACK_OFF = "least(%(first)s * 2 ^ least(failures - 1, 10), %(longest)s)"
 CLEAR = """
 UPDATE trading_pipelines.candle_coverage
 SET failures = 0, trouble = NULL, tries = 0, left_failed = false, left_at = NULL, error = NULL,
@@ -176,9 +174,9 @@ SET failures = 0, trouble = NULL, tries = 0, left_failed = false, left_at = NULL
 WHERE symbol = %(symbol)s AND interval = %(interval)s AND day = ANY(%(days)s)
     AND failures > 0 AND (trouble IS NOT DISTINCT FROM 'contract') = %(contract_kept)s
 """
-# A day that is open has new minutes to ask for, so its tries are never spent: a single 404 at 00:30
-# would have cost a day of candles and labels. How long to wait, and what is told, is by `failures`,
-# of whatever kind: 20 that were away and odd in turn were 20 first ones, and nobody was told.
+# An open day has new minutes to ask for, so its attempts are never spent: a single 404 at 00:30
+# would have cost a day of candles and labels. The wait and the alerts count `failures` of every
+# kind: 20 that alternated between two kinds were 20 first ones, and no alert was sent.
 FAIL_DAY = f"""
 INSERT INTO trading_pipelines.candle_coverage AS known
     (symbol, interval, day, status, fetched_until, confirmed_until,
@@ -229,37 +227,37 @@ WHERE excluded.first_day < known.first_day
 def look_after(connection: psycopg.Connection, symbols: Iterable[str], first_day: date) -> None:
     """Record that a schedule looks after the symbols from that UTC day on.
 
-    What an outage longer than the look-back leaves behind is told by it from history that nobody
+    The row tells the gaps that an outage longer than the look-back leaves from history that nobody
     has asked for.
     """
     connection.execute(LOOK_AFTER, {"symbols": list(symbols), "first_day": first_day})
 
 
-def record(connection: psycopg.Connection, asked: FetchedInterval) -> None:
+def record(connection: psycopg.Connection, fetched: FetchedInterval) -> None:
     """Record that a piece of a day was asked for, in the transaction that stored its candles."""
-    day = asked.interval.start.date()
+    day = fetched.interval.start.date()
     whole = day_interval(day)
     arguments = {
-        "symbol": asked.symbol,
+        "symbol": fetched.symbol,
         "interval": INTERVAL,
         "day": day,
         "day_start": whole.start,
         "day_end": whole.end,
-        "start": asked.interval.start,
-        "end": asked.interval.end,
-        "closed": asked.day_closed,
-        "changed": asked.inserted + asked.repaired > 0,
-        "repaired": asked.repaired,
-        "requests": asked.requests,
-        "waits": asked.waits,
-        "seconds": asked.seconds,
-        "source": asked.source,
-        "run_id": asked.run_id,
+        "start": fetched.interval.start,
+        "end": fetched.interval.end,
+        "closed": fetched.day_closed,
+        "changed": fetched.inserted + fetched.repaired > 0,
+        "repaired": fetched.repaired,
+        "requests": fetched.requests,
+        "waits": fetched.retries,
+        "seconds": fetched.seconds,
+        "source": fetched.source,
+        "run_id": fetched.run_id,
     }
     connection.execute(RECORD_FETCHED, arguments)
     connection.execute(COUNT, arguments)
-    if asked.interval.end == whole.end or not asked.day_closed:
-        # Pages before the one in trouble are no success of the day.
+    if fetched.interval.end == whole.end or not fetched.day_closed:
+        # Pages before the one that fails are no success of the day.
         connection.execute(CLEAR, arguments | {"days": [day], "contract_kept": False})
 
 
@@ -277,12 +275,12 @@ def record_failure(
     day: date,
     error: str,
     run_id: str,
-    trouble: FailureKind,
+    kind: FailureKind,
     healing: HealingSettings,
 ) -> None:
     """Record a failed attempt, and when the next is; a complete day stays complete.
 
-    When the tries are spent the day is left failed, until it has been asked for to its end.
+    When its attempts are spent the day is left failed, until it has been asked for to its end.
     """
     whole = day_interval(day)
     connection.execute(
@@ -295,34 +293,25 @@ def record_failure(
             "day_end": whole.end,
             "error": error,
             "run_id": run_id,
-            "trouble": trouble,
-            **healing_arguments(healing),
+            "trouble": kind,
+            **back_off_parameters(healing),
         },
     )
 
 
-def healing_arguments(healing: HealingSettings) -> dict[str, Any]:
-    """Return what a statement that records a failure takes of the settings."""
-    return {
-        "attempts": healing.attempts,
-        "first": timedelta(seconds=healing.backoff_seconds),
-        "longest": timedelta(seconds=healing.max_backoff_seconds),
-    }
-
-
-def interval_to_fetch(known: CandleCoverage, closed_until: datetime, run_id: str) -> Interval:
-    """Return what is left to ask of the day, given that minutes before `closed_until` have closed.
+def interval_to_fetch(coverage: CandleCoverage, closed_until: datetime, run_id: str) -> Interval:
+    """Return what is still to be fetched of the day; minutes before `closed_until` have closed.
 
     An open day is topped up from where it stands; a closed one is asked for whole once more, or
     from where an earlier attempt stopped. A complete day is asked for again, whole, unless this
     very run (before it was killed and retried) has done so: `run_id` is the root run's.
     """
-    whole = day_interval(known.day)
+    whole = day_interval(coverage.day)
     if closed_until < whole.end:
-        return Interval(known.fetched_until, closed_until)
-    if known.complete and known.run_id != run_id:
+        return Interval(coverage.fetched_until, closed_until)
+    if coverage.complete and coverage.run_id != run_id:
         return whole
-    return Interval(known.confirmed_until, whole.end)
+    return Interval(coverage.confirmed_until, whole.end)
 
 
 @dataclass(frozen=True)
@@ -341,11 +330,11 @@ class SymbolSummary:
     source: str
 
 
-def summarise(known: Iterable[CandleCoverage], now: datetime) -> list[SymbolSummary]:
+def summarise(coverages: Iterable[CandleCoverage], now: datetime) -> list[SymbolSummary]:
     """Return one line a symbol, in the order in which the symbols come."""
     by_symbol: dict[str, list[CandleCoverage]] = {}
-    for day in known:
-        by_symbol.setdefault(day.symbol, []).append(day)
+    for coverage in coverages:
+        by_symbol.setdefault(coverage.symbol, []).append(coverage)
     return [
         SymbolSummary(
             symbol,

@@ -13,8 +13,9 @@ from typing import Protocol
 
 import psycopg
 
-from trading_pipelines.candles import coverage, store
-from trading_pipelines.candles.coverage import FailureKind
+from trading_pipelines.candles import coverage as candle_coverage
+from trading_pipelines.candles import store
+from trading_pipelines.candles.coverage import FailureKind, FetchedInterval
 from trading_pipelines.candles.exchange import RequestStats
 from trading_pipelines.candles.page import (
     PAGE_SIZE,
@@ -27,15 +28,15 @@ from trading_pipelines.candles.rate_limit import BlockedError
 from trading_pipelines.candles.windows import Interval, day_interval, first_window, merge
 from trading_pipelines.settings.strategy import HealingSettings
 
-# Two days of a symbol that fail in a row are its trouble, or the exchange's, and not the days':
-# the rest is left to the next run, so that an outage does not cost a try for every day.
+# When two days in a row fail, the symbol or the exchange is at fault and not the days: the rest is
+# left to the next run, so that an outage does not cost an attempt for every day.
 FAILED_DAYS_IN_A_ROW = 2
 
 
 class PageSource(Protocol):
     """What a download needs of an exchange; see `exchange.Exchange`."""
 
-    effort: RequestStats
+    stats: RequestStats
 
     def page(self, symbol: str, window: Interval) -> Page:
         """Return the candles of the window that have closed."""
@@ -54,15 +55,15 @@ class FailedDay:
 
 
 def pages(
-    exchange: PageSource, symbol: str, piece: Interval, size: int = PAGE_SIZE
+    exchange: PageSource, symbol: str, interval: Interval, size: int = PAGE_SIZE
 ) -> Iterator[tuple[Interval, Page]]:
-    """Yield the pages of `piece` in order, each with the stretch it covers, without gap or overlap.
+    """Yield the interval's pages in order, each with the part it covers, without gap or overlap.
 
     Ends early where the exchange's clock says that the minutes have not closed yet.
     """
-    at = piece.start
-    while at < piece.end:
-        window = first_window(Interval(at, piece.end), size)
+    at = interval.start
+    while at < interval.end:
+        window = first_window(Interval(at, interval.end), size)
         page = exchange.page(symbol, window)
         covered_until = min(window.end, page.closed_until)
         if covered_until <= at:
@@ -82,8 +83,8 @@ def download(
     """Bring the UTC days of the symbols up to date in `market_data` and `candle_coverage`.
 
     Returns the days that failed or were not reached; everything else is stored and committed. A
-    symbol's trouble is its own, but a block by the exchange ends the whole download. `connection`
-    is autocommit; `run_id` is the root run's, see `coverage.to_ask`.
+    symbol that fails leaves the others alone, but a block by the exchange ends the whole download.
+    `connection` is autocommit; `run_id` is the root run's, see `coverage.interval_to_fetch`.
     """
     failed: list[FailedDay] = []
     blocked: BlockedError | None = None
@@ -95,9 +96,9 @@ def download(
             except BlockedError as error:
                 blocked = error
         failed += [
-            FailedDay(symbol, known.day, str(blocked))
-            for known in coverage.read(connection, [symbol], days)
-            if not known.complete or known.run_id != run_id
+            FailedDay(symbol, coverage.day, str(blocked))
+            for coverage in candle_coverage.read(connection, [symbol], days)
+            if not coverage.complete or coverage.run_id != run_id
         ]
     return failed
 
@@ -113,12 +114,12 @@ def _download_symbol(
     closed_until = exchange.closed_until()
     failed: list[FailedDay] = []
     in_a_row = 0
-    for piece in merge(
-        coverage.interval_to_fetch(known, closed_until, run_id)
-        for known in coverage.read(connection, [symbol], days)
+    for interval in merge(
+        candle_coverage.interval_to_fetch(coverage, closed_until, run_id)
+        for coverage in candle_coverage.read(connection, [symbol], days)
     ):
-        at, end = piece.start, piece.end
-        while at < piece.end:
+        at, end = interval.start, interval.end
+        while at < interval.end:
             try:
                 for covered in _store_pages(
                     connection, exchange, symbol, Interval(at, end), run_id
@@ -126,30 +127,31 @@ def _download_symbol(
                     at, in_a_row = covered.end, 0
                 if at < end:
                     break  # the rest has not closed yet
-                end = piece.end
+                end = interval.end
             except ExchangeError as error:
                 midnight = day_interval(at.date()).end
                 if first_window(Interval(at, end), PAGE_SIZE).end > midnight:
-                    end = midnight  # the trouble may be that of the next day, so ask without it
+                    end = midnight  # the next day may be at fault, so ask without it
                     continue
-                trouble = _trouble(error)
-                unknown = trouble is FailureKind.MARKET
-                left = [day for day in days if day >= at.date()]
-                for day in left if unknown else left[:1]:
-                    coverage.record_failure(
-                        connection, symbol, day, str(error), run_id, trouble, healing
+                kind = _failure_kind(error)
+                is_unknown_market = kind is FailureKind.MARKET
+                remaining = [day for day in days if day >= at.date()]
+                for day in remaining if is_unknown_market else remaining[:1]:
+                    candle_coverage.record_failure(
+                        connection, symbol, day, str(error), run_id, kind, healing
                     )
-                failed.append(FailedDay(symbol, left[0], str(error)))
+                failed.append(FailedDay(symbol, remaining[0], str(error)))
                 in_a_row += 1
-                if unknown or in_a_row == FAILED_DAYS_IN_A_ROW:
+                if is_unknown_market or in_a_row == FAILED_DAYS_IN_A_ROW:
                     return failed + [
-                        FailedDay(symbol, day, f"not asked for after: {error}") for day in left[1:]
+                        FailedDay(symbol, day, f"not asked for after: {error}")
+                        for day in remaining[1:]
                     ]
-                at, end = midnight, piece.end
+                at, end = midnight, interval.end
     return failed
 
 
-def _trouble(error: ExchangeError) -> FailureKind:
+def _failure_kind(error: ExchangeError) -> FailureKind:
     if isinstance(error, UnknownMarketError):
         return FailureKind.MARKET
     return FailureKind.ANSWER if isinstance(error, InvalidAnswerError) else FailureKind.AWAY
@@ -159,32 +161,32 @@ def _store_pages(
     connection: psycopg.Connection,
     exchange: PageSource,
     symbol: str,
-    piece: Interval,
+    interval: Interval,
     run_id: str,
 ) -> Iterator[Interval]:
-    before, since = copy(exchange.effort), time.monotonic()
-    for stretch, page in pages(exchange, symbol, piece):
-        spent, seconds = exchange.effort.since(before), time.monotonic() - since
+    before, since = copy(exchange.stats), time.monotonic()
+    for covered, page in pages(exchange, symbol, interval):
+        spent, seconds = exchange.stats.since(before), time.monotonic() - since
         with connection.transaction():
             # One writer a symbol: a backfill and the schedule may meet on the same day.
             connection.execute("SELECT pg_advisory_xact_lock(hashtext(%s))", [f"1m {symbol}"])
-            for day in stretch.days():
-                part = stretch.clip(day_interval(day))
+            for day in covered.days():
+                part = covered.clip(day_interval(day))
                 written = store.write_candles(
                     connection,
                     symbol,
                     [c for c in page.candles if part.start <= c.start < part.end],
                 )
-                coverage.record(
+                candle_coverage.record(
                     connection,
-                    coverage.FetchedInterval(
+                    FetchedInterval(
                         symbol=symbol,
                         interval=part,
                         day_closed=day_interval(day).end <= page.closed_until,
                         inserted=written.inserted,
                         repaired=written.repaired,
                         requests=spent.requests,
-                        waits=spent.waits,
+                        retries=spent.retries,
                         seconds=seconds,
                         source=page.source,
                         run_id=run_id,
@@ -192,5 +194,5 @@ def _store_pages(
                 )
                 # A page over midnight is the first day's cost.
                 spent, seconds = RequestStats(), 0.0
-        before, since = copy(exchange.effort), time.monotonic()
-        yield stretch
+        before, since = copy(exchange.stats), time.monotonic()
+        yield covered

@@ -1,4 +1,4 @@
-"""What is due: a question to the data, asked by every tick, so that a missed tick costs only time.
+"""What is due: every tick asks the data, so that a missed tick costs only time.
 
 Due is a symbol's UTC day that is missing, incomplete, open, damaged (candles have gone), or whose
 hours are older than its minutes. Which runs are already in flight is Dagster's knowledge and comes
@@ -33,7 +33,7 @@ class CandleDueReason(StrEnum):
     WAITING = "waiting"
     """Failed a short while ago; nothing is asked before its retry_at."""
     LEFT_FAILED = "left failed"
-    """Its tries are spent; looked at once a day."""
+    """Its attempts are spent; it is due once a day."""
 
 
 @dataclass(frozen=True)
@@ -57,20 +57,20 @@ def look_back(start_date: date, look_back_days: int, now: datetime) -> list[date
     return [first + DAY * n for n in range((last - first).days + 1)]
 
 
-def reason(known: CandleCoverage, now: datetime) -> CandleDueReason | None:
+def reason(coverage: CandleCoverage, now: datetime) -> CandleDueReason | None:
     """Return why the day is due at `now`, or None."""
-    if known.retry_at and known.retry_at > now:
-        return CandleDueReason.LEFT_FAILED if known.left_failed else CandleDueReason.WAITING
-    is_open = known.day == (now - FIRST_MINUTE).date()
-    midnight = day_interval(known.day).start
+    if coverage.retry_at and coverage.retry_at > now:
+        return CandleDueReason.LEFT_FAILED if coverage.left_failed else CandleDueReason.WAITING
+    is_open = coverage.day == (now - FIRST_MINUTE).date()
+    midnight = day_interval(coverage.day).start
     last_look = now - LOOK_MARGIN - (now - LOOK_MARGIN - midnight) % REFRESHED_EVERY
     checks = {
-        CandleDueReason.FAILED: known.failures > 0,
-        CandleDueReason.OPEN: is_open and known.fetched_until < last_look,
-        CandleDueReason.MISSING: not is_open and known.status == "missing",
-        CandleDueReason.INCOMPLETE: not is_open and not known.complete,
-        CandleDueReason.DAMAGED: known.damaged,
-        CandleDueReason.HOURS: not known.hours_current,
+        CandleDueReason.FAILED: coverage.failures > 0,
+        CandleDueReason.OPEN: is_open and coverage.fetched_until < last_look,
+        CandleDueReason.MISSING: not is_open and coverage.status == "missing",
+        CandleDueReason.INCOMPLETE: not is_open and not coverage.complete,
+        CandleDueReason.DAMAGED: coverage.damaged,
+        CandleDueReason.HOURS: not coverage.hours_current,
     }
     return next((name for name, holds in checks.items() if holds), None)
 
@@ -78,53 +78,53 @@ def reason(known: CandleCoverage, now: datetime) -> CandleDueReason | None:
 def runs(due: Mapping[tuple[str, date], CandleDueReason], symbols: Sequence[str]) -> list[DueRun]:
     """Cover the due (symbol, day)s with few runs, the newest days first.
 
-    Days in trouble get a run a symbol: in a run over several symbols one broken contract keeps the
-    hours of all from being computed. The open day goes before history, which may take long after
-    downtime.
+    Failed and damaged days get a run a symbol: in a run over several symbols one broken contract
+    keeps the hours of all from being computed. The open day goes before history, which may take
+    long after downtime.
     """
     by_kind: dict[str, dict[str, set[date]]] = {}
     for (symbol, day), why in due.items():
         kind = {
-            CandleDueReason.FAILED: f"trouble {symbol}",
-            CandleDueReason.DAMAGED: f"trouble {symbol}",
+            CandleDueReason.FAILED: f"failed {symbol}",
+            CandleDueReason.DAMAGED: f"failed {symbol}",
             CandleDueReason.MISSING: "history",
             CandleDueReason.INCOMPLETE: "history",
         }.get(why, why)
         if why not in {CandleDueReason.WAITING, CandleDueReason.LEFT_FAILED}:
             by_kind.setdefault(kind, {}).setdefault(symbol, set()).add(day)
-    found = [
+    due_runs = [
         DueRun(group, first, last, hours_only=kind == CandleDueReason.HOURS)
         for kind, days_of in by_kind.items()
         for group, first, last in rectangles(days_of, symbols)
     ]
-    return sorted(found, key=lambda run: (run.last, run.first), reverse=True)
+    return sorted(due_runs, key=lambda run: (run.last, run.first), reverse=True)
 
 
 def rectangles(
     days_of: Mapping[str, set[date]], symbols: Sequence[str]
 ) -> list[tuple[tuple[str, ...], date, date]]:
     """Cover the symbols' days with (neighbouring symbols, first day, last day), newest first."""
-    found = [
+    covering = [
         (group, first, last)
-        for (first, last), wanting in _by_interval(days_of).items()
-        for group in _neighbours(wanting, symbols)
+        for (first, last), due_symbols in _by_interval(days_of).items()
+        for group in _neighbours(due_symbols, symbols)
     ]
-    return sorted(found, key=lambda one: (one[2], one[1]), reverse=True)
+    return sorted(covering, key=lambda rectangle: (rectangle[2], rectangle[1]), reverse=True)
 
 
 def _by_interval(days_of: Mapping[str, set[date]]) -> dict[tuple[date, date], set[str]]:
-    stretches: dict[tuple[date, date], set[str]] = {}
+    symbols_of: dict[tuple[date, date], set[str]] = {}
     for symbol, days in days_of.items():
-        for stretch in contiguous(days):
-            stretches.setdefault(stretch, set()).add(symbol)
-    return stretches
+        for interval in contiguous(days):
+            symbols_of.setdefault(interval, set()).add(symbol)
+    return symbols_of
 
 
-def _neighbours(wanting: Collection[str], symbols: Sequence[str]) -> Iterator[tuple[str, ...]]:
+def _neighbours(chosen: Collection[str], symbols: Sequence[str]) -> Iterator[tuple[str, ...]]:
     """Cut into groups that are neighbours in `symbols`: a Dagster range is from one to another."""
     group: list[str] = []
     for symbol in symbols:
-        if symbol in wanting:
+        if symbol in chosen:
             group.append(symbol)
         elif group:
             yield tuple(group)

@@ -1,9 +1,11 @@
-"""Asking the exchange for pages of candles: politely, several times, believed only when valid.
+"""Asking the exchange for a page of candles: in a slot of the rate limit, again when it fails.
 
-What a page is belongs in `page`, the requests themselves in `upbit`. Where pages are stored, and
-which are asked for, belongs in `store` and `download`.
+What a page is belongs in `page`, the HTTP request in `upbit`. Which pages are asked for belongs in
+`download`, where they are stored in `store`.
 """
 
+import contextlib
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -31,14 +33,14 @@ CLOSE_MARGIN = timedelta(seconds=5)
 
 @dataclass
 class RequestStats:
-    """What pages have cost so far."""
+    """How many requests pages have taken so far, and how many of them were retries."""
 
     requests: int = 0
-    waits: int = 0
+    retries: int = 0
 
     def since(self, earlier: "RequestStats") -> "RequestStats":
-        """Return what was spent after `earlier`."""
-        return RequestStats(self.requests - earlier.requests, self.waits - earlier.waits)
+        """Return what was added after `earlier`."""
+        return RequestStats(self.requests - earlier.requests, self.retries - earlier.retries)
 
 
 class Exchange:
@@ -59,24 +61,17 @@ class Exchange:
         self._settings = settings
         self._now = now
         self._ahead = timedelta(0)
-        self.effort = RequestStats()
-
-    def closed_until(self) -> datetime:
-        """Return the start of the first minute that may still change, by the exchange's clock."""
-        return self._closed_until(self._now())
-
-    def _closed_until(self, moment: datetime) -> datetime:
-        return floor_minute(moment + self._ahead - CLOSE_MARGIN)
+        self.stats = RequestStats()
 
     def page(self, symbol: str, window: Interval) -> Page:
         """Return the closed candles of `window`, at most 200 minutes.
 
         Raises UnknownMarketError at once, InvalidAnswerError or ExchangeError (the exchange is
-        away) by the last try when every one has failed, BlockedError.
+        away) of the last attempt when every one has failed, BlockedError.
         """
         page = self._ask(symbol, window)
         if not page.candles and page.closed_until > window.start:
-            # A stale or empty answer looks like a quiet window: believe it when it is said twice.
+            # A stale or empty answer looks like a quiet window: it is believed when given twice.
             page = self._ask(symbol, window)
         return page
 
@@ -87,7 +82,7 @@ class Exchange:
             wait=tenacity.wait_random_exponential(
                 multiplier=self._settings.backoff_seconds, max=self._settings.max_backoff_seconds
             ),
-            before_sleep=self._count_wait,
+            before_sleep=self._count_retry,
             reraise=True,
         )
         try:
@@ -99,12 +94,12 @@ class Exchange:
                 f"(asked {retrying.statistics['attempt_number']} times)"
             ) from error
 
-    def _count_wait(self, _: tenacity.RetryCallState) -> None:
-        self.effort.waits += 1
+    def _count_retry(self, _: tenacity.RetryCallState) -> None:
+        self.stats.retries += 1
 
     def _try(self, symbol: str, window: Interval) -> Page:
         slot = self._slots.reserve()
-        self.effort.requests += 1
+        self.stats.requests += 1
         asked_at = self._now()
         try:
             answer = self._api.minutes(symbol, window.end)
@@ -126,12 +121,20 @@ class Exchange:
 
     def _note_headers(self, slot: Slot) -> None:
         headers = self._api.answer_headers
-        if "Date" in headers:
-            self._ahead = parsedate_to_datetime(headers["Date"]) - self._now()
+        # Of a Date that can't be read, or has no time zone, nothing is learnt.
+        with contextlib.suppress(TypeError, ValueError):
+            self._ahead = parsedate_to_datetime(headers.get("Date", "")) - self._now()
         fields = dict(
             part.strip().split("=", 1)
             for part in headers.get("Remaining-Req", "").split(";")
             if "=" in part
         )
-        if fields.get("sec", "").isdigit():
+        if re.fullmatch("[0-9]+", fields.get("sec", "")):
             self._slots.obey(int(fields["sec"]), slot)
+
+    def closed_until(self) -> datetime:
+        """Return the start of the first minute that may still change, by the exchange's clock."""
+        return self._closed_until(self._now())
+
+    def _closed_until(self, moment: datetime) -> datetime:
+        return floor_minute(moment + self._ahead - CLOSE_MARGIN)

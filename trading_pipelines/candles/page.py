@@ -1,7 +1,7 @@
-"""A page of candles: what a candle is, when an answer is believed, and how an answer can fail.
+"""A page of candles: what a candle is, which answers are believed, and how an answer can fail.
 
-A page is whole and valid or not there at all. Asking for one belongs in `exchange`, what Upbit's
-answers look like on the wire in `upbit`.
+A page is whole and valid, or there is none. Asking for one belongs in `exchange`, Upbit's HTTP in
+`upbit`. Another exchange needs another `validate`: the names of a row's fields are Upbit's.
 """
 
 from dataclasses import dataclass, field
@@ -17,34 +17,6 @@ PAGE_SIZE = 200
 # numeric(20, 8) holds twelve digits before the point.
 LARGEST = Decimal(10) ** 12
 PRICES = ("opening_price", "high_price", "low_price", "trade_price")
-
-
-class ExchangeError(OperatorError):
-    """The exchange did not give a valid page; the message says for what, why and after what."""
-
-
-class UnknownMarketError(ExchangeError):
-    """The exchange does not know the symbol, or no longer; asking again soon is of no use."""
-
-
-class RetryableError(ExchangeError):
-    """An answer, or none, that the next try may mend."""
-
-
-class InvalidAnswerError(RetryableError):
-    """An answer that is not a valid page of the market and window that were asked for."""
-
-
-class TooManyRequestsError(RetryableError):
-    """HTTP 429: the limit of requests a second was passed."""
-
-
-class BlockedAnswerError(Exception):
-    """HTTP 418: the exchange refuses every request until `retry_after`, where it says so."""
-
-    def __init__(self, retry_after: timedelta | None) -> None:
-        super().__init__(retry_after)
-        self.retry_after = retry_after
 
 
 class Candle(NamedTuple):
@@ -117,3 +89,31 @@ def _number(value: object) -> Decimal:
     if isinstance(value, bool) or not isinstance(value, int | Decimal):
         raise TypeError(f"{value!r} is not a number")
     return Decimal(value)
+
+
+class ExchangeError(OperatorError):
+    """The exchange did not give a valid page; the message says for what, why and after what."""
+
+
+class UnknownMarketError(ExchangeError):
+    """The exchange does not know the symbol, or no longer; asking again soon is of no use."""
+
+
+class RetryableError(ExchangeError):
+    """No answer, or a bad one; the next request may get a good one."""
+
+
+class InvalidAnswerError(RetryableError):
+    """An answer that is not a valid page of the market and window that were asked for."""
+
+
+class TooManyRequestsError(RetryableError):
+    """HTTP 429: the limit of requests a second was passed."""
+
+
+class BlockedAnswerError(Exception):
+    """HTTP 418: the exchange refuses every request until `retry_after`, where it says so."""
+
+    def __init__(self, retry_after: timedelta | None) -> None:
+        super().__init__(retry_after)
+        self.retry_after = retry_after

@@ -1,8 +1,8 @@
 """One rate limit for the whole installation, held in one Postgres row per exchange.
 
 Every process reserves the moment of its next request here, so runs, backfills and schedules
-together stay below the exchange's limit whatever their number. What is asked in a slot, and what
-is made of the answer, belongs in `exchange`.
+together stay below the exchange's limit whatever their number. The request that a slot is for, and
+its answer, belong in `exchange`.
 """
 
 import time
@@ -12,10 +12,10 @@ from typing import Any
 
 import psycopg
 
-# 102 ms, not 100: eleven requests then span 1.02 s, and 20 ms of jitter can't bring them into one
-# second. It costs 2 % of the limit.
 from trading_pipelines.errors import OperatorError
 
+# 102 ms, not 100: eleven requests then span 1.02 s, and 20 ms of jitter can't bring them into one
+# second. It costs 2 % of the limit.
 SPACING = 1.02
 # What Upbit allows an address, however little of it this installation is set to take.
 EXCHANGE_LIMIT = 10
@@ -94,7 +94,7 @@ class RequestSlots:
 
     def reserve(self) -> Slot:
         """Reserve the next slot and sleep until it has come; raise BlockedError during a block."""
-        at, wait, blocked_until, blocked, used = self._one(RESERVE)
+        at, wait, blocked_until, blocked, used = self._row(RESERVE)
         if blocked:
             raise BlockedError(self._exchange, blocked_until)
         time.sleep(max(0.0, wait.total_seconds()))
@@ -118,10 +118,10 @@ class RequestSlots:
 
     def block(self, retry_after: timedelta | None) -> BlockedError:
         """Record that the exchange has blocked this address; return what to raise."""
-        (until,) = self._one(BLOCK, retry_after=retry_after)
+        (until,) = self._row(BLOCK, retry_after=retry_after)
         return BlockedError(self._exchange, until)
 
-    def _one(self, query: str, **arguments: object) -> tuple[Any, ...]:
+    def _row(self, query: str, **arguments: object) -> tuple[Any, ...]:
         row = self._connection.execute(query, self._arguments | arguments).fetchone()
         assert row is not None, "the row of request_slots was made in __init__"
         return row

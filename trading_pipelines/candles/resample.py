@@ -12,18 +12,16 @@ import psycopg
 
 from trading_pipelines.candles.windows import day_interval
 
-INTERVAL = "1h"
-
 # Read before the minutes: a minute that arrives in between makes the hours look older than they
 # are, which costs a recomputation; the other order would lose it.
-ASKED = """
+READ_MINUTE_COVERAGE = """
 SELECT date_trunc('hour', fetched_until, 'UTC') AS until, changed_at,
     CASE status WHEN 'complete' THEN 'complete' ELSE 'partial' END AS status, source
 FROM trading_pipelines.candle_coverage
 WHERE symbol = %(symbol)s AND interval = '1m' AND day = %(day)s
 """
 # In numeric throughout, so that a second run gives the same digits.
-UPSERT = """
+UPSERT_HOURS = """
 INSERT INTO trading_pipelines.candles_1h AS stored
     (symbol, timestamp, open_price, high_price, low_price, close_price, volume, minutes)
 SELECT symbol, date_trunc('hour', timestamp, 'UTC'),
@@ -102,17 +100,19 @@ def resample(
                 whole = day_interval(day)
                 arguments: dict[str, object] = {
                     "symbol": symbol,
-                    "interval": INTERVAL,
+                    "interval": "1h",
                     "day": day,
                     "start": whole.start,
                     "end": whole.end,
                     "run_id": run_id,
                 }
-                asked = cursor.execute(ASKED, arguments).fetchone()
-                if asked is None:
+                minute_coverage = cursor.execute(READ_MINUTE_COVERAGE, arguments).fetchone()
+                if minute_coverage is None:
                     continue
-                arguments |= zip(("until", "changed_at", "status", "source"), asked, strict=True)
-                was_new = [row[0] for row in cursor.execute(UPSERT, arguments)]
+                arguments |= zip(
+                    ("until", "changed_at", "status", "source"), minute_coverage, strict=True
+                )
+                was_new = [row[0] for row in cursor.execute(UPSERT_HOURS, arguments)]
                 removed = cursor.execute(DELETE_EMPTY, arguments).rowcount
                 arguments["repaired"] = len(was_new) - sum(was_new) + removed
                 arguments["changed"] = bool(was_new or removed)

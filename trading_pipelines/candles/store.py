@@ -24,7 +24,7 @@ COPY = """
 COPY candle_staging (timestamp, open_price, high_price, low_price, close_price, volume) FROM STDIN
 """
 # Rows that are equal are not touched: a re-run leaves no dead tuples, and the counts are the truth.
-UPSERT = """
+UPSERT_CANDLES = """
 INSERT INTO public.market_data AS stored
     (symbol, interval, timestamp, open_price, high_price, low_price, close_price, volume)
 SELECT %(symbol)s, %(interval)s, timestamp,
@@ -57,6 +57,6 @@ def write_candles(
         with cursor.copy(COPY) as copy:
             for candle in candles:
                 copy.write_row(candle)
-        cursor.execute(UPSERT, {"symbol": symbol, "interval": INTERVAL})
+        cursor.execute(UPSERT_CANDLES, {"symbol": symbol, "interval": INTERVAL})
         was_new = [row[0] for row in cursor]
     return Written(inserted=sum(was_new), repaired=len(was_new) - sum(was_new))

@@ -1,11 +1,14 @@
-"""Upbit's candle API on the wire, through ccxt's client: one request, one answer or one error.
+"""Upbit's candle endpoint through ccxt's client: one request gives one answer or raises one error.
 
-ccxt signs, sends and paces nothing here but knows the endpoint; what an answer is worth is told by
-its HTTP status, which ccxt's errors do not say (`docs/decisions/0004`).
+ccxt knows the endpoint and sends the request. Its errors do not tell one HTTP status from another,
+and its numbers are floats: the answer is taken from its session as it came (`docs/decisions/0004`).
+Asking again belongs in `exchange`, judging the rows in `page`.
 """
 
 import contextlib
 import json
+import re
+from collections.abc import Mapping
 from datetime import datetime, timedelta
 from decimal import Decimal
 
@@ -21,13 +24,14 @@ from trading_pipelines.candles.page import (
     UnknownMarketError,
 )
 
+# Seconds, up to 115 days. Anything else, a date included, counts as no Retry-After.
+RETRY_AFTER = re.compile("[0-9]{1,7}")
+
 
 class Upbit:
-    """ccxt's client at `base_url`; the last answer is kept as it came."""
+    """A client of the API at `base_url`; used by one thread at a time."""
 
     def __init__(self, base_url: str, timeout_seconds: float) -> None:
-        session = requests.Session()
-        session.hooks["response"].append(self._keep)
         self._answer: requests.Response | None = None
         self._client = ccxt.upbit(
             {
@@ -35,19 +39,16 @@ class Upbit:
                 # The limiter is per instance, so of no use to several processes: see rate_limit.
                 "enableRateLimit": False,
                 "timeout": int(timeout_seconds * 1000),
-                "session": session,
             }
         )
-
-    @property
-    def answer_headers(self) -> dict[str, str]:
-        """The headers of the last answer."""
-        return {} if self._answer is None else dict(self._answer.headers)
+        # ccxt's own session: it takes no proxy and no password from the environment.
+        self._client.session.hooks["response"].append(self._keep)
 
     def minutes(self, symbol: str, to: datetime) -> object:
-        """Ask for the newest 200 one-minute candles before `to`; numbers keep their digits.
+        """Return what Upbit answers for the newest 200 one-minute candles before `to`.
 
-        Raises ExchangeError or one of its kinds, BlockedAnswerError.
+        That is parsed JSON, fractions as Decimal with every digit. Raises ExchangeError or one of
+        its kinds, BlockedAnswerError.
         """
         self._answer = None
         error: Exception | None = None
@@ -61,34 +62,41 @@ class Upbit:
                     "count": PAGE_SIZE,
                 }
             )
-        # A KeyError is what ccxt makes of a 200 with a JSON object; the status says more.
-        except (ccxt.BaseError, KeyError, ValueError) as raised:
+        # ValueError and RecursionError: what a body makes of ccxt's parser. The status says more.
+        except (ccxt.BaseError, ValueError, RecursionError) as raised:
             error = raised
         if self._answer is None:
             raise RetryableError(f"no answer: {type(error).__name__}: {error}") from error
         return _content(self._answer)
 
+    @property
+    def answer_headers(self) -> Mapping[str, str]:
+        """The headers of the last answer, whatever their case."""
+        return {} if self._answer is None else self._answer.headers
+
     def _keep(self, answer: requests.Response, **_kwargs: object) -> None:
-        # A body that breaks off is no answer: reading it raises here, as ccxt expects it to.
-        answer.content  # noqa: B018
-        self._answer = answer
+        # A redirect is no answer: where it leads to may not answer at all.
+        if not answer.is_redirect:
+            # Nor is a body that breaks off: reading it raises here, as ccxt expects it to.
+            answer.content  # noqa: B018
+            self._answer = answer
 
 
 def _content(answer: requests.Response) -> object:
     """Return the JSON of a good answer; raise what the status says of any other."""
     content: object = None
-    with contextlib.suppress(ValueError):
-        # ccxt's own parsing goes through floats.
-        content = json.loads(answer.text, parse_float=Decimal)
+    with contextlib.suppress(ValueError, RecursionError):
+        content = json.loads(answer.content, parse_float=Decimal)
     code = answer.status_code
     if code == 200 and content is not None:
         return content
-    message = f"HTTP {code}: {' '.join(answer.text.split())[:120]}"
+    # Postgres, which keeps the message, takes no NUL.
+    message = f"HTTP {code}: {' '.join(answer.text.replace(chr(0), ' ').split())[:120]}"
     if code == 429:
         raise TooManyRequestsError(message)
     if code == 418:
-        after = answer.headers.get("Retry-After", "")
-        raise BlockedAnswerError(timedelta(seconds=int(after)) if after.isdigit() else None)
+        after = RETRY_AFTER.fullmatch(answer.headers.get("Retry-After", ""))
+        raise BlockedAnswerError(timedelta(seconds=int(after[0])) if after else None)
     if code == 404 and isinstance(content, dict):
         raise UnknownMarketError(message)
     # A 200 or 404 that is no JSON comes from something between us and the exchange.

@@ -15,14 +15,14 @@ DAY = timedelta(days=1)
 
 @dataclass(frozen=True, order=True)
 class Interval:
-    """A stretch of time [start, end), both aware UTC and on the minute."""
+    """The time [start, end), both aware UTC and on the minute."""
 
     start: datetime
     end: datetime
 
     @property
     def minutes(self) -> int:
-        """How many one-minute candles the stretch can hold."""
+        """How many one-minute candles the interval can hold."""
         return (self.end - self.start) // MINUTE
 
     def days(self) -> list[date]:
@@ -85,5 +85,5 @@ def contiguous(days: Iterable[date]) -> Iterator[tuple[date, date]]:
 
 
 def named(first: date, last: date, between: str = " to ") -> str:
-    """Return an unbroken stretch of days in words; one day is named once."""
+    """Return an unbroken run of days in words; one day is named once."""
     return f"{first}" if first == last else f"{first}{between}{last}"

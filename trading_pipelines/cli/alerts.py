@@ -10,7 +10,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from trading_pipelines.alerts import ledger
+from trading_pipelines.alerts import attempts, ledger
 from trading_pipelines.alerts.kinds import CHANNELS, KINDS, sample_bodies
 from trading_pipelines.alerts.webhooks import DISCORD, N8N, PostOutcome
 from trading_pipelines.cli.options import JsonOption, LimitOption, SinceOption, time_span
@@ -90,7 +90,7 @@ def alerts_show(
     """
     with market_connection(load_environment()) as connection:
         deliveries = ledger.listed(connection, ids=[delivery_id])
-        attempts = ledger.attempts(connection, delivery_id)
+        tried = attempts.read(connection, delivery_id)
     if not deliveries:
         fail(
             f"there is no alert {delivery_id}; `trading-pipelines alerts list` shows what there is"
@@ -102,7 +102,7 @@ def alerts_show(
         soft_wrap=True,
     )
     out.print_json(data=delivery.body, ensure_ascii=False)
-    for attempt in attempts:
+    for attempt in tried:
         seconds = "" if attempt.seconds is None else f"{attempt.seconds:.2f} s, "
         answer = escape(attempt.answer or "no answer on record")
         started_at = kst(attempt.started_at)

@@ -57,6 +57,6 @@ def n8n_check() -> None:
     checks = check_workflows(webhooks.n8n_url, webhooks.secret or "", webhooks.timeout)
     for check in checks:
         colour = "green" if check.is_good else "red"
-        out.print(f"{check.channel:<13}[{colour}]{escape(check.said)}[/]")
+        out.print(f"{check.channel:<13}[{colour}]{escape(check.finding)}[/]")
     if wrong := [check for check in checks if not check.is_good]:
         fail(f"{len(wrong)} of {len(checks)} workflows can't be used")

@@ -303,7 +303,7 @@ def fail_orphaned_runs(instance: dg.DagsterInstance, timeout: int) -> None:
 
     The default launcher can't ask such a run whether it lives: it would stay `STARTED` for ever and
     keep its partitions from being refreshed. What it held of its pool is free at once: Dagster
-    would free it 30 s after the end of the run, when it next looks. `timeout` is that of `orphaned_runs`.
+    would free it 30 s later, when it next looks. `timeout` is that of `orphaned_runs`.
     """
     for record in orphaned_runs(instance, timeout):
         instance.report_run_failed(

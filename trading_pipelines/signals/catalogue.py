@@ -1,7 +1,7 @@
 """Which signals there are, what each is computed from, and how many days it looks back.
 
-Numbers and names alone, so that whoever only looks imports no computing library. How a signal is
-computed belongs in its own folder and is found by `registry`.
+Only names and numbers, so that a process which looks at them imports no computing library. How a
+signal is computed belongs in its own folder; `registry` finds it.
 """
 
 import math
@@ -14,7 +14,7 @@ from trading_pipelines.signals.rejections.exit_rules import outcome_days_after
 
 NOTHING = timedelta(0)
 POOLED = ""
-"""Stands where the symbol would, for an asset over all symbols."""
+"""Stands in place of the symbol, for an asset over all symbols."""
 
 ZERO_SHARE_HOURS = 7 * 24
 """Of five-minute returns, in which the share of zeros is counted."""
@@ -39,7 +39,7 @@ class Signal:
     closed_days_only: bool = False
     """An open day is not computed hour by hour."""
     settles: timedelta = NOTHING
-    """After midnight: until then the last candles of the day may still be on their way."""
+    """How long after midnight the last candles of the day may still be on their way."""
     rejections: bool = False
     """The bot's rejections of the day are an input too."""
     inputs_after: Callable[[StrategySettings], dict[str, int]] = lambda _: {}
@@ -71,8 +71,8 @@ def training_days(settings: VolatilitySettings, symbols: int) -> int:
     return min(LONGEST_TRAINING_DAYS, settings.training_days * share)
 
 
-def _longest_horizon_days(settings: StrategySettings) -> int:
-    return -(-max(settings.volatility.horizons) // 24)
+def _longest_horizon_days(settings: VolatilitySettings) -> int:
+    return -(-max(settings.horizons) // 24)
 
 
 REGIME_LABELS = Signal("regime_labels", lambda s: {"candles_1h": window_days(s)})
@@ -92,7 +92,7 @@ VOLATILITY_FORECAST = Signal(
     "volatility_forecast",
     lambda s: {
         "realized_volatility": max(s.volatility.threshold_days, EWMA_HOURS // 24)
-        + _longest_horizon_days(s),
+        + _longest_horizon_days(s.volatility),
         "volatility_model": 1,
     },
 )
@@ -102,9 +102,9 @@ GARCH_BASELINE = Signal(
 VOLATILITY_SCORE = Signal(
     "volatility_score",
     lambda s: {
-        "volatility_forecast": _longest_horizon_days(s),
-        "garch_baseline": _longest_horizon_days(s),
-        "realized_volatility": 2 * _longest_horizon_days(s),
+        "volatility_forecast": _longest_horizon_days(s.volatility),
+        "garch_baseline": _longest_horizon_days(s.volatility),
+        "realized_volatility": 2 * _longest_horizon_days(s.volatility),
     },
     closed_days_only=True,
 )

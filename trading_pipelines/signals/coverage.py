@@ -11,14 +11,14 @@ from datetime import date, datetime
 import psycopg
 from psycopg.rows import class_row
 
-from trading_pipelines.candles.coverage import BACK_OFF, healing_arguments
+from trading_pipelines.candles.back_off import BACK_OFF, back_off_parameters
 from trading_pipelines.settings.strategy import HealingSettings, StrategySettings
 from trading_pipelines.signals.catalogue import POOLED, REGIME_LABELS, Signal
 
 
 @dataclass(frozen=True)
 class SignalCoverage:
-    """What is known of one partition; the digest and the reach of its inputs as they are now."""
+    """One partition as it was computed or failed, beside its inputs as they are now."""
 
     asset: str
     symbol: str
@@ -32,6 +32,7 @@ class SignalCoverage:
     failed_inputs: str | None
     """The digest of the inputs that the last failed attempt saw."""
     inputs: str | None
+    """Their digest; None where there are none."""
     until: datetime | None
     """As of when it can be computed: how far its inputs reach."""
     has_all_inputs: bool
@@ -60,7 +61,7 @@ REJECTION_VERSION = """
 (SELECT version FROM {versions} AS rejected
     WHERE rejected.symbol = {symbol} AND rejected.day = {day})
 """
-VERSIONS = "trading_pipelines.rejection_versions({symbols}, {first}, {last})"
+REJECTION_VERSIONS = "trading_pipelines.rejection_versions({symbols}, {first}, {last})"
 DIGEST_OF_A_TICK = INPUT_DIGEST.format(
     symbol="symbols.symbol",
     day="days.day",
@@ -75,7 +76,7 @@ DIGEST_OF_A_RECORD = INPUT_DIGEST.format(
     inputs_from="%(inputs_from)s::date",
     rejections="CASE WHEN %(rejections)s THEN "
     + REJECTION_VERSION.format(
-        versions=VERSIONS.format(
+        versions=REJECTION_VERSIONS.format(
             symbols="ARRAY[%(symbol)s]", first="%(day)s::date", last="%(day)s::date"
         ),
         symbol="%(symbol)s",
@@ -86,7 +87,7 @@ DIGEST_OF_A_RECORD = INPUT_DIGEST.format(
 READ_SIGNAL_COVERAGE = f"""
 WITH rejections AS MATERIALIZED (
     SELECT * FROM {
-    VERSIONS.format(
+    REJECTION_VERSIONS.format(
         symbols="%(symbols)s::text[]",
         first="(SELECT min(day) FROM unnest(%(days)s::date[]) AS day)",
         last="(SELECT max(day) FROM unnest(%(days)s::date[]) AS day)",
@@ -96,31 +97,31 @@ WITH rejections AS MATERIALIZED (
 SELECT %(asset)s AS asset, symbols.symbol, days.day, known.computed_until,
     known.inputs AS computed_from, coalesce(known.failures, 0) AS failures, known.error,
     known.retry_at, coalesce(known.left_failed, false) AS left_failed, known.failed_inputs,
-    found.inputs, found.until,
-    found.assets = cardinality(%(inputs)s::text[]) AS has_all_inputs
+    digest.inputs, digest.until,
+    digest.assets = cardinality(%(inputs)s::text[]) AS has_all_inputs
 FROM unnest(%(symbols)s::text[]) WITH ORDINALITY AS symbols (symbol, place)
 CROSS JOIN unnest(%(days)s::date[]) AS days (day)
 LEFT JOIN trading_pipelines.signal_coverage AS known
     ON known.asset = %(asset)s AND known.symbol = symbols.symbol AND known.day = days.day
 CROSS JOIN LATERAL (
 {DIGEST_OF_A_TICK}
-) AS found
+) AS digest
 ORDER BY place, days.day
 """  # noqa: S608 - constants
 RECORD_SIGNAL_COVERAGE = f"""
 INSERT INTO trading_pipelines.signal_coverage AS known
     (asset, symbol, day, computed_until, inputs_from, inputs, run_id)
-SELECT %(asset)s, %(symbol)s, %(day)s, %(until)s, %(inputs_from)s::date, found.inputs, %(run_id)s
+SELECT %(asset)s, %(symbol)s, %(day)s, %(until)s, %(inputs_from)s::date, digest.inputs, %(run_id)s
 FROM (
 {DIGEST_OF_A_RECORD}
-) AS found
+) AS digest
 ON CONFLICT (asset, symbol, day) DO UPDATE SET
     computed_until = excluded.computed_until, inputs_from = excluded.inputs_from,
     inputs = excluded.inputs, run_id = excluded.run_id,
     changed_at = CASE WHEN %(changed)s THEN clock_timestamp() ELSE known.changed_at END,
     failures = 0, left_failed = false, failed_inputs = NULL, error = NULL, retry_at = NULL
 """  # noqa: S608 - constants
-# The same inputs give the same failure; other ones begin to be tried anew.
+# The same inputs give the same failure; with other inputs the attempts are counted anew.
 FAIL_SIGNAL = f"""
 INSERT INTO trading_pipelines.signal_coverage AS known
     (asset, symbol, day, run_id, failures, left_failed, failed_inputs, error, retry_at)
@@ -190,8 +191,8 @@ def gaps_before_look_back(
 ) -> list[tuple[str, date]]:
     """Return each (symbol, UTC day) in [start, before) that lacks candles or labels.
 
-    Only days that a schedule once looked after: `before` is where its look-back begins now, so
-    that none looks at them any more. An outage that was longer leaves such days.
+    Only days that a schedule once looked after. `before` is where its look-back begins now, so that
+    no schedule looks at them any more; an outage longer than the look-back leaves such days.
     """
     arguments = {
         "symbols": list(symbols),
@@ -205,7 +206,7 @@ def gaps_before_look_back(
 def record(
     connection: psycopg.Connection,
     signal: Signal,
-    known: SignalCoverage,
+    coverage: SignalCoverage,
     settings: StrategySettings,
     run_id: str,
     *,
@@ -217,9 +218,9 @@ def record(
     That transaction sees one snapshot (REPEATABLE READ): the versions are those of the rows read.
     """
     arguments = {
-        "symbol": known.symbol,
-        "day": known.day,
-        "until": known.until,
+        "symbol": coverage.symbol,
+        "day": coverage.day,
+        "until": coverage.until,
         "inputs_from": inputs_from,
         "run_id": run_id,
         "changed": changed,
@@ -229,28 +230,28 @@ def record(
 
 def record_failure(
     connection: psycopg.Connection,
-    known: SignalCoverage,
+    coverage: SignalCoverage,
     error: str,
     run_id: str,
     healing: HealingSettings,
     *,
     is_its_own: bool = True,
 ) -> None:
-    """Record a failed attempt on the inputs of `known`; what was computed before stays.
+    """Record a failed attempt on the partition's inputs; what was computed before stays.
 
-    It is tried again with back-off, until its tries with these inputs are spent. A failure that is
-    not its own, but the machine's, never leaves it failed.
+    It is tried again with back-off, until its attempts with these inputs are spent. A failure that
+    is the machine's and not its own never leaves it failed.
     """
     connection.execute(
         FAIL_SIGNAL,
         {
-            "asset": known.asset,
-            "symbol": known.symbol,
-            "day": known.day,
+            "asset": coverage.asset,
+            "symbol": coverage.symbol,
+            "day": coverage.day,
             "run_id": run_id,
-            "failed_inputs": known.inputs,
+            "failed_inputs": coverage.inputs,
             "is_its_own": is_its_own,
             "error": error,
-            **healing_arguments(healing),
+            **back_off_parameters(healing),
         },
     )

@@ -1,9 +1,9 @@
-"""What of the signals is due, asked of the tables; and the record of what was computed from what.
+"""Which partitions of signals are due, and why, by their coverage.
 
 A partition is due when it is missing, or when the version of anything it was computed from has
 changed: a healed hole makes due exactly the days it touches. The versions are the view
 `input_versions`. Which runs are in flight is Dagster's knowledge; how a partition is computed
-belongs in `compute`.
+belongs in `engine`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,38 +26,38 @@ class SignalDueReason(StrEnum):
     WAITING = "waiting"
     """Failed a short while ago; not tried before its retry_at."""
     LEFT_FAILED = "left failed"
-    """Its tries are spent; not tried until it is asked for or its inputs change."""
+    """Its attempts are spent; not tried until it is asked for or its inputs change."""
 
 
-def is_ready(known: SignalCoverage, signal: Signal) -> bool:
+def is_ready(coverage: SignalCoverage, signal: Signal) -> bool:
     """Return whether the partition's inputs are there, and the day closed where it has to be."""
-    if known.until is None or not known.has_all_inputs:
+    if coverage.until is None or not coverage.has_all_inputs:
         return False
-    return not signal.closed_days_only or known.until == day_interval(known.day).end
+    return not signal.closed_days_only or coverage.until == day_interval(coverage.day).end
 
 
 def reason(
-    known: SignalCoverage, signal: Signal, settings: StrategySettings, now: datetime
+    coverage: SignalCoverage, signal: Signal, settings: StrategySettings, now: datetime
 ) -> SignalDueReason | None:
     """Return why the partition is due at `now`, or None; None too while its inputs are missing."""
-    end = day_interval(known.day + DAY * signal.days_after(settings)).end
+    end = day_interval(coverage.day + DAY * signal.days_after(settings)).end
     is_settling = NOTHING <= now - end < signal.settles
-    if not is_ready(known, signal) or is_settling:
+    if not is_ready(coverage, signal) or is_settling:
         return None
-    if known.failures and known.failed_inputs == known.inputs:
-        if known.left_failed:
+    if coverage.failures and coverage.failed_inputs == coverage.inputs:
+        if coverage.left_failed:
             return SignalDueReason.LEFT_FAILED
-        if known.retry_at and known.retry_at > now:
+        if coverage.retry_at and coverage.retry_at > now:
             return SignalDueReason.WAITING
-    if known.failures:
+    if coverage.failures:
         return SignalDueReason.FAILED
-    if known.computed_until is None:
+    if coverage.computed_until is None:
         return SignalDueReason.MISSING
     # An open day is looked at when `check_interval_hours` more have closed, a closed one at once.
-    next_look = min(known.computed_until + HOUR * settings.regime_detection.check_interval_hours,
+    next_look = min(coverage.computed_until + HOUR * settings.regime_detection.check_interval_hours,
                     end)  # fmt: skip
-    is_early = known.until is not None and known.computed_until < known.until < next_look
-    return None if is_early or known.computed_from == known.inputs else SignalDueReason.STALE
+    is_early = coverage.until is not None and coverage.computed_until < coverage.until < next_look
+    return None if is_early or coverage.computed_from == coverage.inputs else SignalDueReason.STALE
 
 
 def runs(

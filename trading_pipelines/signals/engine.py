@@ -1,8 +1,8 @@
-"""Partitions of signals: read what they are computed from, compute, replace their rows, record it.
+"""Computing partitions of signals: read the inputs, compute, replace the rows, record the coverage.
 
-One transaction a symbol, on one snapshot, so that what is recorded of the inputs is what was read.
-A symbol that fails is recorded and leaves the others alone. The arithmetic is next door; whether a
-partition is due belongs in `due`.
+One transaction a symbol, on one snapshot, so that the inputs on record are those that were read. A
+symbol that fails is recorded and leaves the others alone. The arithmetic belongs in the signals'
+folders, whether a partition is due in `due`.
 """
 
 import math
@@ -26,23 +26,13 @@ SignalRow = tuple[Any, ...]
 
 @dataclass(frozen=True)
 class PartitionRows:
-    """What a partition comes to: its rows, the times it answers for, and figures to show."""
+    """A partition's rows as they should be, the times they replace, and figures to show."""
 
     rows: Sequence[SignalRow]
     times: Sequence[date]
     figures: Mapping[str, Any]
     inputs_from: date | None = None
-
-
-@dataclass(frozen=True)
-class Partition:
-    """One partition after a run: what changed in it, and its figures; `error` when it failed."""
-
-    symbol: str
-    day: date
-    changed: int = 0
-    figures: Mapping[str, Any] = field(default_factory=dict)
-    error: str | None = None
+    """The first UTC day that they depend on, where that is not the declared one."""
 
 
 ComputeFunction = Callable[["ComputeRun", str, Sequence[SignalCoverage]], dict[date, PartitionRows]]
@@ -56,7 +46,7 @@ class Computation:
     function: ComputeFunction
     table: tables.Table
     after: AfterReplacing | None = None
-    """What else has to follow the rows, in the same transaction."""
+    """Called in the same transaction once the rows are replaced."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +60,17 @@ class ComputeRun:
     run_id: str
 
 
+@dataclass(frozen=True)
+class ComputedPartition:
+    """One partition after a run: what changed in it, and its figures; `error` when it failed."""
+
+    symbol: str
+    day: date
+    changed: int = 0
+    figures: Mapping[str, Any] = field(default_factory=dict)
+    error: str | None = None
+
+
 def compute_partitions(
     connection: psycopg.Connection,
     signal: Signal,
@@ -78,71 +79,81 @@ def compute_partitions(
     days: Sequence[date],
     settings: StrategySettings,
     run_id: str,
-) -> list[Partition]:
+) -> list[ComputedPartition]:
     """Bring the partitions up to date with their inputs; return one entry each.
 
     `connection` is autocommit. A day whose inputs are missing fails and says which; an open day of
     an asset that waits for the close is passed over. Raises psycopg.Error without a database.
     """
     run = ComputeRun(connection, signal, computation, settings, run_id)
-    found: list[Partition] = []
+    partitions: list[ComputedPartition] = []
     for symbol in [POOLED] if signal.pooled else symbols:
-        found += _attempt(run, symbol, days)
-    return found
+        partitions += _attempt(run, symbol, days)
+    return partitions
 
 
-def _attempt(run: ComputeRun, symbol: str, days: Sequence[date]) -> list[Partition]:
+def _attempt(run: ComputeRun, symbol: str, days: Sequence[date]) -> list[ComputedPartition]:
     # Before the attempt: inputs that change while it is at work make it due again.
-    known = signal_coverage.read(run.connection, run.signal, [symbol], days[:1], run.settings)[0]
+    coverage = signal_coverage.read(run.connection, run.signal, [symbol], days[:1], run.settings)[0]
     try:
         return _compute_symbol(run, symbol, days)
     except Exception as error:  # noqa: BLE001 - whatever is wrong with a day is recorded with it
         if len(days) > 1:
             return [partition for day in days for partition in _attempt(run, symbol, [day])]
-        said = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        message = f"{type(error).__name__}: {' '.join(str(error).split())}"
         signal_coverage.record_failure(
-            run.connection, known, said, run.run_id, run.settings.healing,
-            # A full disk or a deadlock is the machine's trouble: it spends no try of the partition.
+            run.connection, coverage, message, run.run_id, run.settings.healing,
+            # A full disk or a deadlock is the machine's failure: it spends none of its attempts.
             is_its_own=not isinstance(error, psycopg.OperationalError),
         )  # fmt: skip
-        return [Partition(symbol, days[0], error=said)]
+        return [ComputedPartition(symbol, days[0], error=message)]
 
 
-def _compute_symbol(run: ComputeRun, symbol: str, days: Sequence[date]) -> list[Partition]:
+def _compute_symbol(run: ComputeRun, symbol: str, days: Sequence[date]) -> list[ComputedPartition]:
     signal = run.signal
     computation = run.computation
     with _snapshot(run.connection, f"{signal.asset} {symbol}"):
-        known = signal_coverage.read(run.connection, signal, [symbol], days, run.settings)
-        ready = [one for one in known if due.is_ready(one, signal)]
-        rows = computation.function(run, symbol, ready) if ready else {}
+        coverages = signal_coverage.read(run.connection, signal, [symbol], days, run.settings)
+        ready = [coverage for coverage in coverages if due.is_ready(coverage, signal)]
+        rows_of = computation.function(run, symbol, ready) if ready else {}
         changed = tables.replace(
             run.connection,
             computation.table,
             symbol,
-            [time for found in rows.values() for time in found.times],
-            [row for found in rows.values() for row in found.rows],
+            [time for content in rows_of.values() for time in content.times],
+            [row for content in rows_of.values() for row in content.rows],
         )
         if computation.after is not None:
-            computation.after(run.connection, symbol, rows)
-        found = [_passed_over(one, signal) for one in known if one not in ready]
-        for one in ready:
-            mine = rows[one.day]
-            n = len(changed.intersection(mine.times))
+            computation.after(run.connection, symbol, rows_of)
+        partitions = [
+            _passed_over(coverage, signal) for coverage in coverages if coverage not in ready
+        ]
+        for coverage in ready:
+            content = rows_of[coverage.day]
+            n = len(changed.intersection(content.times))
             signal_coverage.record(
-                run.connection, signal, one, run.settings, run.run_id,
-                changed=n > 0 or one.computed_until is None, inputs_from=mine.inputs_from,
-            )  # fmt: skip
-            figures = {"rows": len(mine.rows), "changed": n, "as_of": one.until, **mine.figures}
-            found.append(Partition(symbol, one.day, n, figures))
-    return found
+                run.connection,
+                signal,
+                coverage,
+                run.settings,
+                run.run_id,
+                changed=n > 0 or coverage.computed_until is None,
+                inputs_from=content.inputs_from,
+            )
+            figures = {"rows": len(content.rows), "changed": n, "as_of": coverage.until}
+            partitions.append(
+                ComputedPartition(symbol, coverage.day, n, {**figures, **content.figures})
+            )
+    return partitions
 
 
-def _passed_over(known: SignalCoverage, signal: Signal) -> Partition:
-    if known.until is None or not known.has_all_inputs:
-        return Partition(known.symbol, known.day, error="nothing to compute it from: materialize "
-                         "what is upstream of it first")  # fmt: skip
+def _passed_over(coverage: SignalCoverage, signal: Signal) -> ComputedPartition:
+    symbol, day = coverage.symbol, coverage.day
+    if coverage.until is None or not coverage.has_all_inputs:
+        reason = "nothing to compute it from: materialize what is upstream of it first"
+        return ComputedPartition(symbol, day, error=reason)
     assert signal.closed_days_only
-    return Partition(known.symbol, known.day, figures={"rows": 0, "status": "the day is open"})
+    return ComputedPartition(symbol, day, figures={"rows": 0, "status": "the day is open"})
 
 
 @contextmanager
@@ -161,10 +172,12 @@ def _snapshot(connection: psycopg.Connection, key: str) -> Iterator[None]:
             connection.execute("SELECT pg_advisory_unlock(hashtext(%s))", [key])
 
 
-def input_interval(run: ComputeRun, known: Sequence[SignalCoverage], upstream: str) -> Interval:
-    """Return what is read of an input: as far back as is declared, and nothing of afterwards."""
-    untils = [one.until for one in known if one.until is not None]
-    first = day_interval(min(one.day for one in known)).start
+def input_interval(
+    run: ComputeRun, partitions: Sequence[SignalCoverage], upstream: str
+) -> Interval:
+    """Return what is read of an input: from as far back as declared to where the inputs reach."""
+    untils = [partition.until for partition in partitions if partition.until is not None]
+    first = day_interval(min(partition.day for partition in partitions)).start
     return Interval(first - DAY * run.signal.inputs(run.settings)[upstream], max(untils))
 
 
@@ -173,10 +186,10 @@ def closes_of(day: date) -> list[datetime]:
     return [hour + HOUR for hour in tables.hours_of(day)]
 
 
-def closed_hours(one: SignalCoverage) -> list[datetime]:
-    """Return the closes of the day's hours up to where its inputs reach."""
-    assert one.until is not None
-    return [at for at in closes_of(one.day) if at <= one.until]
+def closed_hours(partition: SignalCoverage) -> list[datetime]:
+    """Return the closes (UTC) of the day's hours up to where its inputs reach."""
+    assert partition.until is not None
+    return [at for at in closes_of(partition.day) if at <= partition.until]
 
 
 def number_or_none(value: float | None) -> float | None:

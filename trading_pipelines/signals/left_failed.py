@@ -1,6 +1,6 @@
 """Partitions whose attempts are spent, and what makes each be tried again.
 
-Read by `status`, `health`, the check `no_partition_left_failed` and the alerts of failures.
+Read by `monitoring/`, the check `no_partition_left_failed` and the alerts of failures.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from trading_pipelines.candles.windows import contiguous, named
 
 SHOWN_INTERVALS = 10
 
-# A signal that is left failed is tried by nobody: its last try left it so.
+# Nothing tries a signal that is left failed: when it was last tried is when it was left so.
 FAILING = """
 FROM (
     SELECT 'candles_' || interval AS asset, symbol, day, failures, left_failed, error, retry_at,
@@ -35,7 +35,7 @@ SELECT asset, symbol, array_agg(day ORDER BY day) AS days,
 
 @dataclass(frozen=True)
 class LeftFailed:
-    """Partitions of one asset and symbol (empty where pooled) whose tries are spent."""
+    """Partitions of one asset and symbol (empty where pooled) whose attempts are spent."""
 
     asset: str
     symbol: str
@@ -47,7 +47,7 @@ class LeftFailed:
 
     @property
     def retried_by(self) -> str:
-        """What makes them be tried again now; of candles, their newest unbroken stretch."""
+        """What makes them be tried again now; of candles, their newest unbroken run of days."""
         *_, (first, last) = contiguous(self.days)
         if self.asset.startswith("candles_"):
             return (
@@ -63,7 +63,7 @@ def left_failed(connection: psycopg.Connection, symbols: Sequence[str]) -> list[
 
 
 def shown_intervals(days: Sequence[date], left_out: str = ", … {}") -> str:
-    """Return the unbroken stretches of days, the newest ten; `left_out` tells of the others."""
-    found = [named(first, last, " ~ ") for first, last in contiguous(days)]
-    more = len(found) - SHOWN_INTERVALS
-    return ", ".join(found[-SHOWN_INTERVALS:]) + (left_out.format(more) if more > 0 else "")
+    """Return the unbroken runs of days, the newest ten; `left_out` tells of the others."""
+    intervals = [named(first, last, " ~ ") for first, last in contiguous(days)]
+    more = len(intervals) - SHOWN_INTERVALS
+    return ", ".join(intervals[-SHOWN_INTERVALS:]) + (left_out.format(more) if more > 0 else "")

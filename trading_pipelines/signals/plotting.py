@@ -1,7 +1,4 @@
-"""What all pictures share: size, colours and the way to PNG.
-
-What is drawn belongs to each picture.
-"""
+"""What all pictures share: size, colours, PNG. What is drawn belongs to each picture."""
 
 import io
 

@@ -1,7 +1,7 @@
-"""Which function computes which signal, and into which table.
+"""Which function computes which signal, and which table holds its rows.
 
-The only module beside the computing ones that imports them: whoever computes imports it inside the
-function that does.
+Only this module imports the computing ones, and with them every computing library: it is imported
+in the function that computes, never at the top of a module.
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ from trading_pipelines.signals.catalogue import (
     VOLATILITY_SCORE,
     Signal,
 )
-from trading_pipelines.signals.engine import Computation, Partition, compute_partitions
+from trading_pipelines.signals.engine import Computation, ComputedPartition, compute_partitions
 from trading_pipelines.signals.regimes.partition import compute_regime_labels, sync_history
 from trading_pipelines.signals.rejections.partition import compute_reject_outcomes
 from trading_pipelines.signals.volatility.partitions import (
@@ -31,6 +31,21 @@ from trading_pipelines.signals.volatility.partitions import (
     compute_volatility_model,
     compute_volatility_score,
 )
+
+
+def compute(
+    connection: psycopg.Connection,
+    signal: Signal,
+    symbols: Sequence[str],
+    days: Sequence[date],
+    settings: StrategySettings,
+    run_id: str,
+) -> list[ComputedPartition]:
+    """Bring the signal's partitions up to date with their inputs; see `compute_partitions`."""
+    return compute_partitions(
+        connection, signal, COMPUTATIONS[signal.asset], symbols, days, settings, run_id
+    )
+
 
 COMPUTATIONS = {
     REGIME_LABELS.asset: Computation(
@@ -43,17 +58,3 @@ COMPUTATIONS = {
     VOLATILITY_SCORE.asset: Computation(compute_volatility_score, tables.VOLATILITY_SCORE),
     REJECT_OUTCOMES.asset: Computation(compute_reject_outcomes, tables.REJECT_OUTCOMES),
 }
-
-
-def compute(
-    connection: psycopg.Connection,
-    signal: Signal,
-    symbols: Sequence[str],
-    days: Sequence[date],
-    settings: StrategySettings,
-    run_id: str,
-) -> list[Partition]:
-    """Bring the signal's partitions up to date with their inputs; see `compute_partitions`."""
-    return compute_partitions(
-        connection, signal, COMPUTATIONS[signal.asset], symbols, days, settings, run_id
-    )

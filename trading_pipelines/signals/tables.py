@@ -1,7 +1,7 @@
 """The signals' tables: inputs read as frames, partitions replaced as a whole, in few statements.
 
 Frames are indexed by the close of the hour (UTC), as the arithmetic takes them. What is in a row is
-decided in `compute`.
+decided in each signal's folder.
 """
 
 from collections.abc import Iterable, Sequence
@@ -143,7 +143,7 @@ def replace(
         "time": sql.Identifier(table.time),
         "set": _list("{0} = excluded.{0}", table.values),
         "stored": _list("stored.{0}", table.values),
-        "wanted": _list("excluded.{0}", table.values),
+        "new": _list("excluded.{0}", table.values),
         "same": _list("stored.{0} = staged.{0}", table.key, " AND "),
         "symbol": sql.SQL("stored.symbol = %(symbol)s AND" if "symbol" in table.key else ""),
     }
@@ -166,7 +166,7 @@ def replace(
             _filled(
                 "INSERT INTO {table} AS stored ({columns}) SELECT {columns} FROM staged "
                 "ON CONFLICT ({key}) DO UPDATE SET {set} "
-                "WHERE ({stored}) IS DISTINCT FROM ({wanted}) RETURNING {time}",
+                "WHERE ({stored}) IS DISTINCT FROM ({new}) RETURNING {time}",
                 names,
             )
         )
@@ -189,30 +189,30 @@ def frame(connection: psycopg.Connection, query: str, arguments: Sequence[object
     return pd.DataFrame(cursor.fetchall(), columns=[column.name for column in cursor.description])
 
 
-def closes(connection: psycopg.Connection, symbol: str, stretch: Interval) -> list[Close]:
-    """Return the symbol's hourly closes in the stretch, in order."""
-    return [Close(*row) for row in connection.execute(CLOSES, [symbol, *_ends(stretch)])]
+def closes(connection: psycopg.Connection, symbol: str, interval: Interval) -> list[Close]:
+    """Return the symbol's hourly closes in the interval, in order."""
+    return [Close(*row) for row in connection.execute(CLOSES, [symbol, *_ends(interval)])]
 
 
-def bars(connection: psycopg.Connection, symbol: str, stretch: Interval) -> pd.DataFrame:
+def bars(connection: psycopg.Connection, symbol: str, interval: Interval) -> pd.DataFrame:
     """Return the symbol's traded five-minute bars, indexed by their start."""
-    found = frame(connection, BARS, [symbol, *_ends(stretch)])
-    found["bar"] = pd.to_datetime(found["bar"], utc=True)
-    return found.set_index("bar")
+    rows = frame(connection, BARS, [symbol, *_ends(interval)])
+    rows["bar"] = pd.to_datetime(rows["bar"], utc=True)
+    return rows.set_index("bar")
 
 
-def hourly_closes(connection: psycopg.Connection, symbol: str, stretch: Interval) -> pd.Series:
+def hourly_closes(connection: psycopg.Connection, symbol: str, interval: Interval) -> pd.Series:
     """Return the symbol's hourly closes as floats, indexed by the close of the hour."""
-    found = closes(connection, symbol, stretch)
-    index = pd.DatetimeIndex([close.hour for close in found], tz="UTC") + HOUR
-    return pd.Series([float(close.price) for close in found], index=index, dtype=float)
+    hours = closes(connection, symbol, interval)
+    index = pd.DatetimeIndex([close.hour for close in hours], tz="UTC") + HOUR
+    return pd.Series([float(close.price) for close in hours], index=index, dtype=float)
 
 
 def variances(
-    connection: psycopg.Connection, symbols: Sequence[str], stretch: Interval
+    connection: psycopg.Connection, symbols: Sequence[str], interval: Interval
 ) -> pd.DataFrame:
     """Return hourly realised variances, a column for each of `symbols`."""
-    rows = frame(connection, VARIANCES, [list(symbols), *_ends(stretch)])
+    rows = frame(connection, VARIANCES, [list(symbols), *_ends(interval)])
     rows["hour"] = pd.to_datetime(rows["hour"], utc=True) + HOUR
     panel = rows.pivot_table("realized_variance", "hour", "symbol", dropna=False, aggfunc="first")
     return panel.reindex(columns=list(symbols)).astype(float).sort_index()
@@ -227,30 +227,30 @@ def models(
     }
 
 
-def forecasts(connection: psycopg.Connection, symbol: str, stretch: Interval) -> pd.DataFrame:
-    """Return the forecasts whose horizon ended in the stretch, with GARCH's beside them."""
-    found = frame(connection, FORECASTS, [symbol, *_ends(stretch)])
+def forecasts(connection: psycopg.Connection, symbol: str, interval: Interval) -> pd.DataFrame:
+    """Return the forecasts whose horizon ended in the interval, with GARCH's beside them."""
+    rows = frame(connection, FORECASTS, [symbol, *_ends(interval)])
     for column in ("as_of", "valid_until"):
-        found[column] = pd.to_datetime(found[column], utc=True)
-    return found
+        rows[column] = pd.to_datetime(rows[column], utc=True)
+    return rows
 
 
-def rejections(connection: psycopg.Connection, symbol: str, stretch: Interval) -> list[Rejection]:
-    """Return what the bot refused of the symbol in the stretch, in the order it was written."""
+def rejections(connection: psycopg.Connection, symbol: str, interval: Interval) -> list[Rejection]:
+    """Return what the bot refused of the symbol in the interval, in the order it was written."""
     with connection.cursor(row_factory=class_row(Rejection)) as cursor:
-        return cursor.execute(READ_REJECTIONS, [symbol, *_ends(stretch)]).fetchall()
+        return cursor.execute(READ_REJECTIONS, [symbol, *_ends(interval)]).fetchall()
 
 
-def minutes(connection: psycopg.Connection, symbol: str, stretch: Interval) -> list[MinutePrices]:
-    """Return the symbol's one-minute candles in the stretch, in order."""
-    return [MinutePrices(*row) for row in connection.execute(MINUTES, [symbol, *_ends(stretch)])]
+def minutes(connection: psycopg.Connection, symbol: str, interval: Interval) -> list[MinutePrices]:
+    """Return the symbol's one-minute candles in the interval, in order."""
+    return [MinutePrices(*row) for row in connection.execute(MINUTES, [symbol, *_ends(interval)])]
 
 
 def covered_until(connection: psycopg.Connection, symbol: str, day: date, days: int) -> datetime:
-    """Return to where the minutes of the day and the `days` after it are known without a hole."""
+    """Return up to when (UTC) the minutes of the day and the `days` after it have no hole."""
     until = day_interval(day).start
-    for known, fetched_until in connection.execute(COVERED_UNTIL, [symbol, day, days + 1]):
-        if day_interval(known).start != until:
+    for fetched_day, fetched_until in connection.execute(COVERED_UNTIL, [symbol, day, days + 1]):
+        if day_interval(fetched_day).start != until:
             break
         until = fetched_until
     return until
@@ -261,5 +261,5 @@ def hours_of(day: date) -> list[datetime]:
     return [day_interval(day).start + HOUR * n for n in range(24)]
 
 
-def _ends(stretch: Interval) -> tuple[datetime, datetime]:
-    return stretch.start, stretch.end
+def _ends(interval: Interval) -> tuple[datetime, datetime]:
+    return interval.start, interval.end

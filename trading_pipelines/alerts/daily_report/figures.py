@@ -1,6 +1,7 @@
 """The figures of the daily report, asked of the tables for one Korean day.
 
-Profit and loss is `pnl`, the words are `text`.
+A day is 00:00 to 24:00 in Seoul, and nothing after its end is looked at. Profit and loss belongs in
+`pnl`, the words in `text`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,16 +14,16 @@ import psycopg
 from psycopg.rows import class_row
 
 from trading_pipelines.alerts.daily_report.pnl import Order, Trading, match
-from trading_pipelines.candles import coverage
+from trading_pipelines.candles import coverage as candle_coverage
 from trading_pipelines.candles.store import INTERVAL
 from trading_pipelines.candles.windows import DAY, Interval, day_interval
 from trading_pipelines.korean_time import KST
 
-WAITING = ("pending", "retrying", "digested")
+UNDELIVERED_STATES = ("pending", "retrying", "digested")
 
 # Of the same instant, what was bought comes first: a tie must not leave a sell without its buy.
 # In Postgres NaN is greater than every number.
-ORDERS = """
+READ_ORDERS = """
 SELECT id, symbol, side, price, quantity, nullif(fee, 'NaN') AS fee, at >= %(start)s AS today,
     side IN ('BUY', 'SELL') AND price > 0 AND price < 'NaN' AND quantity > 0 AND quantity < 'NaN'
     AS usable
@@ -30,12 +31,12 @@ FROM public.trading_history, coalesce(executed_at, created_at) AS at
 WHERE status = 'FILLED' AND (at < %(end)s) IS NOT FALSE
 ORDER BY at, side, created_at, id
 """
-DECISIONS = """
+COUNT_DECISIONS = """
 SELECT CASE WHEN created_at IS NOT NULL THEN decision END, count(*) FROM public.agent_decisions
 WHERE (created_at >= %(start)s AND created_at < %(end)s) IS NOT FALSE GROUP BY 1 ORDER BY 1
 """
 # A digested alert is as its digest is; the digest itself is no alert of its own.
-ALERTS = """
+COUNT_ALERTS = """
 SELECT alert.kind, coalesce(digest.state, alert.state) AS state, count(*)
 FROM trading_pipelines.alert_deliveries AS alert
 LEFT JOIN trading_pipelines.alert_deliveries AS digest ON digest.id = alert.digest_id
@@ -43,12 +44,12 @@ CROSS JOIN LATERAL coalesce(alert.occurred_at, alert.created_at) AS at
 WHERE alert.source <> 'digest' AND at >= %(start)s AND at < %(end)s
 GROUP BY 1, 2 ORDER BY 1, 2
 """
-REGIMES = """
+COUNT_REGIMES = """
 SELECT symbol, label, count(*) FROM trading_pipelines.regime_labels
 WHERE symbol = ANY(%(symbols)s) AND hour >= %(start)s AND hour < %(end)s
 GROUP BY symbol, label ORDER BY count(*) DESC, label
 """
-FORECASTS = """
+NEWEST_FORECASTS = """
 SELECT DISTINCT ON (symbol) symbol, status, nullif(annualized_volatility, 'NaN')
     AS annualized_volatility, is_high_volatility, valid_until
 FROM trading_pipelines.volatility_forecast
@@ -56,7 +57,7 @@ WHERE symbol = ANY(%(symbols)s) AND as_of <= %(end)s
 ORDER BY symbol, as_of DESC, horizon DESC
 """
 # Up to where the exchange was asked, as `coverage` counts; a UTC day is more than the KST day's.
-READ_CANDLES = """
+COUNT_CANDLES = """
 SELECT symbol, count(*) FROM public.market_data AS candle
 JOIN trading_pipelines.candle_coverage AS known USING (symbol, interval)
 WHERE interval = %(interval)s AND symbol = ANY(%(symbols)s)
@@ -182,13 +183,17 @@ def compute_report(
         "interval": INTERVAL,
     }
     with connection.cursor(row_factory=class_row(Order)) as orders:
-        trading = match(orders.execute(ORDERS, arguments))
+        trading = match(orders.execute(READ_ORDERS, arguments))
     with connection.cursor(row_factory=class_row(Forecast)) as forecasts:
-        newest = {one.symbol: one for one in forecasts.execute(FORECASTS, arguments)}
+        newest = {
+            forecast.symbol: forecast for forecast in forecasts.execute(NEWEST_FORECASTS, arguments)
+        }
     regimes: dict[str, dict[str, int]] = {symbol: {} for symbol in symbols}
-    for symbol, label, hours in connection.execute(REGIMES, arguments):
+    for symbol, label, hours in connection.execute(COUNT_REGIMES, arguments):
         regimes[symbol][label] = hours
-    decisions: dict[str | None, int] = dict(connection.execute(DECISIONS, arguments).fetchall())
+    decisions: dict[str | None, int] = dict(
+        connection.execute(COUNT_DECISIONS, arguments).fetchall()
+    )
     return DailyReport(
         day,
         trading,
@@ -197,7 +202,7 @@ def compute_report(
         _candles(connection, whole, arguments),
         decisions={decision: n for decision, n in decisions.items() if decision},
         undated_decisions=decisions.get(None, 0),
-        alerts={(kind, state): n for kind, state, n in connection.execute(ALERTS, arguments)},
+        alerts={(kind, state): n for kind, state, n in connection.execute(COUNT_ALERTS, arguments)},
     )
 
 
@@ -220,31 +225,32 @@ def shown_figures(report: DailyReport) -> dict[str, Any]:
         "rejects": report.decisions.get("REJECT", 0),
         "alerts_delivered": report.alerts_in("delivered"),
         "alerts_failed": report.alerts_in("dead"),
-        "alerts_waiting": report.alerts_in(*WAITING),
-        "candles_stored": sum(one.stored for one in candles),
-        "candles_due": sum(one.due for one in candles),
-        "candle_holes": sum(one.holes + one.gone for one in candles),
+        "alerts_waiting": report.alerts_in(*UNDELIVERED_STATES),
+        "candles_stored": sum(figures.stored for figures in candles),
+        "candles_due": sum(figures.due for figures in candles),
+        "candle_holes": sum(figures.holes + figures.gone for figures in candles),
     }
 
 
 def _candles(
     connection: psycopg.Connection, whole: Interval, arguments: Mapping[str, Any]
 ) -> dict[str, CandleFigures]:
-    stored: dict[str, int] = dict(connection.execute(READ_CANDLES, arguments).fetchall())
-    found = {symbol: CandleFigures(stored.get(symbol, 0)) for symbol in arguments["symbols"]}
-    for known in coverage.read(connection, found, whole.days()):
-        mine, part = found[known.symbol], day_interval(known.day).clip(whole)
-        holes = part.minutes - max(0, Interval(part.start, known.fetched_until).clip(part).minutes)
-        mine.due += part.minutes
-        mine.holes += holes
-        mine.gone += max(0, known.rows - known.stored)
-        if known.failures and holes:
-            mine.failed.append(known.day)
-        if day_interval(known.day).end <= whole.end and not known.complete:
-            mine.incomplete.append(known.day)
-    return found
+    stored: dict[str, int] = dict(connection.execute(COUNT_CANDLES, arguments).fetchall())
+    figures_of = {symbol: CandleFigures(stored.get(symbol, 0)) for symbol in arguments["symbols"]}
+    for coverage in candle_coverage.read(connection, figures_of, whole.days()):
+        figures, part = figures_of[coverage.symbol], day_interval(coverage.day).clip(whole)
+        fetched = Interval(part.start, coverage.fetched_until).clip(part)
+        holes = part.minutes - max(0, fetched.minutes)
+        figures.due += part.minutes
+        figures.holes += holes
+        figures.gone += max(0, coverage.rows - coverage.stored)
+        if coverage.failures and holes:
+            figures.failed.append(coverage.day)
+        if day_interval(coverage.day).end <= whole.end and not coverage.complete:
+            figures.incomplete.append(coverage.day)
+    return figures_of
 
 
 def number(value: Decimal | float | None) -> float | None:
     """Return the amount to the digit that the summary shows, None where there is none."""
-    return None if value is None else float(f"{value:z.2f}")  # to the digit as in the summary
+    return None if value is None else float(f"{value:z.2f}")

@@ -84,23 +84,24 @@ def match(orders: Iterable[Order]) -> Trading:
             trading.unusable += order.today is not None
             continue
         closed: list[tuple[Order, Decimal]] = []
-        left = order.quantity
+        unmatched = order.quantity
         if order.side == "BUY":
             lots[order.symbol].append((order, order.quantity))
         else:
-            closed, left = _close(lots[order.symbol], order.quantity)
+            closed, unmatched = _close(lots[order.symbol], order.quantity)
         if not order.today:
             continue
-        mine = trading.symbols.setdefault(order.symbol, SymbolFigures())
-        mine.trades += 1
-        mine.fees += order.fee or 0
-        without_fee |= {one.id for one in (order, *(buy for buy, _ in closed)) if one.fee is None}
+        figures = trading.symbols.setdefault(order.symbol, SymbolFigures())
+        figures.trades += 1
+        figures.fees += order.fee or 0
+        involved = (order, *(buy for buy, _ in closed))
+        without_fee |= {each.id for each in involved if each.fee is None}
         if order.side == "SELL":
-            mine.unmatched += left
+            figures.unmatched += unmatched
         if closed:
             exact = sum(Fraction(part) * (order.unit() - buy.unit()) for buy, part in closed)
-            mine.trips.append(Decimal(exact.numerator) / exact.denominator)
-            totals.append(totals[-1] + mine.trips[-1])
+            figures.trips.append(Decimal(exact.numerator) / exact.denominator)
+            totals.append(totals[-1] + figures.trips[-1])
     trading.fees_unknown = len(without_fee)
     if len(totals) > 1:
         peaks = accumulate(totals, max)
@@ -111,7 +112,7 @@ def match(orders: Iterable[Order]) -> Trading:
 def _close(
     lots: deque[tuple[Order, Decimal]], quantity: Decimal
 ) -> tuple[list[tuple[Order, Decimal]], Decimal]:
-    """Take `quantity` off the oldest lots; return what was taken of which buy, and what is left."""
+    """Take `quantity` off the oldest lots; return the parts taken and what is unmatched."""
     closed = []
     while quantity and lots:
         buy, open_quantity = lots.popleft()

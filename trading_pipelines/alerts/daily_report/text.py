@@ -1,8 +1,7 @@
-"""The daily report: what the tables say of one KST day, as figures and as the webhook's body.
+"""The daily report in words: the body that the webhook `daily-report` takes.
 
-A day is 00:00 to 24:00 in Seoul, and nothing after its end is looked at. What the bot traded is
-matched first in, first out, over its whole history. What is not known is counted and said, never a
-0. Nothing is written or sent here, and no clock is read: when and whether to tell is the caller's.
+What is not known is counted and said, never shown as a 0. The figures belong in `figures`; entering
+the report in the ledger, in `alerts/periodic`.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,7 +10,7 @@ from decimal import Decimal
 from typing import Any
 
 from trading_pipelines.alerts.daily_report.figures import (
-    WAITING,
+    UNDELIVERED_STATES,
     CandleFigures,
     DailyReport,
     Forecast,
@@ -67,8 +66,12 @@ def _head(report: DailyReport) -> Iterator[str]:
     yield _alerts(report)
     candles = report.candles.values()
     if candles:
-        due, stored = (sum(getattr(one, name) for one in candles) for name in ("due", "stored"))
-        quiet, holes = (sum(getattr(one, name) for one in candles) for name in ("quiet", "holes"))
+        due, stored = (
+            sum(getattr(figures, name) for figures in candles) for name in ("due", "stored")
+        )
+        quiet, holes = (
+            sum(getattr(figures, name) for figures in candles) for name in ("quiet", "holes")
+        )
         yield f"캔들 {stored:,}/{due:,}분, 거래 없는 분 {quiet:,}, 빠진 분 {holes:,}"
 
 
@@ -88,7 +91,7 @@ def _alerts(report: DailyReport) -> str:
     dead = {kind: n for (kind, state), n in report.alerts.items() if state == "dead"}
     named = f" ({', '.join(f'{kind} {n}' for kind, n in dead.items())})" if dead else ""
     parts = [f"전달 {report.alerts_in('delivered')}건", f"실패 {sum(dead.values())}건{named}"]
-    for name, states in {"대기": WAITING, "보내지 않음": ("skipped",)}.items():
+    for name, states in {"대기": UNDELIVERED_STATES, "보내지 않음": ("skipped",)}.items():
         if count := report.alerts_in(*states):
             parts.append(f"{name} {count}건")
     return f"알림: {', '.join(parts)}"
@@ -102,28 +105,31 @@ def _line(report: DailyReport, symbol: str) -> str:
         parts += [
             _regimes(report.regimes[symbol], report.window),
             _volatility(report.forecasts.get(symbol), report.window),
-            *_trouble(report.candles[symbol]),
+            *_collection_problems(report.candles[symbol]),
         ]
     return f"{symbol}: {' | '.join(parts)}"
 
 
-def _traded(mine: SymbolFigures | None) -> str:
-    if mine is None:
+def _traded(figures: SymbolFigures | None) -> str:
+    if figures is None:
         return "체결 없음"
-    parts = [f"체결 {mine.trades}건"]
-    if mine.trips:
-        parts += [f"손익 {_krw(mine.pnl, '+')}", f"청산 {len(mine.trips)}건 중 이익 {mine.wins}건"]
-    parts.append(f"수수료 {_krw(mine.fees)}")
-    if mine.unmatched:
-        parts.append(f"매수 기록 없는 매도 {mine.unmatched.normalize():,f}개 제외")
+    parts = [f"체결 {figures.trades}건"]
+    if figures.trips:
+        parts += [
+            f"손익 {_krw(figures.pnl, '+')}",
+            f"청산 {len(figures.trips)}건 중 이익 {figures.wins}건",
+        ]
+    parts.append(f"수수료 {_krw(figures.fees)}")
+    if figures.unmatched:
+        parts.append(f"매수 기록 없는 매도 {figures.unmatched.normalize():,f}개 제외")
     return ", ".join(parts)
 
 
 def _regimes(hours: Mapping[str, int], whole: Interval) -> str:
-    known = dict(hours)
+    hours_of = dict(hours)
     if missing := (whole.end - whole.start) // HOUR - sum(hours.values()):
-        known["라벨 없음"] = missing
-    return f"레짐 {', '.join(f'{label} {count}시간' for label, count in known.items())}"
+        hours_of["라벨 없음"] = missing
+    return f"레짐 {', '.join(f'{label} {count}시간' for label, count in hours_of.items())}"
 
 
 def _volatility(forecast: Forecast | None, whole: Interval) -> str:
@@ -136,7 +142,7 @@ def _volatility(forecast: Forecast | None, whole: Interval) -> str:
     return f"변동성 연 {forecast.annualized_volatility:.0%} ({high}, {forecast.status}{old})"
 
 
-def _trouble(candles: CandleFigures) -> Iterator[str]:
+def _collection_problems(candles: CandleFigures) -> Iterator[str]:
     if candles.holes:
         yield f"캔들 {candles.stored:,}/{candles.due:,}분, 빠진 분 {candles.holes:,}"
     if candles.gone:

@@ -13,11 +13,11 @@ STARTING = "n8n is starting up"
 
 @dataclass(frozen=True)
 class WorkflowCheck:
-    """What became of a check of one webhook, in words."""
+    """What a check of one webhook has found, in words."""
 
     channel: str
     is_good: bool
-    said: str
+    finding: str
 
 
 def check_workflows(url: str, secret: str, timeout: float) -> list[WorkflowCheck]:
@@ -27,16 +27,16 @@ def check_workflows(url: str, secret: str, timeout: float) -> list[WorkflowCheck
 
 def _checked(url: str, channel: str, secret: str, timeout: float) -> WorkflowCheck:
     try:
-        is_good, said = _verdict(f"{url}/webhook/{channel}", secret, timeout)
+        is_good, finding = _check(f"{url}/webhook/{channel}", secret, timeout)
     except requests.Timeout:
-        is_good, said = False, f"no answer within {timeout:g} s"
+        is_good, finding = False, f"no answer within {timeout:g} s"
     # Their own words hold the URL. ValueError: a secret that no header can hold.
     except (requests.RequestException, ValueError) as error:
-        is_good, said = False, f"n8n can't be reached ({type(error).__name__})"
-    return WorkflowCheck(channel, is_good, said)
+        is_good, finding = False, f"n8n can't be reached ({type(error).__name__})"
+    return WorkflowCheck(channel, is_good, finding)
 
 
-def _verdict(webhook: str, secret: str, timeout: float) -> tuple[bool, str]:
+def _check(webhook: str, secret: str, timeout: float) -> tuple[bool, str]:
     def post(headers: Mapping[str, str]) -> requests.Response:
         return requests.post(
             webhook, json={}, headers=headers, timeout=timeout, allow_redirects=False
@@ -77,7 +77,7 @@ def _unusable(answer: requests.Response) -> str | None:
 
 def _is_ours(response: requests.Response) -> bool:
     try:
-        said = response.json()
+        content = response.json()
     except ValueError:
         return False
-    return isinstance(said, dict) and said.get("delivered") is False
+    return isinstance(content, dict) and content.get("delivered") is False

@@ -17,14 +17,14 @@ import requests
 
 from trading_pipelines.alerts.n8n.check import check_workflows
 from trading_pipelines.alerts.n8n.workflows import (
-    START_SECONDS,
-    STOP_SECONDS,
     VERSION,
     N8nError,
     import_workflows,
 )
 from trading_pipelines.settings.shipped import WORKFLOWS, shipped
 
+START_SECONDS = 120
+STOP_SECONDS = 20
 # Nothing but what the workflows need: no telemetry, no look-ups, no editor, no process for Code.
 _ALONE = {
     "DB_TYPE": "sqlite",
@@ -160,26 +160,27 @@ class LocalN8n:
     def _await(self) -> None:
         """Wait until it is ready: it says so before its webhooks are there."""
         deadline = time.monotonic() + START_SECONDS
-        while wrong := self._trouble():
+        while wrong := self._not_ready():
             if self._process is None or self._process.poll() is not None:
                 raise N8nError(f"n8n did not start: it ended by itself; see {self.log}")
             if time.monotonic() > deadline:
                 raise N8nError(f"n8n did not start in {START_SECONDS} s: {wrong}; see {self.log}")
             time.sleep(0.1)
 
-    def _trouble(self) -> str | None:
+    def _not_ready(self) -> str | None:
+        """Say why it is not ready; None when it is."""
         try:
             ready = requests.get(f"{self.url}/healthz/readiness", timeout=2).status_code == 200
         except requests.RequestException:
             ready = False
         if not ready:
             return "it is not ready"
-        checked = check_workflows(self.url, self._secret, 10)
-        return next((one.said for one in checked if not one.is_good), None)
+        checks = check_workflows(self.url, self._secret, 10)
+        return next((check.finding for check in checks if not check.is_good), None)
 
 
 def _free_ports() -> tuple[int, int]:
-    with socket.socket() as one, socket.socket() as other:
-        one.bind(("127.0.0.1", 0))
-        other.bind(("127.0.0.1", 0))
-        return one.getsockname()[1], other.getsockname()[1]
+    with socket.socket() as first, socket.socket() as second:
+        first.bind(("127.0.0.1", 0))
+        second.bind(("127.0.0.1", 0))
+        return first.getsockname()[1], second.getsockname()[1]

@@ -1,6 +1,7 @@
-"""n8n from outside: putting our workflows into it, asking whether they work, running one here.
+"""Importing our workflows into n8n and publishing them, with n8n's own command line.
 
-What a workflow does is in `config/n8n_workflows/`; posting alerts to it belongs in `alerts/`.
+What a workflow does is in `config/n8n_workflows/`; asking n8n whether they work belongs in `check`,
+posting alerts to it in `alerts/webhooks`.
 """
 
 import json
@@ -16,8 +17,6 @@ CREDENTIALS = "n8n_credentials.json"
 """Beside the folder of the workflows."""
 
 COMMAND_SECONDS = 120
-START_SECONDS = 120
-STOP_SECONDS = 20
 RESTART = "restart n8n if it is running: until then it may answer 404, or go on as before"
 
 
@@ -39,8 +38,8 @@ def import_workflows(
     if not files or not credentials.exists():
         raise N8nError(f"{folder} needs n8n's workflows (*.json) in it and {CREDENTIALS} beside it")
     try:
-        found = [json.loads(file.read_text(encoding="utf-8")) for file in files]
-        names = {workflow["id"]: workflow["name"] for workflow in found}
+        workflows = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+        names = {workflow["id"]: workflow["name"] for workflow in workflows}
     except (ValueError, LookupError, TypeError) as error:
         raise N8nError(f"{folder} holds a file that is no workflow with an id: {error}") from error
 
@@ -84,8 +83,8 @@ def _run(command: Sequence[str], environment: Mapping[str, str]) -> None:
     except subprocess.TimeoutExpired:
         raise N8nError(f"`{line}` did not end within {COMMAND_SECONDS} s") from None
     if done.returncode:
-        said = (done.stderr.strip() or done.stdout.strip()).decode(errors="replace").splitlines()
-        reason = _without_secrets(said[-1] if said else "it says nothing", environment)
+        lines = (done.stderr.strip() or done.stdout.strip()).decode(errors="replace").splitlines()
+        reason = _without_secrets(lines[-1] if lines else "it says nothing", environment)
         raise N8nError(
             f"`{line}` failed: {reason}; is it n8n {VERSION} or later, with its database?"
         )

@@ -1,4 +1,4 @@
-"""What others read of the signals: the view of the current ones, Redis, and their picture.
+"""What others read of the signals: the current ones, their copy in Redis, their picture.
 
 Nothing new is computed here.
 """

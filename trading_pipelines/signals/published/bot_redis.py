@@ -1,8 +1,8 @@
 """The newest signals where the bot looks for them: two kinds of keys in Redis.
 
-Postgres is where signals are; a key in Redis is a copy that lives as long as it is worth something,
-counted from its as-of. Redis may be away, and nothing here fails for it: the next refresh writes
-again. When to publish belongs to who calls.
+Signals are kept in Postgres; a key in Redis is a copy that expires some time after its as-of. Redis
+may be away, and nothing here fails for that: the next refresh writes again. When to publish belongs
+in `assets/published_signals`.
 """
 
 import json

@@ -21,8 +21,8 @@ CURRENT = """
 SELECT current.symbol, regime, regime_since, regime_diff_pct, regime_as_of, regime_age,
     annualized_volatility, is_high_volatility, volatility_status, volatility_horizon,
     volatility_as_of, volatility_age, volatility_valid_until
-FROM unnest(%s::text[]) WITH ORDINALITY AS wanted (symbol, place)
-JOIN trading_pipelines.current_signals AS current ON current.symbol = wanted.symbol
+FROM unnest(%s::text[]) WITH ORDINALITY AS symbols (symbol, place)
+JOIN trading_pipelines.current_signals AS current ON current.symbol = symbols.symbol
 WHERE regime_as_of IS NOT NULL OR volatility_as_of IS NOT NULL
 ORDER BY place
 """
@@ -67,7 +67,7 @@ class CurrentSignal:
 
 @dataclass(frozen=True)
 class Published:
-    """What became of the signals; `skipped` says in a few words why nothing could be written."""
+    """What was written to Redis; `skipped` says in a few words why nothing could be."""
 
     keys: tuple[str, ...] = ()
     stale: Mapping[str, timedelta] = field(default_factory=dict)

@@ -1,7 +1,7 @@
-"""One picture of the signals: a row a symbol, what was said beside what happened.
+"""One picture of the signals: a row a symbol, what was forecast beside what happened.
 
-Only drawing, of what the tables hold; the arithmetic is next door. Matplotlib's objects, never
-pyplot: nothing is global, so that several threads may draw at once.
+Only drawing, of what the tables hold; the arithmetic belongs in the signals' folders. Matplotlib's
+objects, never pyplot: nothing is global, so that several threads may draw at once.
 """
 
 from collections.abc import Iterable, Sequence
@@ -42,7 +42,7 @@ from trading_pipelines.signals.regimes.regime import Regime
 from trading_pipelines.signals.volatility.model import trailing_mean
 from trading_pipelines.signals.volatility.realized import annualized
 
-SHOWN, SCORED = timedelta(days=14), timedelta(days=90)
+SHOWN_SPAN, SCORED_SPAN = timedelta(days=14), timedelta(days=90)
 OF_HORIZON = ("#dd8b24", FORECAST, "#6b46c1", "#2f855a")
 SHADES: dict[Regime, dict[str, Any]] = {
     Regime.BULL: {"facecolor": "#c3e6cd"},
@@ -55,7 +55,7 @@ LABELS = """
 SELECT hour, label FROM trading_pipelines.regime_labels
 WHERE symbol = %s AND hour >= %s AND hour < %s ORDER BY hour
 """
-LONGEST_HORIZON = """
+READ_LONGEST_HORIZON = """
 SELECT max(horizon) FROM trading_pipelines.volatility_forecast
 WHERE symbol = ANY(%s) AND as_of > %s AND as_of <= %s
 """
@@ -71,10 +71,10 @@ ORDER BY day
 def draw(connection: psycopg.Connection, symbols: Sequence[str], now: datetime) -> bytes:
     """Return a PNG, 1067 pixels wide, of the symbols' 14 days up to `now`."""
     end = floor_hour(now)
-    shown = Interval(end - SHOWN, end)
-    asked = [list(symbols), shown.start, end]
-    horizon = connection.execute(LONGEST_HORIZON, asked).fetchall()[0][0] or 24
-    ratios = _frame(connection, RATIOS, [list(symbols), (end - SCORED).date(), end.date()])
+    shown = Interval(end - SHOWN_SPAN, end)
+    arguments = [list(symbols), shown.start, end]
+    horizon = connection.execute(READ_LONGEST_HORIZON, arguments).fetchall()[0][0] or 24
+    ratios = _frame(connection, RATIOS, [list(symbols), (end - SCORED_SPAN).date(), end.date()])
     colours = dict(zip(sorted(ratios["horizon"].unique()), cycle(OF_HORIZON), strict=False))
     figure, axes = _grid(symbols)
     for symbol, (price, volatility, ratio) in zip(symbols, axes, strict=True):
@@ -108,20 +108,22 @@ def _draw_volatility(
     """Draw a forecast where its horizon ends, beside what had happened by then."""
     ahead = HOUR * horizon
     panel.set_xlim(_days(shown.start), _days(shown.end + ahead))
-    said = tables.forecasts(connection, symbol, Interval(shown.start, shown.end + ahead))
-    said = said[said["horizon"] == horizon].set_index("valid_until")
-    said = said[["variance", "low", "high", "threshold"]].astype(float)
-    known = Interval(shown.start - ahead, shown.end)
-    variances = tables.variances(connection, [symbol], known)[symbol].reindex(_hours(known))
+    forecasts = tables.forecasts(connection, symbol, Interval(shown.start, shown.end + ahead))
+    forecasts = forecasts[forecasts["horizon"] == horizon].set_index("valid_until")
+    forecasts = forecasts[["variance", "low", "high", "threshold"]].astype(float)
+    past = Interval(shown.start - ahead, shown.end)
+    variances = tables.variances(connection, [symbol], past)[symbol].reindex(_hours(past))
     happened = trailing_mean(variances, horizon).loc[shown.start :]
-    if said["variance"].isna().all() and happened.isna().all():
+    if forecasts["variance"].isna().all() and happened.isna().all():
         _say_no_data(panel)
         return
-    said = said.reindex(_hours(Interval(shown.start, shown.end + ahead))).map(_percent)
-    panel.fill_between(said.index, said["low"], said["high"], color=FORECAST, alpha=0.2, lw=0)
-    panel.plot(said["threshold"], color=THRESHOLD, lw=1.1)
+    forecasts = forecasts.reindex(_hours(Interval(shown.start, shown.end + ahead))).map(_percent)
+    panel.fill_between(
+        forecasts.index, forecasts["low"], forecasts["high"], color=FORECAST, alpha=0.2, lw=0
+    )
+    panel.plot(forecasts["threshold"], color=THRESHOLD, lw=1.1)
     panel.plot(happened.map(_percent), color=INK, lw=1.2)
-    panel.plot(said["variance"], color=FORECAST, lw=1.2)
+    panel.plot(forecasts["variance"], color=FORECAST, lw=1.2)
     panel.axvline(_days(shown.end), color=QUIET, lw=0.8, ls=":")
     panel.set_ylim(bottom=0)
 
@@ -132,17 +134,17 @@ def _draw_ratios(panel: Axes, ratios: pd.DataFrame, colours: dict[int, str]) -> 
         return
     panel.axhline(1, color=INK, lw=0.8)
     for horizon, colour in colours.items():
-        mine = ratios[ratios["horizon"] == horizon]
-        panel.plot(mine["ratio_to_garch"], color=colour, lw=1.4)
+        of_horizon = ratios[ratios["horizon"] == horizon]
+        panel.plot(of_horizon["ratio_to_garch"], color=colour, lw=1.4)
 
 
 def _scale_ratios(panels: Iterable[Axes], ratios: pd.DataFrame, end: datetime) -> None:
     """One scale for all symbols, and a logarithm's: half as good is as far from 1 as twice."""
-    known = [1.0, *ratios["ratio_to_garch"]]
+    scaled = [1.0, *ratios["ratio_to_garch"]]
     for panel in panels:
-        panel.set_xlim(_days(min([end - SHOWN, *ratios.index[:1]])), _days(end))
+        panel.set_xlim(_days(min([end - SHOWN_SPAN, *ratios.index[:1]])), _days(end))
         panel.set_yscale("log")
-        panel.set_ylim(min(known) / 1.15, max(known) * 1.15)
+        panel.set_ylim(min(scaled) / 1.15, max(scaled) * 1.15)
         panel.yaxis.set_major_locator(FixedLocator([0.1, 0.2, 0.3, 0.5, 0.7, 1, 1.4, 2, 3, 5, 10]))
         panel.yaxis.set_major_formatter(FuncFormatter(lambda ratio, _: f"{ratio:g}"))
         panel.yaxis.set_minor_locator(NullLocator())
@@ -222,9 +224,9 @@ def _frame(connection: psycopg.Connection, query: str, arguments: list[object]) 
     return frame.set_index(pd.to_datetime(frame.pop(frame.columns[0]), utc=True))
 
 
-def _hours(stretch: Interval) -> pd.DatetimeIndex:
-    """Return every hour's close in the stretch: where values are missing, a line has a gap."""
-    return pd.date_range(stretch.start, stretch.end, freq="h", inclusive="right")
+def _hours(interval: Interval) -> pd.DatetimeIndex:
+    """Return every hour's close in the interval: where values are missing, a line has a gap."""
+    return pd.date_range(interval.start, interval.end, freq="h", inclusive="right")
 
 
 def _percent(variance: float) -> float:

@@ -1,7 +1,7 @@
 """What the regime labels have been worth: how long they hold, and what followed them.
 
 Diagnostics of the past, for people; nothing is decided by them. How a label comes about belongs in
-`regime`, the score of the volatility forecasts in `score`.
+`labels`, the score of the volatility forecasts in `volatility/score`.
 """
 
 from collections import Counter
@@ -24,14 +24,14 @@ from trading_pipelines.signals.volatility.score import hac_t_value
 FORWARD_HOURS = 24
 MONTH_HOURS = 30 * 24
 # The label of an hour is as of its close: what came after it runs from that close on.
-ROWS = """
+LABELLED_HOURS = """
 SELECT label.symbol, label.label, label.hysteresis_label, label.empty_hours,
     label.diff_pct::double precision AS diff_pct,
-    (later.close_price / known.close_price - 1)::double precision AS forward_return,
+    (later.close_price / hour.close_price - 1)::double precision AS forward_return,
     realized.realized_variance
 FROM trading_pipelines.regime_labels AS label
-LEFT JOIN trading_pipelines.candles_1h AS known
-    ON known.symbol = label.symbol AND known.timestamp = label.hour
+LEFT JOIN trading_pipelines.candles_1h AS hour
+    ON hour.symbol = label.symbol AND hour.timestamp = label.hour
 LEFT JOIN trading_pipelines.candles_1h AS later
     ON later.symbol = label.symbol AND later.timestamp = label.hour + make_interval(hours => %s)
 LEFT JOIN trading_pipelines.realized_volatility AS realized
@@ -56,7 +56,7 @@ class RegimeFigures:
 
 @dataclass(frozen=True)
 class RegimeDiagnostics:
-    """One symbol's labels, in order. What can't be told is None; 0 means that it was counted.
+    """One symbol's labels, in order. What can't be computed is None; 0 means it was counted.
 
     Runs, flips and transitions are of the known labels: UNKNOWN hours are passed over.
     """
@@ -89,7 +89,7 @@ def read(
     detection: RegimeDetectionSettings,
 ) -> list[RegimeDiagnostics]:
     """Return one entry a symbol, in their order, of the labels of the hours from `since` on."""
-    rows = tables.frame(connection, ROWS, [FORWARD_HOURS, list(symbols), since])
+    rows = tables.frame(connection, LABELLED_HOURS, [FORWARD_HOURS, list(symbols), since])
     # A column that is empty throughout comes without a type.
     rows = rows.astype(dict.fromkeys(("diff_pct", "forward_return", "realized_variance"), float))
     return [diagnose(symbol, rows[rows["symbol"] == symbol], detection) for symbol in symbols]
@@ -98,7 +98,7 @@ def read(
 def diagnose(
     symbol: str, rows: pd.DataFrame, detection: RegimeDetectionSettings
 ) -> RegimeDiagnostics:
-    """Return the figures of one symbol's labels, a row an hour and in order, as of `ROWS`."""
+    """Return the figures of one symbol's labels: the rows of `LABELLED_HOURS`, an hour each."""
     runs = _runs(rows["label"])
     flips = Counter(f"{a}→{b}" for (a, _), (b, _) in pairwise(runs))
     newest = None if rows.empty else rows.iloc[-1]
@@ -119,19 +119,19 @@ def diagnose(
 
 
 def _figures(rows: pd.DataFrame, regime: Regime) -> RegimeFigures:
-    mine = rows[rows["label"] == regime]
-    returns = mine["forward_return"]
+    of_regime = rows[rows["label"] == regime]
+    returns = of_regime["forward_return"]
     return RegimeFigures(
-        share_pct=100 * len(mine) / len(rows) if len(rows) else None,
+        share_pct=100 * len(of_regime) / len(rows) if len(rows) else None,
         forward_return_pct=_number(100 * returns.mean()),
         forward_t_value=_number(hac_t_value(returns, FORWARD_HOURS)),
-        annualized_volatility_pct=_number(100 * annualized(mine["realized_variance"].mean())),
+        annualized_volatility_pct=_number(100 * annualized(of_regime["realized_variance"].mean())),
     )
 
 
 def _runs(labels: Iterable[str]) -> list[tuple[str, int]]:
-    known = (label for label in labels if label != Regime.UNKNOWN)
-    return [(label, len(list(run))) for label, run in groupby(known)]
+    without_unknown = (label for label in labels if label != Regime.UNKNOWN)
+    return [(label, len(list(run))) for label, run in groupby(without_unknown)]
 
 
 def _flips_per_30_days(runs: Sequence[tuple[str, int]]) -> float | None:

@@ -1,7 +1,7 @@
 """Market regimes: a fast against a slow average of hourly closes. The contract with the bot.
 
 Pure functions of closes, exact decimals throughout. The rows of `regime_history` that the bot reads
-are written in `compute`; what a regime is worth belongs in `diagnostics`.
+are written in `partition`; what a regime is worth belongs in `diagnostics`.
 """
 
 from bisect import bisect_left, bisect_right
@@ -84,7 +84,7 @@ class _Windows:
         if candles < self._needed:
             return Label(hour, Regime.UNKNOWN, None, None, None, candles, span - candles,
                          Regime.UNKNOWN, first_allowed)  # fmt: skip
-        held, since = self._hysteresis(end, lowest)
+        hysteresis_label, since = self._hysteresis(end, lowest)
         return Label(
             hour,
             self._regime(self._diffs[end]),
@@ -93,12 +93,12 @@ class _Windows:
             self._diffs[end],
             candles,
             span - candles,
-            held,
+            hysteresis_label,
             first_allowed if since is None else self._hours[since - self._needed],
         )
 
     def _hysteresis(self, end: int, lowest: int) -> tuple[Regime, int | None]:
-        """Return the held regime, and the hour (its end) back to which it had to be looked for."""
+        """Return the regime that is stayed in, and the end of the earliest hour that decides it."""
         trend = self._trend(self._diffs[end])
         for at in range(end, lowest + self._needed - 1, -1):
             if self._regime(self._diffs[at]) is trend:

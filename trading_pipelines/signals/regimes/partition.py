@@ -43,26 +43,26 @@ WHERE label.symbol = %(symbol)s AND label.hour = added.detected_at - interval '1
 
 
 def sync_history(
-    connection: psycopg.Connection, symbol: str, rows: Mapping[date, PartitionRows]
+    connection: psycopg.Connection, symbol: str, rows_of: Mapping[date, PartitionRows]
 ) -> None:
     """Bring the bot's rows of `regime_history` in line with the labels just written."""
-    hours = [hour for found in rows.values() for hour in found.times]
+    hours = [hour for content in rows_of.values() for hour in content.times]
     for statement in (SYNC_HISTORY, ADD_HISTORY):
         connection.execute(statement, {"symbol": symbol, "hours": hours})
 
 
 def compute_regime_labels(
-    run: ComputeRun, symbol: str, known: Sequence[SignalCoverage]
+    run: ComputeRun, symbol: str, partitions: Sequence[SignalCoverage]
 ) -> dict[date, PartitionRows]:
     """Return each day's labels."""
-    closes = tables.closes(run.connection, symbol, input_interval(run, known, "candles_1h"))
-    hours = [as_of - HOUR for one in known for as_of in closed_hours(one)]
+    closes = tables.closes(run.connection, symbol, input_interval(run, partitions, "candles_1h"))
+    hours = [as_of - HOUR for partition in partitions for as_of in closed_hours(partition)]
     by_day: dict[date, list[Label]] = defaultdict(list)
     for label in label_hours(closes, hours, run.settings):
         by_day[label.hour.date()].append(label)
-    found = {}
-    for one in known:
-        labels = by_day[one.day]
+    rows_of = {}
+    for partition in partitions:
+        labels = by_day[partition.day]
         rows = [
             (symbol, label.hour, str(label.label), label.ma_fast, label.ma_slow, label.diff_pct,
              label.candles, label.empty_hours, str(label.hysteresis_label))
@@ -76,6 +76,8 @@ def compute_regime_labels(
             "flips": sum(a.label is not b.label for a, b in pairwise(labels)),
             "unknown_hours": sum(label.label is Regime.UNKNOWN for label in labels),
         }
-        reach = min(label.inputs_from for label in labels).date()
-        found[one.day] = PartitionRows(rows, tables.hours_of(one.day), figures, reach)
-    return found
+        inputs_from = min(label.inputs_from for label in labels).date()
+        rows_of[partition.day] = PartitionRows(
+            rows, tables.hours_of(partition.day), figures, inputs_from
+        )
+    return rows_of

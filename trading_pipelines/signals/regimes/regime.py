@@ -8,7 +8,7 @@ from enum import StrEnum
 
 import psycopg
 
-# What ended long before the moment says nothing of it; empty hours are rare.
+# An hour that ended longer before the moment says nothing of it; empty hours are rare.
 STALE = timedelta(hours=3)
 LABEL = """
 SELECT label FROM trading_pipelines.regime_labels
@@ -18,17 +18,17 @@ ORDER BY hour DESC LIMIT 1
 
 
 class Regime(StrEnum):
-    """What the averages say."""
+    """Where the fast average of the hourly closes lies: above, near or below the slow one."""
 
     BULL = "BULL"
     SIDEWAYS = "SIDEWAYS"
     BEAR = "BEAR"
     UNKNOWN = "UNKNOWN"
-    """Fewer hourly candles than `min_hourly_candles_for_regime`."""
+    """There are fewer hourly candles than `min_hourly_candles_for_regime`."""
 
 
 def label_as_of(connection: psycopg.Connection, symbol: str, moment: datetime) -> str | None:
     """Return the newest label as of `moment` (UTC); None where none is of the last three hours."""
     earliest = moment - STALE - timedelta(hours=1)
-    found = connection.execute(LABEL, [symbol, moment, earliest]).fetchone()
-    return found[0] if found else None
+    row = connection.execute(LABEL, [symbol, moment, earliest]).fetchone()
+    return row[0] if row else None

@@ -1,4 +1,4 @@
-"""The relative strength index as of a moment. Who shows it belongs elsewhere."""
+"""The relative strength index of hourly closes, as of a moment. `alerts/kinds` shows it."""
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -13,7 +13,7 @@ PERIODS = 14
 # Wilder's smoothing forgets by 13/14 an hour: what is older than this weighs under 4e-7.
 HOURS = 200
 
-CLOSES = """
+NEWEST_CLOSES = """
 SELECT timestamp, close_price::double precision
 FROM trading_pipelines.candles_1h
 WHERE symbol = %s AND timestamp > %s - interval '400 hours' AND timestamp <= %s - interval '1 hour'
@@ -51,7 +51,7 @@ def rsi_as_of(connection: psycopg.Connection, symbol: str, moment: datetime) -> 
 
     None with fewer than 15 hours, or where the last of them closed more than three hours before.
     """
-    rows = connection.execute(CLOSES, [symbol, moment, moment, HOURS]).fetchall()
+    rows = connection.execute(NEWEST_CLOSES, [symbol, moment, moment, HOURS]).fetchall()
     if not rows or (as_of := rows[0][0] + timedelta(hours=1)) < moment - STALE:
         return None
     value = wilder_rsi(np.array([close for _, close in reversed(rows)]))

@@ -1,4 +1,4 @@
 """What became of the bot's rejections: exit rules, outcomes, weekly sums and their picture.
 
-Telling it belongs in `alerts/reject_summary`.
+The weekly message about them belongs in `alerts/reject_summary`.
 """

@@ -1,7 +1,7 @@
-"""How the strategy would have left a position: the exits of the bot's section `regimes`.
+"""How the strategy leaves a position: the exits in the bot's own section `regimes` of the settings.
 
-Nothing in that section stops a start: what cannot be read is said with each outcome instead. What a
-rejection came to by these rules belongs in `outcomes`.
+The section is the bot's, so nothing in it stops a start: what can't be read is noted with each
+outcome instead. What became of a rejection by these rules belongs in `outcomes`.
 """
 
 import math
@@ -35,11 +35,22 @@ class ExitRules:
     size: Decimal
 
 
-def exit_rules_of(settings: StrategySettings, regime: str) -> ExitRules | str:
-    """Return the exits of a regime in the bot's section `regimes`, or why they are not known.
+def outcome_days_after(settings: StrategySettings) -> int:
+    """Return how many UTC days after its own a day's rejections are followed."""
+    return -(-time_to_settle(settings) // DAY)
 
-    Those of UNKNOWN are its fallback's. The section is the bot's, so nothing in it stops a start:
-    what can't be read is said with each outcome instead.
+
+def time_to_settle(settings: StrategySettings) -> timedelta:
+    """Return how long after a decision its outcome may still be open."""
+    rules = (exit_rules_of(settings, regime) for regime in Regime)
+    limits = [exits.limit for exits in rules if isinstance(exits, ExitRules)]
+    return max([LONGEST_HORIZON, *limits])
+
+
+def exit_rules_of(settings: StrategySettings, regime: str) -> ExitRules | str:
+    """Return the exits of a regime, or in words why they are not known.
+
+    Those of UNKNOWN are those of `regime_detection.unknown_fallback`.
     """
     if regime == Regime.UNKNOWN:
         regime = settings.regime_detection.unknown_fallback
@@ -55,7 +66,7 @@ def exit_rules_of(settings: StrategySettings, regime: str) -> ExitRules | str:
     numbers = {}
     for name, most in (("take_profit_pct", 1), ("stop_loss_pct", 1), (limit, MOST_HOURS)):
         value = given.get(name)
-        if not is_number(value) or not 0 < value < most:
+        if not _is_number(value) or not 0 < value < most:
             allowed = (
                 f"hours, less than {MOST_HOURS}"
                 if name == limit
@@ -64,7 +75,7 @@ def exit_rules_of(settings: StrategySettings, regime: str) -> ExitRules | str:
             return f"regimes.{regime}.exit.{name} is {value!r}; wanted: {allowed}"
         numbers[name] = value
     size = content.get("position_size_ratio", 1)
-    if not is_number(size) or not 0 < size < math.inf:
+    if not _is_number(size) or not 0 < size < math.inf:
         return f"regimes.{regime}.position_size_ratio is {size!r}; wanted: a share, such as 0.5"
     return ExitRules(
         take_profit=Decimal(str(numbers["take_profit_pct"])),
@@ -74,17 +85,6 @@ def exit_rules_of(settings: StrategySettings, regime: str) -> ExitRules | str:
     )
 
 
-def is_number(value: object) -> TypeGuard[int | float]:
+def _is_number(value: object) -> TypeGuard[int | float]:
     """Return whether the value is a number; True and False are none."""
     return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def time_to_settle(settings: StrategySettings) -> timedelta:
-    """Return how long after a decision its outcome may still be open."""
-    known = (exit_rules_of(settings, regime) for regime in Regime)
-    return max([LONGEST_HORIZON, *(one.limit for one in known if isinstance(one, ExitRules))])
-
-
-def outcome_days_after(settings: StrategySettings) -> int:
-    """Return how many UTC days after its own a day's rejections are followed."""
-    return -(-time_to_settle(settings) // DAY)

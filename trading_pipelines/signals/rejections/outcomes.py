@@ -1,7 +1,7 @@
 """What became of a rejection: the price afterwards, and what the strategy would have made of it.
 
 Pure arithmetic on closed one-minute candles; money is exact (Decimal, KRW). Which rejections there
-are, and how far the candles reach, is asked in `compute`; sums over a week are `reject_summary`'s.
+are, and how far the candles reach, is asked in `partition`; sums over a week belong in `summary`.
 """
 
 import re
@@ -137,15 +137,19 @@ def evaluate(
     following = since[_first(since, at - MICROSECOND) :]
     seen = [candle for candle in following if candle.start + MINUTE <= at + LONGEST_HORIZON]
     is_over = at + LONGEST_HORIZON <= as_of
-    left = _exit(price, at, following, as_of, exits) if exits else None
+    position_exit = _exit(price, at, following, as_of, exits) if exits else None
     return RejectOutcome(
-        OutcomeState.COMPLETED if is_over and (left or not exits) else OutcomeState.PENDING,
+        OutcomeState.COMPLETED
+        if is_over and (position_exit or not exits)
+        else OutcomeState.PENDING,
         price,
         later,
-        best=max((one.high for one in seen), default=price) if is_over else None,
-        worst=min((one.low for one in seen), default=price) if is_over else None,
-        exit=left,
-        result_krw=_result(price, left.price, exits, settings) if exits and left else None,
+        best=max((candle.high for candle in seen), default=price) if is_over else None,
+        worst=min((candle.low for candle in seen), default=price) if is_over else None,
+        exit=position_exit,
+        result_krw=_result(price, position_exit.price, exits, settings)
+        if exits and position_exit
+        else None,
     )
 
 
@@ -186,11 +190,11 @@ def _exit(
 
 
 def _result(
-    price: Decimal, left_at: Decimal, exits: ExitRules, settings: RejectOutcomesSettings
+    price: Decimal, exit_price: Decimal, exits: ExitRules, settings: RejectOutcomesSettings
 ) -> Decimal:
     paid = Decimal(settings.notional_krw) * exits.size
     fee = Decimal(str(settings.fee_pct)) / 100
-    return (paid * left_at / price * (1 - fee) - paid * (1 + fee)).quantize(Decimal(1))
+    return (paid * exit_price / price * (1 - fee) - paid * (1 + fee)).quantize(Decimal(1))
 
 
 def reason_family(reason: str, families: Mapping[str, Sequence[str]]) -> str:

@@ -16,17 +16,17 @@ from trading_pipelines.signals.rejections.exit_rules import exit_rules_of, outco
 
 
 def compute_reject_outcomes(
-    run: ComputeRun, symbol: str, known: Sequence[SignalCoverage]
+    run: ComputeRun, symbol: str, partitions: Sequence[SignalCoverage]
 ) -> dict[date, PartitionRows]:
     """Return each day's rejections with what became of them."""
-    return {one.day: _outcomes_of_day(run, symbol, one) for one in known}
+    return {partition.day: _outcomes_of_day(run, symbol, partition) for partition in partitions}
 
 
-def _outcomes_of_day(run: ComputeRun, symbol: str, one: SignalCoverage) -> PartitionRows:
-    assert one.until is not None
-    day, days_after = day_interval(one.day), outcome_days_after(run.settings)
-    covered = floor_hour(tables.covered_until(run.connection, symbol, one.day, days_after))
-    as_of = min(one.until, covered)
+def _outcomes_of_day(run: ComputeRun, symbol: str, partition: SignalCoverage) -> PartitionRows:
+    assert partition.until is not None
+    day, days_after = day_interval(partition.day), outcome_days_after(run.settings)
+    covered = floor_hour(tables.covered_until(run.connection, symbol, partition.day, days_after))
+    as_of = min(partition.until, covered)
     rejections = tables.rejections(run.connection, symbol, Interval(day.start, min(as_of, day.end)))
     minutes: list[outcomes.MinutePrices] = []
     if rejections:
@@ -43,20 +43,21 @@ def _outcomes_of_day(run: ComputeRun, symbol: str, one: SignalCoverage) -> Parti
         note, rules = (exits, None) if isinstance(exits, str) else (None, exits)
         outcome = outcomes.evaluate(rejection, minutes, as_of, rules, costs)
         family = outcomes.reason_family(rejection.reason, costs.reason_families)
-        left = outcome.exit
+        position_exit = outcome.exit
         results.append(outcome)
         rows.append(
-            (symbol, one.day, rejection.id, at, label, rejection.model, family,
+            (symbol, partition.day, rejection.id, at, label, rejection.model, family,
              str(outcome.state), outcome.price, *outcome.later, outcome.best, outcome.worst,
-             left and left.at, left and left.price, left and str(left.reason),
+             position_exit and position_exit.at, position_exit and position_exit.price,
+             position_exit and str(position_exit.reason),
              outcome.result_krw, outcome.verdict, note)
         )  # fmt: skip
-    won = [one.result_krw for one in results if one.result_krw is not None]
+    made = [outcome.result_krw for outcome in results if outcome.result_krw is not None]
     figures = {
         "rejections": len(results),
-        "completed": sum(one.state is outcomes.OutcomeState.COMPLETED for one in results),
-        "saved": sum(one.verdict is outcomes.OutcomeVerdict.SAVED for one in results),
-        "saved_krw": -int(sum(krw for krw in won if krw < 0)),
-        "cost_krw": int(sum(krw for krw in won if krw > 0)),
+        "completed": sum(outcome.state is outcomes.OutcomeState.COMPLETED for outcome in results),
+        "saved": sum(outcome.verdict is outcomes.OutcomeVerdict.SAVED for outcome in results),
+        "saved_krw": -int(sum(krw for krw in made if krw < 0)),
+        "cost_krw": int(sum(krw for krw in made if krw > 0)),
     }
-    return PartitionRows(rows, [one.day], figures)
+    return PartitionRows(rows, [partition.day], figures)

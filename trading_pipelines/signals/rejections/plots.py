@@ -1,6 +1,7 @@
 """One picture of the rejections: did they pay, in which weeks, and for which reasons and symbols.
 
-Only drawing; the sums are `reject_summary`'s. As in `plots`, Matplotlib's objects and never pyplot.
+Only drawing; the sums belong in `summary`. Matplotlib's objects and never pyplot, as in
+`published/overview`.
 """
 
 from collections.abc import Sequence
@@ -26,7 +27,7 @@ def draw(connection: psycopg.Connection, week: date) -> bytes:
     weeks = [week - WEEK * n for n in reversed(range(WEEKS))]
     whole = Interval(week_interval(weeks[0]).start, week_interval(week).end)
     totals = reject_summary.read(connection, whole)
-    by_week = [reject_summary.read(connection, week_interval(one))[0] for one in weeks]
+    by_week = [reject_summary.read(connection, week_interval(monday))[0] for monday in weeks]
     figure = Figure(figsize=(WIDTH, 4.6), dpi=DPI, layout="constrained")
     panels = figure.subplots(1, 3, width_ratios=[5, 3, 3])
     together = totals[0]
@@ -52,12 +53,12 @@ def headline(total: Total) -> str:
 
 def _draw_weeks(panel: Axes, weeks: Sequence[date], totals: Sequence[Total]) -> None:
     places = range(len(weeks))
-    panel.bar(places, [float(one.saved_krw) for one in totals], color=PAID, alpha=0.45,
+    panel.bar(places, [float(total.saved_krw) for total in totals], color=PAID, alpha=0.45,
               label="losses avoided")  # fmt: skip
-    panel.bar(places, [-float(one.cost_krw) for one in totals], color=COST, alpha=0.45,
+    panel.bar(places, [-float(total.cost_krw) for total in totals], color=COST, alpha=0.45,
               label="gains missed")  # fmt: skip
     net = Decimal(0)
-    running = [float(net := net + one.net_krw) for one in totals]
+    running = [float(net := net + total.net_krw) for total in totals]
     panel.plot(places, running, color=INK, marker="o", ms=3, lw=1.6, label="net, added up")
     panel.axhline(0, color=QUIET, lw=0.8)
     panel.set_xticks(places[::2], [f"{week:%m-%d}" for week in weeks[::2]], fontsize=8)
@@ -69,17 +70,17 @@ def _draw_weeks(panel: Axes, weeks: Sequence[date], totals: Sequence[Total]) -> 
 
 
 def _draw_hit_rates(panel: Axes, title: str, totals: Sequence[Total]) -> None:
-    judged = sorted((one for one in totals if one.hit_rate), key=lambda one: one.judged)
-    for place, one in enumerate(judged):
-        assert one.hit_rate is not None
-        share, low, high = one.hit_rate
+    judged = sorted((total for total in totals if total.hit_rate), key=lambda total: total.judged)
+    for place, total in enumerate(judged):
+        assert total.hit_rate is not None
+        share, low, high = total.hit_rate
         # Green or red only where the interval says it: half of two is no evidence.
         colour = PAID if low > 0.5 else COST if high < 0.5 else QUIET
         panel.plot([low, high], [place, place], color=colour, lw=2.5, solid_capstyle="butt")
         panel.plot(share, place, "o", color=colour, ms=6)
     panel.axvline(0.5, color=QUIET, lw=0.8)
     panel.set_yticks(
-        range(len(judged)), [f"{one.name} ({one.judged})" for one in judged], fontsize=8
+        range(len(judged)), [f"{total.name} ({total.judged})" for total in judged], fontsize=8
     )
     panel.set_xlim(0, 1)
     panel.xaxis.set_major_formatter(PercentFormatter(1))

@@ -1,7 +1,7 @@
 """What the rejections of a Korean week came to: together, and by symbol, regime, model and reason.
 
-A week is Monday 00:00 to Monday 00:00 in Seoul. Single outcomes are `outcomes`'; whether a summary
-is sent, and in which words, belongs in `alerts/`.
+A week is Monday 00:00 to Monday 00:00 in Seoul. Single outcomes belong in `outcomes`; whether a
+summary is sent, and in which words, in `alerts/`.
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ REJECT_SUMMARY = "reject_summary"
 WEEK = timedelta(days=7)
 PATIENCE = timedelta(days=3)
 
-FOUND = """
+READ_TOTALS = """
 SELECT
     CASE WHEN grouping(symbol) = 0 THEN 'symbol' WHEN grouping(regime) = 0 THEN 'regime'
         WHEN grouping(model) = 0 THEN 'model' WHEN grouping(reason_family) = 0 THEN 'reason'
@@ -42,21 +42,23 @@ FROM (
 GROUP BY GROUPING SETS ((), (symbol), (regime), (model), (reason_family))
 ORDER BY 1, 2
 """
-DIGEST = """
+OUTCOMES_DIGEST = """
 SELECT coalesce(md5(string_agg(outcome::text, ';' ORDER BY symbol, day, decision_id)), 'none')
 FROM trading_pipelines.reject_outcomes AS outcome WHERE decided_at >= %s AND decided_at < %s
 """
-STORED = "SELECT computed_from FROM trading_pipelines.reject_summary WHERE week = %s LIMIT 1"
+SUMMARISED_DIGEST = (
+    "SELECT computed_from FROM trading_pipelines.reject_summary WHERE week = %s LIMIT 1"
+)
 # What the bot refused and is not judged to its end yet: its outcome is missing, or pending.
-OPEN = """
-SELECT count(*) FROM unnest(%(symbols)s::text[]) AS wanted (symbol)
-CROSS JOIN LATERAL trading_pipelines.rejections(wanted.symbol, %(start)s, %(end)s) AS told
-LEFT JOIN trading_pipelines.reject_outcomes AS outcome ON outcome.symbol = wanted.symbol
-    AND outcome.day = (told.decided_at AT TIME ZONE 'UTC')::date
-    AND outcome.decision_id = told.id
+COUNT_OPEN = """
+SELECT count(*) FROM unnest(%(symbols)s::text[]) AS symbols (symbol)
+CROSS JOIN LATERAL trading_pipelines.rejections(symbols.symbol, %(start)s, %(end)s) AS rejection
+LEFT JOIN trading_pipelines.reject_outcomes AS outcome ON outcome.symbol = symbols.symbol
+    AND outcome.day = (rejection.decided_at AT TIME ZONE 'UTC')::date
+    AND outcome.decision_id = rejection.id
 WHERE outcome.state IS NULL OR outcome.state = 'pending'
 """
-ADD = """
+ADD_TOTAL = """
 INSERT INTO trading_pipelines.reject_summary (week, grouping, name, rejections, judged, saved,
     saved_krw, cost_krw, hit_rate, hit_rate_low, hit_rate_high, computed_from)
 VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)
@@ -125,8 +127,8 @@ def due_weeks(
 ) -> list[date]:
     """Return the Mondays of the weeks whose outcomes are all there, and that are not summed up.
 
-    A week is summed up again when an outcome of it has changed. What is still open some days after
-    it should be known (a symbol without candles) keeps the others waiting no longer.
+    A week is summed up again when an outcome of it has changed. An outcome that is still open some
+    days after it should be known (a symbol without candles) keeps the others waiting no longer.
     """
     days = max(timedelta(days=settings.data.look_back_days),
                2 * WEEK + time_to_settle(settings) + PATIENCE).days  # fmt: skip
@@ -138,7 +140,7 @@ def due_weeks(
     return [
         week
         for week in mondays
-        if connection.execute(STORED, [week]).fetchone() != (_digest(connection, week),)
+        if connection.execute(SUMMARISED_DIGEST, [week]).fetchone() != (_digest(connection, week),)
         and (
             now >= settled_at(week, settings) + PATIENCE
             or not _is_open(connection, week, settings.symbols)
@@ -149,11 +151,11 @@ def due_weeks(
 def _is_open(connection: psycopg.Connection, week: date, symbols: Sequence[str]) -> bool:
     start, end = _ends(week)
     arguments = {"symbols": list(symbols), "start": start, "end": end}
-    return connection.execute(OPEN, arguments).fetchone() != (0,)
+    return connection.execute(COUNT_OPEN, arguments).fetchone() != (0,)
 
 
 def _digest(connection: psycopg.Connection, week: date) -> str:
-    row = connection.execute(DIGEST, _ends(week)).fetchone()
+    row = connection.execute(OUTCOMES_DIGEST, _ends(week)).fetchone()
     assert row is not None
     return str(row[0])
 
@@ -188,20 +190,25 @@ def store(connection: psycopg.Connection, summary: Summary) -> None:
             "DELETE FROM trading_pipelines.reject_summary WHERE week = %s", [summary.week]
         )
         cursor.executemany(
-            ADD,
+            ADD_TOTAL,
             [
-                (summary.week, *astuple(one), *(one.hit_rate or (None,) * 3), summary.computed_from)
-                for one in summary.totals
+                (
+                    summary.week,
+                    *astuple(total),
+                    *(total.hit_rate or (None,) * 3),
+                    summary.computed_from,
+                )
+                for total in summary.totals
             ],
         )
 
 
-def read(connection: psycopg.Connection, stretch: Interval) -> list[Total]:
-    """Return the sums of the decisions in a stretch (UTC), as `summarise` orders them."""
+def read(connection: psycopg.Connection, interval: Interval) -> list[Total]:
+    """Return the sums of the decisions in an interval (UTC), as `summarise` orders them."""
     with connection.cursor(row_factory=class_row(Total)) as cursor:
-        return cursor.execute(FOUND, [stretch.start, stretch.end]).fetchall()
+        return cursor.execute(READ_TOTALS, [interval.start, interval.end]).fetchall()
 
 
 def of(totals: Sequence[Total], grouping: str) -> list[Total]:
     """Return the totals of one grouping."""
-    return [one for one in totals if one.grouping == grouping]
+    return [total for total in totals if total.grouping == grouping]

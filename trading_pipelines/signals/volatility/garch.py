@@ -55,22 +55,22 @@ def hourly_returns(closes: pd.Series, until: datetime) -> pd.Series:
 
 
 def fit(returns: pd.Series, as_of: datetime) -> GarchFit:
-    """Fit on the returns of the last `TRAINING_DAYS` that had closed at `as_of`.
+    """Fit on the returns of the last `GARCH_TRAINING_DAYS` that had closed at `as_of`.
 
     Constant prices, too few hours, a failed optimiser: `converged` is false and `warnings` says it;
     nothing is raised.
     """
     first = as_of - timedelta(days=GARCH_TRAINING_DAYS)
-    known = returns[(returns.index > first) & (returns.index <= as_of)]
-    model = GarchFit(as_of=as_of, rows=len(known))
-    if len(known) < FEWEST_HOURS:
-        said = f"{len(known)} hours of returns, fewer than {FEWEST_HOURS}"
-        return model.model_copy(update={"warnings": [said]})
-    if not known.any():
+    training = returns[(returns.index > first) & (returns.index <= as_of)]
+    model = GarchFit(as_of=as_of, rows=len(training))
+    if len(training) < FEWEST_HOURS:
+        warning = f"{len(training)} hours of returns, fewer than {FEWEST_HOURS}"
+        return model.model_copy(update={"warnings": [warning]})
+    if not training.any():
         return model.model_copy(update={"warnings": ["the price did not move"]})
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        result = arch_model(known, mean="Constant", vol="GARCH", p=1, q=1, rescale=False).fit(
+        result = arch_model(training, mean="Constant", vol="GARCH", p=1, q=1, rescale=False).fit(
             disp="off"
         )
     mu, omega, alpha, beta = (float(value) for value in result.params)
@@ -81,7 +81,7 @@ def fit(returns: pd.Series, as_of: datetime) -> GarchFit:
     return model.model_copy(
         update={
             "converged": result.convergence_flag == 0,
-            "warnings": [" ".join(str(one.message).split()) for one in caught],
+            "warnings": [" ".join(str(warning.message).split()) for warning in caught],
             "parameters": Parameters(
                 mu=mu, omega=omega, alpha=alpha, beta=beta, next_variance=ahead
             ),
@@ -97,20 +97,20 @@ def forecast(
     The sum of the steps' variances over `horizon`, back on the scale of log returns. `as_ofs` are
     hours from the model's own on. NaN where it did not converge or a return is missing.
     """
-    found = pd.Series(np.nan, index=pd.DatetimeIndex(list(as_ofs)))
+    variances = pd.Series(np.nan, index=pd.DatetimeIndex(list(as_ofs)))
     fitted = model.parameters
     if not model.converged or fitted is None:
-        return found
+        return variances
     ahead = fitted.next_variance
-    known = {pd.Timestamp(model.as_of): ahead}
+    next_variance = {pd.Timestamp(model.as_of): ahead}
     later = returns[(returns.index > model.as_of) & (returns.index <= max(as_ofs))]
     for at, value in zip(pd.DatetimeIndex(later.index), later, strict=True):
         ahead = fitted.omega + fitted.alpha * (value - fitted.mu) ** 2 + fitted.beta * ahead
-        known[at] = ahead
-    for as_of in found.index.intersection(list(known)):
-        step, total = known[as_of], 0.0
+        next_variance[at] = ahead
+    for as_of in variances.index.intersection(list(next_variance)):
+        step, total = next_variance[as_of], 0.0
         for _ in range(horizon):
             total += step
             step = fitted.omega + (fitted.alpha + fitted.beta) * step
-        found[as_of] = total / horizon / SCALE**2
-    return found
+        variances[as_of] = total / horizon / SCALE**2
+    return variances

@@ -47,7 +47,7 @@ EWMA_DECAY = 0.97
 FEWEST_EWMA_HOURS = 24
 COVERAGE = 0.90
 BLOCKS = 5
-WEEK, SATURDAY = 7 * 24, 5 * 24  # hours from Monday 00:00 UTC
+HOURS_A_WEEK, SATURDAY = 7 * 24, 5 * 24  # hours from Monday 00:00 UTC
 SIGNIFICANT_DIGITS = 10
 """Of the stored parameters: they are used as they are stored, and a model stays under 1 kB."""
 
@@ -96,7 +96,7 @@ class VolatilityModel(BaseModel):
 
     @property
     def status(self) -> ModelStatus:
-        """The best that it can say of any symbol."""
+        """The best status of any symbol."""
         return next(
             (s for s in ModelStatus if s in self.statuses.values()), ModelStatus.UNKNOWN_HISTORY
         )
@@ -114,11 +114,11 @@ def fit(
     first = as_of - timedelta(days=days, hours=WARM_UP_HOURS)
     hours = pd.date_range(first, as_of, freq="h", inclusive="right")
     # The grid ends at the as-of: what closed later is not there to be seen.
-    known = panel.reindex(hours, columns=sorted(panel.columns))
-    positive = known.to_numpy()[known.to_numpy() > 0]
+    window = panel.reindex(hours, columns=sorted(panel.columns))
+    positive = window.to_numpy()[window.to_numpy() > 0]
     floor = _rounded(np.quantile(positive, FLOOR_QUANTILE)) if positive.size else None
-    rows = {} if floor is None else _rows(known, hours, horizon, floor)
-    statuses = _statuses(known, rows, settings)
+    rows = {} if floor is None else _rows(window, hours, horizon, floor)
+    statuses = _statuses(window, rows, settings)
     training = {s: r.closed() for s, r in rows.items() if statuses[s] is ModelStatus.OK}
     model = VolatilityModel(
         as_of=as_of,
@@ -130,33 +130,33 @@ def fit(
             (r.times[-1].to_pydatetime() + timedelta(hours=horizon) for r in training.values()),
             default=None,
         ),
-        data_hash=hashlib.sha256(known.to_numpy().tobytes()).hexdigest()[:16],
+        data_hash=hashlib.sha256(window.to_numpy().tobytes()).hexdigest()[:16],
     )
     with threadpool_limits(1):  # threads add up in any order: the last bits would differ
         return _regressed(model, training, settings.ridge_alpha) if training else model
 
 
 def _statuses(
-    known: pd.DataFrame, rows: "dict[str, _Rows]", settings: VolatilitySettings
+    window: pd.DataFrame, rows: "dict[str, _Rows]", settings: VolatilitySettings
 ) -> dict[str, ModelStatus]:
-    wanted = settings.min_training_days * 24
+    fewest = settings.min_training_days * 24
     enough = {
         symbol: len(r.times)
         for symbol, r in rows.items()
-        if len(r.times) >= wanted and r.has_closed() and (known[symbol] > 0).any()
+        if len(r.times) >= fewest and r.has_closed() and (window[symbol] > 0).any()
     }
-    if sum(enough.values()) < FEWEST_SYMBOLS * wanted:
+    if sum(enough.values()) < FEWEST_SYMBOLS * fewest:
         enough = {}
 
     def status(symbol: str) -> ModelStatus:
-        hours = known[symbol].dropna()
+        hours = window[symbol].dropna()
         if len(hours) < FEWEST_EWMA_HOURS:
             return ModelStatus.UNKNOWN_HISTORY
         if not (hours > 0).any():
             return ModelStatus.DEGENERATE
         return ModelStatus.OK if symbol in enough else ModelStatus.FALLBACK
 
-    return {symbol: status(symbol) for symbol in map(str, known.columns)}
+    return {symbol: status(symbol) for symbol in map(str, window.columns)}
 
 
 class _Rows(NamedTuple):
@@ -179,19 +179,19 @@ class _Rows(NamedTuple):
 
 
 def _rows(
-    known: pd.DataFrame, hours: pd.DatetimeIndex, horizon: int, floor: float
+    window: pd.DataFrame, hours: pd.DatetimeIndex, horizon: int, floor: float
 ) -> dict[str, _Rows]:
     calendar = _calendar(hours, horizon)
-    found = {}
-    for symbol in map(str, known.columns):
-        hourly = known[symbol]
+    rows_of = {}
+    for symbol in map(str, window.columns):
+        hourly = window[symbol]
         walk = _log(trailing_mean(hourly, horizon), floor)
         target = _log(outcome(hourly, horizon), floor)
         x = np.column_stack([_levels(hourly, floor), calendar])
         place, first = np.arange(len(hours)), int(np.argmax(hourly.notna()))
         is_warm = place >= max(WARM_UP_HOURS, first + WARM_UP_HOURS - 1)
-        found[symbol] = _Rows(hours, x, target, walk).where(is_warm & ~np.isnan(x).any(axis=1))
-    return found
+        rows_of[symbol] = _Rows(hours, x, target, walk).where(is_warm & ~np.isnan(x).any(axis=1))
+    return rows_of
 
 
 def _regressed(model: VolatilityModel, training: dict[str, _Rows], alpha: float) -> VolatilityModel:
@@ -281,31 +281,31 @@ def forecast(
     """
     before = timedelta(hours=max(EWMA_HOURS, WARM_UP_HOURS))
     hours = pd.date_range(min(as_ofs) - before, max(as_ofs), freq="h", inclusive="right")
-    known = panel.reindex(hours)
-    wanted = hours.get_indexer(pd.DatetimeIndex(list(as_ofs)))
+    window = panel.reindex(hours)
+    places = hours.get_indexer(pd.DatetimeIndex(list(as_ofs)))
     calendar = _calendar(hours, model.horizon)
     slopes = np.array([model.coefficients.get(name, np.nan) for name in FEATURES])
     ridge = _Ridge(model.intercept, slopes)
     floor = np.nan if model.floor is None else model.floor
-    found = []
-    for symbol in map(str, known.columns):
+    forecasts = []
+    for symbol in map(str, window.columns):
         status = model.statuses.get(symbol, ModelStatus.UNKNOWN_HISTORY)
         rows = pd.DataFrame({"symbol": symbol, "as_of": list(as_ofs), "status": status})
         rows[["variance", "low", "high"]] = np.nan
         if status is ModelStatus.OK:
-            x = np.column_stack([_levels(known[symbol], floor), calendar])[wanted]
+            x = np.column_stack([_levels(window[symbol], floor), calendar])[places]
             mu = ridge.log_mean(x, model.means[symbol])
             low, high = model.residual_quantiles
             rows["variance"] = np.exp(mu) * model.smearing
             rows["low"], rows["high"] = np.exp(mu + low), np.exp(mu + high)
         elif status is ModelStatus.FALLBACK:
-            rows["variance"] = np.maximum(ewma(known[symbol]).to_numpy()[wanted], floor)
+            rows["variance"] = np.maximum(ewma(window[symbol]).to_numpy()[places], floor)
         if status in NUMBERS:
             rows["status"] = rows["status"].where(
                 rows["variance"].notna(), ModelStatus.UNKNOWN_HISTORY
             )
-        found.append(rows)
-    return pd.concat(found, ignore_index=True)
+        forecasts.append(rows)
+    return pd.concat(forecasts, ignore_index=True)
 
 
 def ewma(hourly: pd.Series) -> pd.Series:
@@ -348,16 +348,16 @@ def thresholds(
     It is the `high_percentile` of the symbol's own means over `horizon` hours, sampled hourly in
     the last `threshold_days`; unknown with less than `min_threshold_days` of them.
     """
-    wanted, fewest = settings.threshold_days * 24, settings.min_threshold_days * 24
-    first = min(as_ofs) - timedelta(hours=wanted + horizon)
+    span, fewest = settings.threshold_days * 24, settings.min_threshold_days * 24
+    first = min(as_ofs) - timedelta(hours=span + horizon)
     hours = pd.date_range(first, max(as_ofs), freq="h")
     means = trailing_mean(hourly.reindex(hours), horizon)
-    samples = _windows(means.to_numpy(), wanted)[hours.get_indexer(pd.DatetimeIndex(list(as_ofs)))]
-    found = np.full(len(as_ofs), np.nan)
+    samples = _windows(means.to_numpy(), span)[hours.get_indexer(pd.DatetimeIndex(list(as_ofs)))]
+    levels = np.full(len(as_ofs), np.nan)
     is_known = (~np.isnan(samples)).sum(axis=1) >= fewest
     if is_known.any():
-        found[is_known] = np.nanpercentile(samples[is_known], settings.high_percentile, axis=1)
-    return pd.Series(found, index=pd.DatetimeIndex(list(as_ofs)))
+        levels[is_known] = np.nanpercentile(samples[is_known], settings.high_percentile, axis=1)
+    return pd.Series(levels, index=pd.DatetimeIndex(list(as_ofs)))
 
 
 def _levels(hourly: pd.Series, floor: float) -> Floats:
@@ -372,7 +372,7 @@ def _calendar(hours: pd.DatetimeIndex, horizon: int) -> Floats:
     angle = 2 * np.pi * hours.hour.to_numpy() / 24
     waves = [wave(n * angle) for n in HARMONICS for wave in (np.sin, np.cos)]
     weekday = hours.day_of_week.to_numpy() * 24 + hours.hour.to_numpy()
-    ahead = (weekday[:, None] + np.arange(horizon)) % WEEK
+    ahead = (weekday[:, None] + np.arange(horizon)) % HOURS_A_WEEK
     return np.column_stack([*waves, (ahead >= SATURDAY).mean(axis=1)])
 
 

@@ -1,7 +1,7 @@
 """Hourly realised variance of five-minute bars, and the range-based fallback.
 
 Pure functions. An hour is known by its close: the value at t is of [t - 1 h, t), usable from t on.
-What is forecast from it belongs in `volatility`.
+What is forecast from it belongs in `model`.
 """
 
 import math

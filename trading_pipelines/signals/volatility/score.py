@@ -1,7 +1,7 @@
 """How good a forecast was: losses against what happened, and whether a difference is real.
 
 Pure functions of aligned series, and the figures of the last 30 days as they are stored. What is
-forecast belongs in `volatility` and `garch`.
+forecast belongs in `model` and `garch`.
 """
 
 from collections.abc import Sequence
@@ -88,8 +88,8 @@ def day_score(forecasts: pd.DataFrame, hourly: pd.Series, horizon: int) -> DaySc
     low, high = rows["low"].astype(float), rows["high"].astype(float)
     has_interval = low.notna() & realized.notna()
     can_tell = rows["is_high_volatility"].notna() & realized.notna()
-    said = rows["is_high_volatility"][can_tell].astype(bool)
-    was = (realized > rows["threshold"].astype(float))[can_tell]
+    is_flagged = rows["is_high_volatility"][can_tell].astype(bool)
+    is_high = (realized > rows["threshold"].astype(float))[can_tell]
     return DayScore(
         forecasts=int(is_paired.sum()),
         qlike=mean(qlike(realized, ours)),
@@ -99,9 +99,9 @@ def day_score(forecasts: pd.DataFrame, hourly: pd.Series, horizon: int) -> DaySc
         intervals=int(has_interval.sum()),
         covered=int((has_interval & (low <= realized) & (realized <= high)).sum()),
         flags=int(can_tell.sum()),
-        flagged=int(said.sum()),
-        high=int(was.sum()),
-        flagged_and_high=int((said & was).sum()),
+        flagged=int(is_flagged.sum()),
+        high=int(is_high.sum()),
+        flagged_and_high=int((is_flagged & is_high).sum()),
     )
 
 
@@ -116,7 +116,7 @@ class RollingScore:
 
     @property
     def is_worse_than_garch(self) -> bool:
-        """Whether it says so after enough days: a single jump decides a week's mean."""
+        """Whether GARCH was better over enough days: a single jump decides a week's mean."""
         return self.days >= FEWEST_DAYS and (self.ratio_to_garch or 0.0) > 1
 
     def __str__(self) -> str:

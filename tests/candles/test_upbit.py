@@ -1,0 +1,215 @@
+"""What the client makes of answers that the replay exchange does not give, byte by byte."""
+
+import socket
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from typing import Any
+
+import psycopg
+import pytest
+
+from tests.candles.conftest import FAST
+from trading_pipelines.candles.exchange import Exchange
+from trading_pipelines.candles.page import (
+    BlockedAnswerError,
+    ExchangeError,
+    InvalidAnswerError,
+    RetryableError,
+    UnknownMarketError,
+)
+from trading_pipelines.candles.rate_limit import RequestSlots
+from trading_pipelines.candles.upbit import Upbit
+from trading_pipelines.candles.windows import MINUTE, Interval
+
+TO = datetime(2025, 9, 3, 12, tzinfo=UTC)
+ROW = (
+    b'[{"market":"KRW-BTC","candle_date_time_utc":"2025-09-03T11:59:00","opening_price":1,'
+    b'"high_price":2.50,"low_price":1,"trade_price":2,"candle_acc_trade_volume":0.12345678}]'
+)
+
+
+def answer(status: str, body: bytes = b"", *headers: str, length: int | None = None) -> bytes:
+    """Return an HTTP answer, of another length than it says if asked to."""
+    head = [f"HTTP/1.1 {status}", f"Content-Length: {len(body) if length is None else length}"]
+    return "\r\n".join([*head, *headers, "Connection: close", "", ""]).encode() + body
+
+
+@contextmanager
+def server(*answers: bytes) -> Iterator[str]:
+    """Yield the URL of a server that gives each connection the next answer, and ends it."""
+    listening = socket.create_server(("127.0.0.1", 0))
+
+    def serve(listening: socket.socket, answers: Sequence[bytes]) -> None:
+        for content in answers:
+            connection, _ = listening.accept()
+            with connection:
+                connection.recv(65536)
+                connection.sendall(content)
+
+    thread = threading.Thread(target=serve, args=(listening, answers), daemon=True)
+    thread.start()
+    with listening:
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+        thread.join(5)
+
+
+def asked(*answers: bytes) -> object:
+    """Return what the client makes of the answers to one question."""
+    with server(*answers) as url:
+        return Upbit(url, 5).minutes("KRW-BTC", TO)
+
+
+def moved(path: str = "/elsewhere") -> bytes:
+    return answer("302 Found", b"<html>moved</html>", f"Location: {path}")
+
+
+def test_digits_and_headers_arrive_as_they_were_sent() -> None:
+    with server(answer("200 OK", ROW, "remaining-req: group=candles; min=600; sec=9")) as url:
+        client = Upbit(url, 5)
+        content: Any = client.minutes("KRW-BTC", TO)
+        (row,) = content
+        assert row["high_price"] == Decimal("2.50")
+        assert str(row["high_price"]) == "2.50"
+        assert client.answer_headers["Remaining-Req"].endswith("sec=9")
+
+
+@pytest.mark.parametrize("body", [b"\xef\xbb\xbf" + ROW, ROW.decode().encode("utf-16")])
+def test_a_byte_order_mark_is_no_fault(body: bytes) -> None:
+    # The charset that the header claims does not matter: JSON says its own.
+    content = asked(answer("200 OK", body, "Content-Type: application/json; charset=euc-kr"))
+    assert isinstance(content, list)
+    assert content[0]["market"] == "KRW-BTC"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"null",
+        b"<html>maintenance</html>",
+        ROW[:100],
+        b"[" * 100_000,
+        b"[" + b"9" * 5000 + b"]",
+        ROW.replace(b"KRW-BTC", "원화".encode("euc-kr")),
+        b"\x1f\x8b\x00\x00\xff",
+    ],
+)
+def test_a_200_that_is_no_json_is_asked_for_again(body: bytes) -> None:
+    with pytest.raises(RetryableError, match="HTTP 200:"):
+        asked(answer("200 OK", body))
+
+
+def test_no_message_holds_what_postgres_refuses() -> None:
+    with pytest.raises(RetryableError, match="HTTP 502: a b"):
+        asked(answer("502 Bad Gateway", b"a\x00b"))
+
+
+@pytest.mark.parametrize(
+    "cut",
+    [
+        answer("200 OK", ROW, length=len(ROW) + 1),
+        answer("404 Not Found", b"{}", length=3),
+        answer("418 Blocked", b"", length=1),
+        answer("200 OK", b"no gzip", "Content-Encoding: gzip"),
+        b"no HTTP at all\r\n\r\n",
+        b"",
+    ],
+)
+def test_an_answer_that_breaks_off_is_none(cut: bytes) -> None:
+    with pytest.raises(RetryableError, match="no answer: "):
+        asked(cut)
+
+
+def test_a_redirect_is_followed() -> None:
+    assert isinstance(asked(moved(), answer("200 OK", ROW)), list)
+    with pytest.raises(UnknownMarketError, match="HTTP 404"):
+        asked(moved(), answer("404 Not Found", b'{"error": {"name": 404}}'))
+
+
+def test_a_redirect_is_no_answer_where_nobody_answers_at_its_end() -> None:
+    for end in (b"", answer("200 OK", ROW, length=len(ROW) + 1)):
+        with pytest.raises(RetryableError, match="no answer: "):
+            asked(moved(), end)
+    with pytest.raises(RetryableError, match="no answer: "):
+        asked(*[moved()] * 31)
+
+
+def test_a_redirect_to_nowhere_is_refused() -> None:
+    with pytest.raises(ExchangeError, match="HTTP 302: ") as refused:
+        asked(answer("302 Found", b"moved"))
+    assert not isinstance(refused.value, RetryableError)
+
+
+@pytest.mark.parametrize(
+    ("header", "seconds"),
+    [
+        ("Retry-After: 90", 90),
+        ("Retry-After: 0", 0),
+        ("retry-after: 90", 90),
+        ("Retry-After: Wed, 03 Sep 2025 12:00:00 GMT", None),
+        ("Retry-After: -1", None),
+        ("Retry-After: 1.5", None),
+        ("Retry-After: \xb2", None),
+        ("Retry-After: 99999999999999999999", None),
+        ("X: y", None),
+    ],
+)
+def test_a_block_lasts_as_long_as_it_says_where_that_is_a_number(
+    header: str, seconds: int | None
+) -> None:
+    sent = answer("418 Blocked").replace(b"Connection", f"{header}\r\nConnection".encode("latin-1"))
+    with pytest.raises(BlockedAnswerError) as blocked:
+        asked(sent)
+    expected = None if seconds is None else timedelta(seconds=seconds)
+    assert blocked.value.retry_after == expected
+
+
+def test_an_earlier_answer_is_not_taken_for_the_next() -> None:
+    with server(answer("200 OK", ROW, "Remaining-Req: sec=9"), b"") as url:
+        client = Upbit(url, 5)
+        client.minutes("KRW-BTC", TO)
+        with pytest.raises(RetryableError, match="no answer: "):
+            client.minutes("KRW-BTC", TO)
+        assert client.answer_headers == {}
+
+
+def test_no_proxy_and_no_password_is_taken_from_the_environment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
+    assert isinstance(asked(answer("200 OK", ROW)), list)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "Date: today",
+        "Date: Wed, 03 Sep 2025 12:00:00 -0000",
+        "Date: Wed, 99 Sep 2025 12:00:00 GMT",
+        "Remaining-Req: sec=\xb2",
+        "Remaining-Req: sec",
+        "Remaining-Req: =;;=",
+    ],
+)
+def test_a_header_that_can_not_be_read_costs_no_page(
+    connection: psycopg.Connection, header: str
+) -> None:
+    sent = answer("200 OK", ROW).replace(b"Connection", f"{header}\r\nConnection".encode("latin-1"))
+    with server(sent) as url:
+        slots = RequestSlots(connection, url, FAST.requests_per_second)
+        exchange = Exchange(url, slots, FAST, now=lambda: TO + MINUTE)
+        page = exchange.page("KRW-BTC", Interval(TO - MINUTE, TO))
+    assert [candle.start for candle in page.candles] == [TO - MINUTE]
+
+
+def test_a_json_object_is_no_page(connection: psycopg.Connection) -> None:
+    settings = FAST.model_copy(update={"attempts": 1})
+    with server(answer("200 OK", b'{"error": {"name": 500}}')) as url:
+        exchange = Exchange(url, RequestSlots(connection, url, 500), settings, now=lambda: TO)
+        with pytest.raises(InvalidAnswerError, match="no list of candles"):
+            exchange.page("KRW-BTC", Interval(TO - MINUTE, TO))
