@@ -1,4 +1,4 @@
-"""The schedule that deletes what is over in Dagster's storage and in the ledger."""
+"""The schedule that deletes old runs from Dagster's storage and old alerts from the ledger."""
 
 from datetime import UTC, datetime
 
@@ -19,10 +19,11 @@ def build_housekeeping(settings: StrategySettings) -> dg.ScheduleDefinition:
     def delete_what_is_over(context: dg.OpExecutionContext, database: DatabaseResource) -> None:
         now = datetime.now(UTC)
         with database.connect() as market, database.connect_to_dagster() as dagster:
-            before = [housekeeping.database_bytes(one) for one in (market, dagster)]
+            connections = (market, dagster)
+            before = [housekeeping.database_bytes(connection) for connection in connections]
             deleted = housekeeping.purge_runs(dagster, now - DAY * keep.keep_runs_days)
             deleted.update(purge(market, now - DAY * keep.keep_alerts_days))
-            after = [housekeeping.database_bytes(one) for one in (market, dagster)]
+            after = [housekeeping.database_bytes(connection) for connection in connections]
             growth = housekeeping.record_sizes(market, after[0], after[1], now)
         metadata = {
             **{f"{table}_deleted": rows for table, rows in deleted.items()},
