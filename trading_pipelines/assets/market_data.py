@@ -3,7 +3,7 @@
 Thin: what is asked, stored and counted is in `candles/`. What candles mean belongs in later assets.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any, NoReturn
@@ -165,21 +165,14 @@ def _fail(
 
 def build_checks(settings: StrategySettings) -> list[dg.AssetChecksDefinition]:
     """Return the checks of candles_1m: on a run's partitions, or alone; and none left failed."""
-    blocking = {
-        "no_hole_in_a_closed_day": "Each minute of a closed day was asked for; no candle is gone.",
-        "no_overlap": "One candle a minute, and each starts on its minute.",
-        "ohlc_valid": "Prices are positive, low <= open, close <= high.",
-    }
-    warning = {
-        "prices_continuous": "No candle opens more than 5 % away from the close before it.",
-        "fresh": "The open day is at most 15 minutes old; a closed day is complete in an hour.",
-    }
 
     @dg.multi_asset_check(
         name="candles_1m_contract",
         specs=[
-            dg.AssetCheckSpec(name, asset=CANDLES_1M, blocking=name in blocking, description=text)
-            for name, text in (blocking | warning).items()
+            dg.AssetCheckSpec(
+                name, asset=CANDLES_1M, blocking=name in checks.BLOCKING, description=text
+            )
+            for name, text in (checks.BLOCKING | checks.WARNING).items()
         ],
         can_subset=True,
     )
@@ -194,55 +187,34 @@ def build_checks(settings: StrategySettings) -> list[dg.AssetChecksDefinition]:
             else datetime.now(UTC)
         )
         in_partitions = context.has_partition_key or context.has_partition_key_range
-        wanted = (
-            partitions_of_run(context.partition_keys)
-            if in_partitions
-            else SymbolDays(
-                settings.symbols,
-                look_back(settings.data.start_date, settings.data.look_back_days, now),
-            )
-        )
+        if in_partitions:
+            partitions = partitions_of_run(context.partition_keys)
+        else:
+            days = look_back(settings.data.start_date, settings.data.look_back_days, now)
+            partitions = SymbolDays(settings.symbols, days)
+        names = [key.name for key in context.selected_asset_check_keys]
+        symbols, days = partitions.symbols, partitions.days
         with database.connect() as connection:
-            known = coverage.read(connection, wanted.symbols, wanted.days)
-            finders: dict[str, Callable[[], list[checks.ContractBreach]]] = {
-                "no_hole_in_a_closed_day": lambda: checks.holes(known, now),
-                "no_overlap": lambda: checks.overlaps(connection, wanted.symbols, wanted.days),
-                "ohlc_valid": lambda: checks.broken_ohlc(connection, wanted.symbols, wanted.days),
-                "prices_continuous": lambda: checks.jumps(connection, wanted.symbols, wanted.days),
-                "fresh": lambda: checks.stale(known, now),
-            }
-            findings = {key.name: finders[key.name]() for key in context.selected_asset_check_keys}
+            findings = checks.find_breaches(connection, names, symbols, days, now)
             if in_partitions:
-                broken = {
-                    (one.symbol, one.day): f"{name}: {one.what}"
-                    for name in blocking
-                    for one in findings.get(name, [])
-                }
-                # The schedule then retries the day alone and with back-off; without this the
-                # other symbols of its run would lose their hours at every tick.
-                for (symbol, day), error in broken.items():
-                    coverage.record_failure(
-                        connection, symbol, day, error, context.run.run_id,
-                        coverage.FailureKind.CONTRACT, settings.healing,
-                    )  # fmt: skip
-                if blocking.keys() <= findings.keys():
-                    for symbol in wanted.symbols:
-                        kept = [day for day in wanted.days if (symbol, day) not in broken]
-                        coverage.record_contract_kept(connection, symbol, kept)
-            for name, found in findings.items():
-                yield dg.AssetCheckResult(
-                    asset_key=CANDLES_1M,
-                    check_name=name,
-                    passed=not found,
-                    severity=(
-                        dg.AssetCheckSeverity.ERROR
-                        if name in blocking
-                        else dg.AssetCheckSeverity.WARN
-                    ),
-                    description=(f"{len(found)} findings in " if found else "nothing found in ")
-                    + f"{', '.join(wanted.symbols)}, {wanted.days[0]} to {wanted.days[-1]}",
-                    metadata={"findings": _table(found)} if found else {},
+                run_id = context.run.run_id
+                checks.settle_contract(
+                    connection, findings, symbols, days, run_id, settings.healing
                 )
+        for name, breaches in findings.items():
+            yield dg.AssetCheckResult(
+                asset_key=CANDLES_1M,
+                check_name=name,
+                passed=not breaches,
+                severity=(
+                    dg.AssetCheckSeverity.ERROR
+                    if name in checks.BLOCKING
+                    else dg.AssetCheckSeverity.WARN
+                ),
+                description=(f"{len(breaches)} findings in " if breaches else "nothing found in ")
+                + f"{', '.join(symbols)}, {days[0]} to {days[-1]}",
+                metadata={"findings": _table(breaches)} if breaches else {},
+            )
 
     return [candles_1m_contract, no_partition_left_failed(CANDLES_1M, settings)]
 

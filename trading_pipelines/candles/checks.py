@@ -1,18 +1,30 @@
 """Contracts of the stored candles, asked of the tables: what is broken, where, and how.
 
-Each function returns findings, never raises for them; whether a finding blocks or warns, and how it
-is shown, belongs in `assets/market_data`.
+Each check returns breaches, never raises for them; `settle_contract` records what they mean for the
+next attempt. How a breach is shown belongs in `assets/market_data`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 
 import psycopg
 
-from trading_pipelines.candles.coverage import CandleCoverage
+from trading_pipelines.candles import coverage
+from trading_pipelines.candles.coverage import CandleCoverage, FailureKind
 from trading_pipelines.candles.windows import day_interval
+from trading_pipelines.settings.strategy import HealingSettings
 
+# Of a day that breaks one of these no hours are computed.
+BLOCKING = {
+    "no_hole_in_a_closed_day": "Each minute of a closed day was asked for; no candle is gone.",
+    "no_overlap": "One candle a minute, and each starts on its minute.",
+    "ohlc_valid": "Prices are positive, low <= open, close <= high.",
+}
+WARNING = {
+    "prices_continuous": "No candle opens more than 5 % away from the close before it.",
+    "fresh": "The open day is at most 15 minutes old; a closed day is complete in an hour.",
+}
 # An open day's candles may be this old: three ticks of the schedule.
 FRESH_OPEN = timedelta(minutes=15)
 # A day that has closed is asked for whole by then.
@@ -67,6 +79,54 @@ FROM (
 WHERE abs(open_price / before - 1) > %(largest_move)s
 ORDER BY 1, 2, timestamp
 """  # noqa: S608
+
+
+def find_breaches(
+    connection: psycopg.Connection,
+    checks: Iterable[str],
+    symbols: Sequence[str],
+    days: Sequence[date],
+    now: datetime,
+) -> dict[str, list[ContractBreach]]:
+    """Return what each of the named checks finds on the symbols' UTC days, as of `now` (UTC)."""
+    stored = coverage.read(connection, symbols, days)
+    finders: dict[str, Callable[[], list[ContractBreach]]] = {
+        "no_hole_in_a_closed_day": lambda: holes(stored, now),
+        "no_overlap": lambda: overlaps(connection, symbols, days),
+        "ohlc_valid": lambda: broken_ohlc(connection, symbols, days),
+        "prices_continuous": lambda: jumps(connection, symbols, days),
+        "fresh": lambda: stale(stored, now),
+    }
+    return {check: finders[check]() for check in checks}
+
+
+def settle_contract(
+    connection: psycopg.Connection,
+    breaches: Mapping[str, Sequence[ContractBreach]],
+    symbols: Sequence[str],
+    days: Sequence[date],
+    run_id: str,
+    healing: HealingSettings,
+) -> None:
+    """Record each day that breaks a blocking check as failed, and the others as kept.
+
+    The schedule then retries the day alone and with back-off; without this the other symbols of its
+    run would lose their hours at every tick. A day with several breaches has failed once. Nothing
+    is recorded as kept unless `breaches` has an entry for every blocking check.
+    """
+    broken = {
+        (breach.symbol, breach.day): f"{check}: {breach.what}"
+        for check in BLOCKING
+        for breach in breaches.get(check, [])
+    }
+    for (symbol, day), error in broken.items():
+        coverage.record_failure(
+            connection, symbol, day, error, run_id, FailureKind.CONTRACT, healing
+        )
+    if BLOCKING.keys() <= breaches.keys():
+        for symbol in symbols:
+            kept = [day for day in days if (symbol, day) not in broken]
+            coverage.record_contract_kept(connection, symbol, kept)
 
 
 def _find(
