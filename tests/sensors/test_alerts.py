@@ -11,7 +11,7 @@ from dagster._core.definitions.sensor_definition import SensorExecutionData
 
 from trading_pipelines.alerts import delivery, ledger
 from trading_pipelines.alerts.kinds import KINDS
-from trading_pipelines.assets.computed import CHECKED
+from trading_pipelines.assets.table_checks import CHECKED
 from trading_pipelines.candles import coverage
 from trading_pipelines.definitions import build_definitions
 from trading_pipelines.partitions import range_tags

@@ -1,6 +1,6 @@
 """Candles as partitioned assets: candles_1m → candles_1h, and the checks of their contract.
 
-Thin: what is asked, stored and counted is in `candles/`. What candles mean belongs in later assets.
+What is asked, stored, counted and checked belongs in `candles/`.
 """
 
 from collections.abc import Iterable, Sequence
@@ -12,8 +12,8 @@ import dagster as dg
 import psycopg
 
 from trading_pipelines.assets.about import BY_HAND, describe
-from trading_pipelines.assets.computed import no_partition_left_failed
 from trading_pipelines.assets.metadata import table
+from trading_pipelines.assets.table_checks import no_partition_left_failed
 from trading_pipelines.candles import checks, coverage, resample
 from trading_pipelines.candles.download import FailedDay, download
 from trading_pipelines.candles.due import look_back
@@ -52,7 +52,7 @@ def build_assets(
             row="per symbol and minute, at its start; a minute without a trade has none",
             unit="prices in KRW, volume in the coin",
             refreshed="by `refresh_market_data`, which asks the tables every minute what is due: "
-            "the open day every five minutes, a closed day once more as a whole",
+            "the open day every five minutes, and each day once more as a whole when it has closed",
             backfill=f"`trading-pipelines backfill`, or {BY_HAND} with candles_1h",
             group=GROUP,
             kinds={"python", "postgres"},
@@ -63,21 +63,21 @@ def build_assets(
     def candles_1m(
         context: dg.AssetExecutionContext, database: DatabaseResource, exchange: ExchangeResource
     ) -> None:
-        wanted = partitions_of_run(context.partition_keys)
+        partitions = partitions_of_run(context.partition_keys)
         with database.connect() as connection:
             failed = download(
                 connection,
                 exchange.client(connection),
-                wanted.symbols,
-                wanted.days,
+                partitions.symbols,
+                partitions.days,
                 context.run.root_run_id or context.run_id,
                 settings.healing,
             )
-            known = coverage.read(connection, wanted.symbols, wanted.days)
-            minutes = {partition_key(d.symbol, d.day): _minutes_metadata(d) for d in known}
+            days = coverage.read(connection, partitions.symbols, partitions.days)
+            minutes = {partition_key(d.symbol, d.day): _minutes_metadata(d) for d in days}
             if failed:
                 # The step fails, and candles_1h after it: the good partitions must not wait for it.
-                _fail(context, failed, minutes, _compute_hours(context, connection, wanted))
+                _fail(context, failed, minutes, _compute_hours(context, connection, partitions))
         for key, values in minutes.items():
             context.add_asset_metadata(values, partition_key=key)
 
@@ -101,9 +101,9 @@ def build_assets(
         ),
     )
     def candles_1h(context: dg.AssetExecutionContext, database: DatabaseResource) -> None:
-        wanted = partitions_of_run(context.partition_keys)
+        partitions = partitions_of_run(context.partition_keys)
         with database.connect() as connection:
-            hours = _compute_hours(context, connection, wanted)
+            hours = _compute_hours(context, connection, partitions)
         for key, values in hours.items():
             context.add_asset_metadata(values, partition_key=key)
 
@@ -126,7 +126,7 @@ def _minutes_metadata(day: coverage.CandleCoverage) -> dict[str, Any]:
 
 
 def _compute_hours(
-    context: dg.AssetExecutionContext, connection: psycopg.Connection, wanted: SymbolDays
+    context: dg.AssetExecutionContext, connection: psycopg.Connection, partitions: SymbolDays
 ) -> dict[str, dict[str, Any]]:
     """Bring candles_1h up to date; return the metadata of each partition."""
     run_id = context.run.root_run_id or context.run_id
@@ -137,7 +137,7 @@ def _compute_hours(
             "quiet": day.quiet,
             **_times(first=day.first, last=day.last),
         }
-        for day in resample.resample(connection, wanted.symbols, wanted.days, run_id)
+        for day in resample.resample(connection, partitions.symbols, partitions.days, run_id)
     }
 
 
@@ -216,7 +216,7 @@ def build_checks(settings: StrategySettings) -> list[dg.AssetChecksDefinition]:
                 metadata={"findings": _table(breaches)} if breaches else {},
             )
 
-    return [candles_1m_contract, no_partition_left_failed(CANDLES_1M, settings)]
+    return [candles_1m_contract, no_partition_left_failed(CANDLES_1M, settings).definition()]
 
 
 def _table(rows: Sequence[checks.ContractBreach | FailedDay]) -> dg.TableMetadataValue:

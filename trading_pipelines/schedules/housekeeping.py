@@ -37,9 +37,9 @@ def build_housekeeping(settings: StrategySettings) -> dg.ScheduleDefinition:
         context.add_output_metadata(metadata)
 
     @dg.job(
-        description=f"Deletes runs and their events {keep.keep_runs_days} days after their end, "
-        f"alerts {keep.keep_alerts_days} days after they were done, and notes how large both "
-        "databases are. Partitions and checks keep their newest results: green stays green."
+        description=f"Deletes runs and their events {keep.keep_runs_days} days after their end and "
+        f"finished alerts after {keep.keep_alerts_days} days, and records how large both databases "
+        "are. Partitions and checks keep their newest results: green stays green."
     )
     def housekeeping_job() -> None:
         delete_what_is_over()
@@ -50,5 +50,5 @@ def build_housekeeping(settings: StrategySettings) -> dg.ScheduleDefinition:
         cron_schedule="10 3 * * *",
         execution_timezone="UTC",
         default_status=dg.DefaultScheduleStatus.RUNNING,
-        description="Deletes what is over, daily at 03:10 UTC; the job says what and when.",
+        description="Deletes old runs and alerts, daily at 03:10 UTC; the job says which.",
     )

@@ -24,7 +24,7 @@ def build_refresh_market_data(
         "refresh_market_data_job",
         selection=dg.AssetSelection.assets(CANDLES_1M, CANDLES_1H),
         partitions_def=partitions,
-        description="Candles of the partitions it is given, and their hours.",
+        description="Downloads the candles of the partitions it is given and computes their hours.",
     )
 
     @dg.schedule(
@@ -35,9 +35,9 @@ def build_refresh_market_data(
         default_status=default_status(settings),
         description=(
             "Asks the tables every minute which days of the look-back are missing, incomplete or "
-            "damaged, and whether the open day was not asked for in the last five minutes; "
-            "launches as few runs as their ranges allow. It needs no catching up: what a missed "
-            "tick would have found is found by the next."
+            "damaged, and whether the open day was last asked for more than five minutes ago; "
+            "launches as few runs as their ranges allow. It needs no catching up: the next tick "
+            "finds what a missed one would have found."
         ),
     )
     def refresh_market_data(
@@ -45,7 +45,7 @@ def build_refresh_market_data(
     ) -> Iterator[dg.RunRequest | dg.SkipReason]:
         now = datetime.now(UTC)
         days = due.look_back(settings.data.start_date, settings.data.look_back_days, now)
-        # Asked first: a run that ends in between would be asked for again, and whole.
+        # Before the tables: a run that ended in between would be launched again, for whole days.
         unfinished = context.instance.get_runs(dg.RunsFilter(statuses=UNFINISHED))
         with database.connect() as connection:
             if until := rate_limit.blocked_until(connection):

@@ -29,12 +29,12 @@ SHOWN_WITH = {
     VOLATILITY_FORECAST: [CURRENT_SIGNALS],
     VOLATILITY_SCORE: [SIGNALS_OVERVIEW],
 }
-# A person's, who does not want to wait for the hour.
+# For a person who does not want to wait for the next hour.
 REFRESH_OVERVIEW = dg.define_asset_job(
     "refresh_overview_job",
     selection=dg.AssetSelection.assets(CURRENT_SIGNALS, SIGNALS_OVERVIEW),
-    description="Writes the bot's keys in Redis and draws the overview anew, from the labels and "
-    "forecasts there are: after Redis was away, say.",
+    description="Writes the bot's keys in Redis and draws the overview anew from the stored labels "
+    "and forecasts, for example after Redis was down.",
 )
 
 
@@ -56,8 +56,8 @@ def build_signal_schedules(
             [REGIME_LABELS],
             settings,
             partitions,
-            "Labels each hour within a minute or two of its candles, and again what was computed "
-            "from candles that have changed since.",
+            "Labels each hour within a minute or two of its candles, and again where candles have "
+            "changed since.",
         ),
         _build_update(
             "update_volatility",
@@ -65,15 +65,15 @@ def build_signal_schedules(
             settings,
             partitions,
             "Measures and forecasts each hour when it has closed, scores each day when it has, and "
-            "again what was computed from candles or a model that have changed since.",
+            "again where candles or a model have changed since.",
         ),
         _build_update(
             "retrain_volatility",
             [VOLATILITY_MODEL],
             settings,
             days,
-            "Fits the model of the day that has closed, at 00:05 UTC (09:05 KST), and again those "
-            "whose training data have changed since.",
+            "Fits the model of the day that has closed, at 00:05 UTC (09:05 KST), and again each "
+            "model whose training data have changed since.",
         ),
         _build_update(
             "update_reject_outcomes",
@@ -119,7 +119,7 @@ def _build_update(
     ) -> Iterator[dg.RunRequest | dg.SkipReason]:
         now = datetime.now(UTC)
         days = due.look_back(signals, settings, now)
-        # Asked first: a run that ends in between would be asked for again.
+        # Before the tables: a run that ended in between would be launched again.
         unfinished = context.instance.get_runs(dg.RunsFilter(statuses=UNFINISHED))
         plans = {}
         with database.connect() as connection:
