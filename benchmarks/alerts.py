@@ -69,7 +69,7 @@ SELECT (SELECT count(*) FROM agent_decisions WHERE reasoning = 'burst')
 class Latencies(NamedTuple):
     """Seconds from commit to Discord, of decisions made in one way."""
 
-    what: str
+    label: str
     seconds: list[float]
 
     @property
@@ -95,18 +95,18 @@ def tells(reason: str, message: Message) -> bool:
 
 
 def latencies(
-    what: str, connection: psycopg.Connection, inbox: DiscordInbox, count: int
+    label: str, connection: psycopg.Connection, inbox: DiscordInbox, count: int
 ) -> Latencies:
     """Measure single decisions at moments of chance, one after the other."""
     chance = random.Random(count)  # noqa: S311
-    found = []
+    seconds = []
     for number in range(count):
         time.sleep(chance.uniform(0.5, 4))
-        reason = f"{what} {number}"
+        reason = f"{label} {number}"
         committed = decide(connection, reason, datetime.now(UTC))
         message = inbox.wait_for(partial(tells, reason), AWAIT_SECONDS)
-        found.append(message.at.timestamp() - committed)
-    return Latencies(what, found)
+        seconds.append(message.at.timestamp() - committed)
+    return Latencies(label, seconds)
 
 
 @contextmanager
@@ -153,20 +153,20 @@ def await_that(holds: Callable[[], bool]) -> float:
     return time.monotonic() - started
 
 
-def print_table(found: Sequence[Latencies]) -> None:
+def print_table(measured: Sequence[Latencies]) -> None:
     """Print the latencies, and how many times faster than the loop alone."""
     table = Table(title="seconds from commit to Discord", title_justify="left")
     table.add_column("")
     for name in ("decisions", "median", "95th percentile", "longest", "loop's median / ours"):
         table.add_column(name, justify="right")
-    for one in found:
+    for row in measured:
         table.add_row(
-            one.what,
-            f"{len(one.seconds)}",
-            f"{one.median:.2f}",
-            f"{one.p95:.2f}",
-            f"{max(one.seconds):.2f}",
-            f"{found[0].median / one.median:.1f}",
+            row.label,
+            f"{len(row.seconds)}",
+            f"{row.median:.2f}",
+            f"{row.p95:.2f}",
+            f"{max(row.seconds):.2f}",
+            f"{measured[0].median / row.median:.1f}",
         )
     Console(width=120).print(table)
 
@@ -193,13 +193,13 @@ def main(count: Annotated[int, typer.Option(help="Decisions in each measurement.
         connection = stack.enter_context(connect(urls.market))
         posting = Webhooks(local.url, SECRET, None, settings.timeout_seconds)
         with looking_every_5_s(urls.market, posting, settings):
-            found = [latencies("a look every 5 s", connection, inbox, count // 2)]
+            measured = [latencies("a look every 5 s", connection, inbox, count // 2)]
         with Supervisor(environment, urls, config):
             await_that(lambda: kinds_on(connection) == len(KINDS))
-            found.append(latencies("ours", connection, inbox, count))
+            measured.append(latencies("ours", connection, inbox, count))
             decide(connection, "old", datetime.now(UTC) - timedelta(days=1), OLD)
             connection.execute("ANALYZE agent_decisions")
-            found.append(latencies("ours, 100,000 old decisions", connection, inbox, count))
+            measured.append(latencies("ours, 100,000 old decisions", connection, inbox, count))
             queries = count_of(connection, QUERIES)
             time.sleep(60)
             queries = count_of(connection, QUERIES) - queries
@@ -209,12 +209,12 @@ def main(count: Annotated[int, typer.Option(help="Decisions in each measurement.
             digested, sent = count_of(connection, DIGESTED), len(inbox.messages) - before
             stopping = time.monotonic()
         stopping = time.monotonic() - stopping
-    print_table(found)
+    print_table(measured)
     print(f"a burst of {BURST:,}: {digested} in {sent} messages within {burst:.1f} s")
     print(f"queries a minute with nothing to do: {queries}")
     print(f"all services stopped, in the middle of ticks, within {stopping:.1f} s")
     if missed := [
-        one.what for one in found[1:] if one.median > MEDIAN_TARGET or one.p95 > P95_TARGET
+        row.label for row in measured[1:] if row.median > MEDIAN_TARGET or row.p95 > P95_TARGET
     ]:
         sys.exit(f"missed (median {MEDIAN_TARGET} s, 95th percentile {P95_TARGET} s): {missed}")
 

@@ -73,13 +73,13 @@ Probe = Callable[[int], dict[str, float]]
 
 
 class Figures(NamedTuple):
-    """What one way of downloading came to; `found` is the probe's."""
+    """What one way of downloading came to; `parts` is what the probe measured."""
 
-    what: str
+    label: str
     rows: int
     seconds: float
     stats: Stats
-    found: dict[str, float] = {}  # noqa: RUF012 - never written to
+    parts: dict[str, float] = {}  # noqa: RUF012 - never written to
 
     @property
     def speed(self) -> float:
@@ -130,14 +130,14 @@ def work(
     with connect(market_url) as connection, suppress(EOFError, KeyboardInterrupt):
         settings = ExchangeSettings(requests_per_second=rate)
         exchange = client.Exchange(url, RequestSlots(connection, url, rate), settings)
-        found = probe(-(len(days) * 1440 // -PAGE_SIZE)) if probe else {}
+        parts = probe(-(len(days) * 1440 // -PAGE_SIZE)) if probe else {}
         pipe.send(None)
         while True:
             symbol = pipe.recv()
             since = time.monotonic()
             failed = download(connection, exchange, [symbol], days, "benchmark", HealingSettings())
             assert not failed, failed
-            pipe.send((since, time.monotonic(), dict(found)))
+            pipe.send((since, time.monotonic(), dict(parts)))
 
 
 def parts_of_time(_: int) -> dict[str, float]:
@@ -186,7 +186,7 @@ def peak_memory(pages: int) -> dict[str, float]:
 
 
 def ours(
-    what: str,
+    label: str,
     market_url: str,
     symbols: Sequence[str],
     days: Sequence[date],
@@ -205,22 +205,24 @@ def ours(
         pipes = [stack.enter_context(process(work, *job)) for _ in range(workers)]
         for pipe in pipes:
             pipe.recv()  # it is ready
-        left = iter(symbols)
+        remaining = iter(symbols)
         done: list[Any] = []
-        for pipe, symbol in zip(pipes, left, strict=False):
+        for pipe, symbol in zip(pipes, remaining, strict=False):
             pipe.send(symbol)
         while len(done) < len(symbols):
             for ready in wait(pipes):
                 assert isinstance(ready, Connection)
                 done.append(ready.recv())
-                for symbol in itertools.islice(left, 1):
+                for symbol in itertools.islice(remaining, 1):
                     ready.send(symbol)
-        known = coverage.read(connection, symbols, days)
-        assert all(day.complete and not day.holes(datetime.now(UTC)) for day in known)
-        since, until, found = zip(*done, strict=True)
-        rows, seconds = sum(day.stored for day in known), max(until) - min(since)
-        what = f"{what}: {len(symbols)} x {len(days)} days, {workers} worker(s), {known[0].source}"
-        return Figures(what, rows, seconds, asked(url), found[-1])
+        stored = coverage.read(connection, symbols, days)
+        assert all(day.complete and not day.holes(datetime.now(UTC)) for day in stored)
+        since, until, parts = zip(*done, strict=True)
+        rows, seconds = sum(day.stored for day in stored), max(until) - min(since)
+        label = (
+            f"{label}: {len(symbols)} x {len(days)} days, {workers} worker(s), {stored[0].source}"
+        )
+        return Figures(label, rows, seconds, asked(url), parts[-1])
 
 
 def old_script(market_url: str, url: str, minutes: int) -> tuple[int, float]:
@@ -305,7 +307,7 @@ def main(minutes: int = 12_000, *, quick: bool = False, year: bool = False) -> N
     )
     for way in ways:
         table.add_row(
-            *(way.what, f"{way.rows:,}", f"{way.seconds:.1f}", f"{way.speed:,.0f}"),
+            *(way.label, f"{way.rows:,}", f"{way.seconds:.1f}", f"{way.speed:,.0f}"),
             *(f"{way.speed / LIMIT:.1%}", f"{way.stats.requests / way.seconds:.2f}"),
             *(str(way.stats.peak), str(way.stats.refused), f"{best.speed / way.speed:.2f} x"),
         )
@@ -313,11 +315,11 @@ def main(minutes: int = 12_000, *, quick: bool = False, year: bool = False) -> N
     if not shutil.which("freqtrade"):
         out.print("freqtrade: not installed (pip install it into a venv of its own, on PATH)")
     for way in ways:
-        if "HTTP" in way.found:
-            parts = way.found | {"other": way.seconds - sum(way.found.values())}
+        if "HTTP" in way.parts:
+            parts = way.parts | {"other": way.seconds - sum(way.parts.values())}
             shares = ", ".join(f"{part} {took / way.seconds:.0%}" for part, took in parts.items())
             out.print(f"limit lifted, share of wall time: {shares}")
-        elif peaks := list(way.found.values()):
+        elif peaks := list(way.parts.values()):
             ratio = peaks[-1] / peaks[0]
             tenths = " ".join(f"{peak:.0f}" for peak in peaks)
             verdict = "flat" if ratio < FLAT else "NOT flat"

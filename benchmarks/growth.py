@@ -63,13 +63,13 @@ class Size(NamedTuple):
 
 def sizes(urls: DatabaseUrls) -> dict[tuple[str, str], Size]:
     """Return the size of each table of both databases, by (database, table)."""
-    found = {}
+    by_table = {}
     for name, url in (("market", urls.market), ("dagster", urls.dagster)):
         with connect(url) as connection:
             for table, size in connection.execute(TABLES).fetchall():
                 row = connection.execute(f"SELECT count(*) FROM {table}").fetchone()  # noqa: S608
-                found[name, table] = Size(size, row[0] if row else 0)
-    return found
+                by_table[name, table] = Size(size, row[0] if row else 0)
+    return by_table
 
 
 def is_filled(connection: psycopg.Connection, settings: StrategySettings) -> bool:
@@ -80,9 +80,9 @@ def is_filled(connection: psycopg.Connection, settings: StrategySettings) -> boo
     return all(
         due.reason(day, now) in {None, due.CandleDueReason.OPEN} for day in candles
     ) and not any(
-        signals_due.reason(one, signal, settings, now)
+        signals_due.reason(partition, signal, settings, now)
         for signal in SIGNALS
-        for one in signal_coverage.read(connection, signal, settings.symbols, days, settings)
+        for partition in signal_coverage.read(connection, signal, settings.symbols, days, settings)
     )
 
 

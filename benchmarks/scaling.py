@@ -86,7 +86,7 @@ def memory(home: Path) -> dict[str, float]:
     """Return the proportional memory of each service and of what it has started, in MB."""
     running = Home(home).running_services()
     groups = running.children if running else {}
-    found = dict.fromkeys(groups, 0.0)
+    megabytes = dict.fromkeys(groups, 0.0)
     names = {pid: name for name, pid in groups.items()}
     for process in Path("/proc").glob("[0-9]*"):
         try:
@@ -94,10 +94,10 @@ def memory(home: Path) -> dict[str, float]:
             if group in names:
                 lines = (process / "smaps_rollup").read_text().splitlines()
                 kilobytes = next(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
-                found[names[group]] += kilobytes / 1000
+                megabytes[names[group]] += kilobytes / 1000
         except (OSError, ValueError, StopIteration):
             continue  # it has ended meanwhile
-    return found
+    return megabytes
 
 
 @contextmanager
@@ -145,14 +145,14 @@ def measure(count: int) -> Figures:
         home = environment.trading_pipelines_home
         urls = database_urls(environment)
         outage = Interval(stopped, floor_minute(datetime.now(UTC)))
-        wanted = asdict(missed_counts(GeneratedMarket(settings.symbols), settings, outage))
+        missed = asdict(missed_counts(GeneratedMarket(settings.symbols), settings, outage))
         started = time.monotonic()
         with (
             Supervisor(environment, urls, home / "strategy.yaml") as running,
             connect(urls.market) as connection,
         ):
             for name in ("candles", "labels", "forecasts"):
-                while asdict(present_counts(connection, outage))[name] < wanted[name]:
+                while asdict(present_counts(connection, outage))[name] < missed[name]:
                     if time.monotonic() - started > HEALED_WITHIN:
                         raise TimeoutError(name)
                     time.sleep(0.5)
@@ -186,26 +186,34 @@ def main(
     ] = None,
 ) -> None:
     """Measure one number of symbols after the other, and print the table."""
-    found = []
+    measured = []
     for count in symbols or [5, 50, 200]:
-        found.append(measure(count))
-        print(found[-1], flush=True)
-    table = Table("", *(f"{one.symbols} symbols" for one in found), title_justify="left")
-    table.add_row("partitions of candles_1m", *(f"{one.partitions:,}" for one in found))
-    table.add_row("16 days prepared by plain code, s", *(f"{one.prepared:.0f}" for one in found))
+        measured.append(measure(count))
+        print(measured[-1], flush=True)
+    table = Table("", *(f"{figures.symbols} symbols" for figures in measured), title_justify="left")
+    table.add_row("partitions of candles_1m", *(f"{figures.partitions:,}" for figures in measured))
+    table.add_row(
+        "16 days prepared by plain code, s", *(f"{figures.prepared:.0f}" for figures in measured)
+    )
     for name in ("candles", "labels", "forecasts"):
-        table.add_row(f"{name} healed after, s", *(f"{one.healed[name]:.0f}" for one in found))
-    table.add_row("a refresh every five minutes, s", *(f"{one.refresh:.1f}" for one in found))
-    table.add_row("events it leaves", *(f"{one.events:,.0f}" for one in found))
-    for name in found[0].ticks:
+        table.add_row(
+            f"{name} healed after, s", *(f"{figures.healed[name]:.0f}" for figures in measured)
+        )
+    table.add_row(
+        "a refresh every five minutes, s", *(f"{figures.refresh:.1f}" for figures in measured)
+    )
+    table.add_row("events it leaves", *(f"{figures.events:,.0f}" for figures in measured))
+    for name in measured[0].ticks:
         table.add_row(
             f"{name} is over, s after its minute",
-            *(f"{one.ticks.get(name, 0):.2f}" for one in found),
+            *(f"{figures.ticks.get(name, 0):.2f}" for figures in measured),
         )
-    for name in found[0].memory:
-        table.add_row(f"{name}, MB at most", *(f"{one.memory[name]:,.0f}" for one in found))
-    table.add_row("the UI's partitions page, s", *(f"{one.page:.2f}" for one in found))
-    table.add_row("market database, GB", *(f"{one.market_gb:.2f}" for one in found))
+    for name in measured[0].memory:
+        table.add_row(
+            f"{name}, MB at most", *(f"{figures.memory[name]:,.0f}" for figures in measured)
+        )
+    table.add_row("the UI's partitions page, s", *(f"{figures.page:.2f}" for figures in measured))
+    table.add_row("market database, GB", *(f"{figures.market_gb:.2f}" for figures in measured))
     Console(width=110).print(table)
 
 

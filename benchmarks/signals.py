@@ -106,7 +106,7 @@ PlainLabel = tuple[datetime, str, Decimal | None, Decimal | None, Decimal | None
 class Figures(NamedTuple):
     """What one way of computing came to; `plain` is what it is compared with."""
 
-    what: str
+    label: str
     rows: int
     seconds: float
     plain: str = ""
@@ -117,18 +117,18 @@ class Figures(NamedTuple):
         return self.rows / self.seconds
 
 
-def timed(what: str, function: Callable[[], int], plain: str = "") -> Figures:
+def timed(label: str, function: Callable[[], int], plain: str = "") -> Figures:
     """Measure a function that returns how many rows it came to."""
     started = time.perf_counter()
     rows = function()
-    return Figures(what, rows, time.perf_counter() - started, plain)
+    return Figures(label, rows, time.perf_counter() - started, plain)
 
 
 def computed(connection: psycopg.Connection, signal: Signal, days: Sequence[date]) -> int:
     """Compute the partitions of all symbols as a run would; return their rows."""
-    found = compute(connection, signal, SYMBOLS, days, SETTINGS, "benchmark")
-    assert not (failed := [one for one in found if one.error]), failed[0]
-    return sum(one.figures["rows"] for one in found)
+    partitions = compute(connection, signal, SYMBOLS, days, SETTINGS, "benchmark")
+    assert not (failed := [partition for partition in partitions if partition.error]), failed[0]
+    return sum(partition.figures["rows"] for partition in partitions)
 
 
 def store(connection: psycopg.Connection, copy_sql: str, candles: pd.DataFrame) -> None:
@@ -167,17 +167,17 @@ def hours_of_a_year(days: Sequence[date]) -> pd.DataFrame:
 
 def plain_labels(symbol: str, closes: Sequence[Close]) -> list[PlainLabel]:
     """Label each close as a plain script does: by a slice of the closes up to it."""
-    found: list[PlainLabel] = []
+    labels: list[PlainLabel] = []
     for n, close in enumerate(closes):
-        window = [one.price for one in closes[max(0, n - 199) : n + 1]]
+        window = [earlier.price for earlier in closes[max(0, n - 199) : n + 1]]
         if len(window) < 200:
-            found.append((close.hour, "UNKNOWN", None, None, None, symbol))
+            labels.append((close.hour, "UNKNOWN", None, None, None, symbol))
             continue
         fast, slow = sum(window[-50:]) / Decimal(50), sum(window) / Decimal(200)
         diff = (fast - slow) / slow * 100
         label = "BULL" if diff > 2 else "BEAR" if diff < -2 else "SIDEWAYS"
-        found.append((close.hour, label, fast, slow, diff, symbol))
-    return found
+        labels.append((close.hour, label, fast, slow, diff, symbol))
+    return labels
 
 
 def plain_variances(
@@ -185,7 +185,7 @@ def plain_variances(
 ) -> dict[datetime, float]:
     """Return the realised variance of each hour as a plain script does: minute by minute."""
     candles = {at: (float(opened), float(close)) for at, opened, close in minutes}
-    last, found = None, {}
+    last, variances = None, {}
     for hour in hours:
         times = [hour + MINUTE * n for n in range(60)]
         if not (traded := [at for at in times if at in candles]):
@@ -199,8 +199,8 @@ def plain_variances(
                 price = candles[at][1] if at in candles else price
             total += math.log(price / last) ** 2
             last = price
-        found[hour] = total
-    return found
+        variances[hour] = total
+    return variances
 
 
 def regimes(connection: psycopg.Connection) -> list[Figures]:
@@ -209,37 +209,37 @@ def regimes(connection: psycopg.Connection) -> list[Figures]:
     hours = hours_of_a_year([*reach, *YEAR])
     store(connection, COPY_HOURS, hours[["symbol", "timestamp_utc", *PRICES]].assign(minutes=60))
     cover(connection, "1h", [*reach, *YEAR])
-    stretch = Interval(day_interval(reach[0]).start, day_interval(YEAR[-1]).end)
-    closes = {symbol: tables.closes(connection, symbol, stretch) for symbol in SYMBOLS}
-    wanted = [hour for day in YEAR for hour in tables.hours_of(day)]
+    interval = Interval(day_interval(reach[0]).start, day_interval(YEAR[-1]).end)
+    closes = {symbol: tables.closes(connection, symbol, interval) for symbol in SYMBOLS}
+    labelled_hours = [hour for day in YEAR for hour in tables.hours_of(day)]
     plain: dict[str, list[PlainLabel]] = {}
 
     def arithmetic() -> int:
-        return sum(len(label_hours(closes[s], wanted, SETTINGS)) for s in SYMBOLS)
+        return sum(len(label_hours(closes[s], labelled_hours, SETTINGS)) for s in SYMBOLS)
 
     def slices() -> int:
         plain.update({symbol: plain_labels(symbol, closes[symbol]) for symbol in SYMBOLS})
         return sum(map(len, plain.values()))
 
     def row_by_row() -> int:
-        read = tables.closes(connection, SYMBOLS[0], stretch)[:COMMITTED_ROWS]
+        read = tables.closes(connection, SYMBOLS[0], interval)[:COMMITTED_ROWS]
         for row in plain_labels(SYMBOLS[0], read):
             connection.execute(OLD_LABEL, row)  # its own commit: the connection is autocommit
         return len(read)
 
-    what, committed = "regime labels, a year", "plain labels, a row and a commit at a time"
-    found = [
-        timed(f"{what}: compute()", partial(computed, connection, REGIME_LABELS, YEAR),
+    title, committed = "regime labels, a year", "plain labels, a row and a commit at a time"
+    ways = [
+        timed(f"{title}: compute()", partial(computed, connection, REGIME_LABELS, YEAR),
               committed),
         timed(committed, row_by_row),
-        timed(f"{what}: arithmetic alone", arithmetic, "plain slices of 200 closes"),
+        timed(f"{title}: arithmetic alone", arithmetic, "plain slices of 200 closes"),
         timed("plain slices of 200 closes", slices),
     ]  # fmt: skip
     for symbol in SYMBOLS:
         ours: dict[datetime, str] = dict(connection.execute(LABELS, [symbol]).fetchall())
         theirs = {hour: label for hour, label, *_ in plain[symbol] if hour in ours}
         assert theirs == {hour: ours[hour] for hour in theirs}, symbol
-    return found
+    return ways
 
 
 def store_minutes(connection: psycopg.Connection) -> None:
@@ -272,20 +272,20 @@ def backfill(connection: psycopg.Connection) -> list[Figures]:
 
 def variances(connection: psycopg.Connection) -> list[Figures]:
     """Measure the arithmetic of realised variance alone, and the plain way."""
-    stretch = Interval(day_interval(MEASURED[0]).start, day_interval(MEASURED[-1]).end)
+    interval = Interval(day_interval(MEASURED[0]).start, day_interval(MEASURED[-1]).end)
     hours = [hour for day in MEASURED for hour in tables.hours_of(day)]
-    bars = {symbol: tables.bars(connection, symbol, stretch) for symbol in SYMBOLS}
-    found: dict[str, dict[datetime, float]] = {}
+    bars = {symbol: tables.bars(connection, symbol, interval) for symbol in SYMBOLS}
+    plain: dict[str, dict[datetime, float]] = {}
 
     def minutes(symbol: str) -> list[Any]:
-        return connection.execute(MINUTES, [symbol, stretch.start, stretch.end]).fetchall()
+        return connection.execute(MINUTES, [symbol, interval.start, interval.end]).fetchall()
 
     def arithmetic() -> int:
-        return sum(len(realized.realized_variance(bars[s], stretch.end)) for s in SYMBOLS)
+        return sum(len(realized.realized_variance(bars[s], interval.end)) for s in SYMBOLS)
 
     def loop() -> int:
-        found.update({symbol: plain_variances(read[symbol], hours) for symbol in SYMBOLS})
-        return sum(map(len, found.values()))
+        plain.update({symbol: plain_variances(read[symbol], hours) for symbol in SYMBOLS})
+        return sum(map(len, plain.values()))
 
     def row_by_row() -> int:
         rows = plain_variances(minutes(SYMBOLS[0]), hours)
@@ -301,7 +301,7 @@ def variances(connection: psycopg.Connection) -> list[Figures]:
     ]
     for symbol in SYMBOLS:
         for hour, variance in connection.execute(VARIANCES, [symbol]).fetchall():
-            assert math.isclose(variance, found[symbol][hour], rel_tol=1e-9), (symbol, hour)
+            assert math.isclose(variance, plain[symbol][hour], rel_tol=1e-9), (symbol, hour)
     return ways
 
 
@@ -344,20 +344,22 @@ def main() -> None:
         store_minutes(connection)
         ours = backfill(connection)
         ways = [*labels, *ours, *variances(connection)]
-        asked = questions(connection)
-    by_name = {way.what: way for way in ways}
+        questions_asked = questions(connection)
+    by_name = {way.label: way for way in ways}
     table = Table(
         *("", "rows", "s", "rows/s", "to the plain way"),
         title=f"{len(SYMBOLS)} symbols; {os.cpu_count()} cores, load before {load:.1f}",
     )
     for way in ways:
         ratio = f"{way.speed / by_name[way.plain].speed:.1f} x" if way.plain else ""
-        table.add_row(way.what, f"{way.rows:,}", f"{way.seconds:.2f}", f"{way.speed:,.0f}", ratio)
+        table.add_row(way.label, f"{way.rows:,}", f"{way.seconds:.2f}", f"{way.speed:,.0f}", ratio)
     out.print(table)
-    said = ", ".join(f"{one.what} {one.seconds * 1000:.0f}" for one in asked)
+    milliseconds = ", ".join(
+        f"{question.label} {question.seconds * 1000:.0f}" for question in questions_asked
+    )
     out.print(
         f"a tick's question, {len(BACKFILL)} days of each symbol where four years of candles are "
-        f"covered, ms: {said}"
+        f"covered, ms: {milliseconds}"
     )
     total = sum(way.seconds for way in ours)
     met = "met" if total < TARGET else "MISSED"

@@ -166,14 +166,14 @@ def evaluate(recording: Recording, days: Sequence[datetime]) -> Evaluated:
             ours.append(forecast.assign(horizon=model.horizon, floor=model.floor))
         started = time.perf_counter()
         for symbol in [s for s, status in models[0].statuses.items() if status is ModelStatus.OK]:
-            known = returns[symbol].loc[: as_ofs[-1]]
-            found = {
-                name: garch.fit(known[known.index > day - timedelta(days=length)], day)
+            past = returns[symbol].loc[: as_ofs[-1]]
+            fitted = {
+                name: garch.fit(past[past.index > day - timedelta(days=length)], day)
                 for name, length in GARCH.items()
             }
-            fits += len(found)
+            fits += len(fitted)
             for horizon in SETTINGS.horizons:
-                ahead = {n: garch.forecast(m, known, as_ofs, horizon) for n, m in found.items()}
+                ahead = {n: garch.forecast(m, past, as_ofs, horizon) for n, m in fitted.items()}
                 theirs.append(pd.DataFrame(ahead).assign(symbol=symbol, horizon=horizon))
         garch_seconds += time.perf_counter() - started
     near, forecasts = variances.loc[days[0] - BEFORE :], pd.concat(ours)
@@ -201,8 +201,8 @@ def _with_truth(rows: pd.DataFrame, hourly: pd.Series, horizon: int) -> pd.DataF
         "ewma": volatility_model.ewma(hourly),
     }
     floored = {n: np.maximum(v.reindex(as_ofs).to_numpy(), floor) for n, v in truth.items()}
-    known = volatility_model.thresholds(hourly, horizon, as_ofs, SETTINGS)
-    return rows.assign(**floored, threshold=known.to_numpy())
+    thresholds = volatility_model.thresholds(hourly, horizon, as_ofs, SETTINGS)
+    return rows.assign(**floored, threshold=thresholds.to_numpy())
 
 
 def figures(rows: pd.DataFrame, horizon: int) -> tuple[pd.DataFrame, pd.Series, dict[str, float]]:
@@ -217,21 +217,21 @@ def figures(rows: pd.DataFrame, horizon: int) -> tuple[pd.DataFrame, pd.Series, 
             "t": [score.hac_t_value(worse[name], horizon + 24) for name in RIVALS],
         }
     )
-    held = rows["realized"].between(rows["low"], rows["high"])
-    told = rows.dropna(subset="threshold")
-    fires, high = (told[name] > told["threshold"] for name in ("variance", "realized"))
+    inside = rows["realized"].between(rows["low"], rows["high"])
+    flagged = rows.dropna(subset="threshold")
+    fires, high = (flagged[name] > flagged["threshold"] for name in ("variance", "realized"))
     ratios = by_symbol["variance"] / by_symbol["garch"]
-    found = {f"ratio to {label}": table["ratio"][name] for name, label in RIVALS.items()}
-    found |= {
+    other = {f"ratio to {label}": table["ratio"][name] for name, label in RIVALS.items()}
+    other |= {
         "worst symbol's ratio to GARCH(1,1)": ratios.max(),
-        "coverage": held.mean(),
+        "coverage": inside.mean(),
         "bias": rows["realized"].mean() / rows["variance"].mean(),
         "flag fires": fires.mean(),
         "flag precision": high[fires].mean(),
         "base rate": high.mean(),
         "flag precision / base rate": high[fires].mean() / high.mean(),
     }
-    return table, ratios, found
+    return table, ratios, other
 
 
 def report(out: Console, recording: Recording, days: int, parts: Sequence[Evaluated]) -> None:
@@ -245,8 +245,8 @@ def report(out: Console, recording: Recording, days: int, parts: Sequence[Evalua
         measured = "no minutes: Parkinson's range of each hour instead of realised variance"
     out.print(f"\n[bold]{recording.name}[/]: {len(symbols)} symbol(s), {days} days; {measured}")
     counts = rows["status"].value_counts()
-    said = ", ".join(f"{status} {count:,}" for status, count in counts.items())
-    out.print(f"forecasts by status, of {len(rows):,}: {said}; scored are those that are OK")
+    statuses = ", ".join(f"{status} {count:,}" for status, count in counts.items())
+    out.print(f"forecasts by status, of {len(rows):,}: {statuses}; scored are those that are OK")
     ok = rows[rows["status"] == ModelStatus.OK]
     if ok.empty or ok["realized"].isna().all():
         training = SETTINGS.min_training_days * math.ceil(FEWEST_SYMBOLS / len(symbols))
@@ -256,21 +256,21 @@ def report(out: Console, recording: Recording, days: int, parts: Sequence[Evalua
         )
         return
     missing = {n: ok[n].isna().sum() for n in ("realized", "walk", "garch", "garch_30")}
-    said = ", ".join(f"{name} {count:,}" for name, count in missing.items() if count)
-    out.print(f"not scored for want of: {said or 'nothing'}")
+    counted = ", ".join(f"{name} {count:,}" for name, count in missing.items() if count)
+    out.print(f"not scored for want of: {counted or 'nothing'}")
     ok = ok.dropna(subset=["realized", *RIVALS])
     by_horizon = {}
     for horizon in SETTINGS.horizons:
         scored = ok[ok["horizon"] == horizon]
-        table, ratios, found = figures(scored, horizon)
-        by_horizon[horizon] = found
+        table, ratios, other = figures(scored, horizon)
+        by_horizon[horizon] = other
         out.print(_table(table, f"{horizon} h ahead, {len(scored):,} forecasts"))
         each = ", ".join(f"{symbol} {ratio:.3f}" for symbol, ratio in ratios.items())
         out.print(f"ratio to GARCH(1,1) by symbol: {each}")
         out.print(
             "90 % interval holds {coverage:.1%}; mean realised / mean forecast {bias:.3f}; flag "
             "fires {flag fires:.1%}, precision {flag precision:.3f}, base rate {base rate:.3f}, "
-            "precision/base {flag precision / base rate:.2f}".format(**found)
+            "precision/base {flag precision / base rate:.2f}".format(**other)
         )
     fits = max(1, sum(part.garch_fits for part in parts))
     out.print(
@@ -281,9 +281,9 @@ def report(out: Console, recording: Recording, days: int, parts: Sequence[Evalua
     for horizon, name, least, most in FIGURES[recording.kind]:
         value = by_horizon[horizon][name]
         verdict = "reached" if least <= value <= most else "NOT reached"
-        wanted = f"<= {most:g}" if not least else f"{least:g} to {most:g}"
-        wanted = f">= {least:g}" if most == math.inf else wanted
-        out.print(f"{verdict}: {horizon} h {name} {value:.3f}, wanted {wanted}")
+        target = f"<= {most:g}" if not least else f"{least:g} to {most:g}"
+        target = f">= {least:g}" if most == math.inf else target
+        out.print(f"{verdict}: {horizon} h {name} {value:.3f}, wanted {target}")
 
 
 def _table(losses: pd.DataFrame, title: str) -> Table:
@@ -307,21 +307,21 @@ def main(
         sys.exit(f"no such recording: {', '.join(missing)}")
     with out.status("measuring"):
         recordings = {path: load(path) for path in recording or RECORDINGS}
-        days = {path: one.days(since or SINCE.get(path)) for path, one in recordings.items()}
+        days = {path: loaded.days(since or SINCE.get(path)) for path, loaded in recordings.items()}
         if empty := [str(path) for path, of in days.items() if not of]:
             sys.exit(f"no day to evaluate: {', '.join(empty)}")
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(PROCESSES, mp_context=context) as pool:
             started_tasks = {
                 path: [
-                    pool.submit(evaluate, one, days[path][n : n + DAYS_A_TASK])
+                    pool.submit(evaluate, loaded, days[path][n : n + DAYS_A_TASK])
                     for n in range(0, len(days[path]), DAYS_A_TASK)
                 ]
-                for path, one in recordings.items()
+                for path, loaded in recordings.items()
             }
             parts = {path: [task.result() for task in of] for path, of in started_tasks.items()}
-    for path, one in recordings.items():
-        report(out, one, len(days[path]), parts[path])
+    for path, loaded in recordings.items():
+        report(out, loaded, len(days[path]), parts[path])
     seconds = time.perf_counter() - started
     out.print(f"\n{seconds:.0f} s with {PROCESSES} processes; load before {load_before:.1f}")
 

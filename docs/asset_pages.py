@@ -47,13 +47,13 @@ def pages(connection: psycopg.Connection) -> dict[str, str]:
         for key in job.asset_layer.selected_asset_keys:
             launched[key].append(f"`{job.name}`")
             ticking[key] += [
-                f"`{one.name}` (`{one.cron_schedule}`, {one.execution_timezone})"
-                for one in schedules
-                if one.job_name == job.name
+                f"`{schedule.name}` (`{schedule.cron_schedule}`, {schedule.execution_timezone})"
+                for schedule in schedules
+                if schedule.job_name == job.name
             ]
     groups: dict[str, list[str]] = defaultdict(list)
     for level in graph.toposorted_asset_keys_by_level:
-        for node in sorted((graph.get(key) for key in level), key=lambda one: one.key):
+        for node in sorted((graph.get(key) for key in level), key=lambda node: node.key):
             rows = {
                 "key": f"`{node.key.to_user_string()}`",
                 "partitions": _partitions(node.partitions_def),
@@ -84,11 +84,11 @@ def pages(connection: psycopg.Connection) -> dict[str, str]:
 def write(folder: Path, connection: psycopg.Connection) -> None:
     """Write the pages, and delete those of groups that are gone."""
     folder.mkdir(exist_ok=True)
-    wanted = pages(connection)
+    texts = pages(connection)
     for page in folder.glob("*.md"):
-        if page.name not in wanted:
+        if page.name not in texts:
             page.unlink()
-    for name, text in wanted.items():
+    for name, text in texts.items():
         (folder / name).write_text(text, encoding="utf-8")
 
 
@@ -96,11 +96,11 @@ def _partitions(definition: dg.PartitionsDefinition[str] | None) -> str:
     if definition is None:
         return "none"
     parts = (
-        [one.partitions_def for one in definition.partitions_defs]
+        [dimension.partitions_def for dimension in definition.partitions_defs]
         if isinstance(definition, dg.MultiPartitionsDefinition)
         else [definition]
     )
-    (window,) = (one for one in parts if isinstance(one, dg.TimeWindowPartitionsDefinition))
+    (window,) = (part for part in parts if isinstance(part, dg.TimeWindowPartitionsDefinition))
     assert window.schedule_type is not None
     each = f"{window.schedule_type.value.lower()}, {window.timezone}"
     symbols = "per symbol, " if len(parts) > 1 else ""
@@ -108,8 +108,8 @@ def _partitions(definition: dg.PartitionsDefinition[str] | None) -> str:
 
 
 def _links(graph: AssetGraph, keys: Iterable[dg.AssetKey]) -> str:
-    found = sorted((graph.get(key).group_name, key.to_user_string()) for key in keys)
-    return ", ".join(f"[{name}]({group}.md#{name})" for group, name in found)
+    targets = sorted((graph.get(key).group_name, key.to_user_string()) for key in keys)
+    return ", ".join(f"[{name}]({group}.md#{name})" for group, name in targets)
 
 
 def _runbook(node: AssetNode) -> str:
@@ -120,7 +120,8 @@ def _runbook(node: AssetNode) -> str:
 def _checks(graph: AssetGraph, node: AssetNode) -> list[str]:
     specs = [graph.get_check_spec(key) for key in sorted(node.check_keys)]
     rows = [
-        [f"`{one.name}`", "yes" if one.blocking else "no", str(one.description)] for one in specs
+        [f"`{spec.name}`", "yes" if spec.blocking else "no", str(spec.description)]
+        for spec in specs
     ]
     return [_table(["check", "blocking", "passes when"], rows)] if rows else []
 

@@ -139,8 +139,8 @@ def sum_up(world: World) -> None:
     asset = {"assetKey": {"path": [REJECT_SUMMARY]}, "partitions": {"ranges": [week]}}
     variables = {"parameters": {"partitionsByAssets": [asset]}}
     body = {"query": LAUNCH, "variables": variables}
-    said = requests.post(f"{world.url}/graphql", json=body, timeout=60).json()
-    assert said["data"]["launchPartitionBackfill"].get("backfillId"), said
+    answer = requests.post(f"{world.url}/graphql", json=body, timeout=60).json()
+    assert answer["data"]["launchPartitionBackfill"].get("backfillId"), answer
 
 
 @dataclass(frozen=True)
@@ -185,17 +185,17 @@ class Camera:
         self.take(name, **box)
 
     def take_tick(self) -> None:
-        """Take the tick that has told of a rejection, with what it says of itself."""
-        said = self.page.get_by_text("1 new, 1 delivered")
+        """Take the tick that has delivered a rejection, with its message."""
+        message = self.page.get_by_text("1 new, 1 delivered")
         for _ in range(20):
             self.open(SENSOR, "0 runs requested")
             for tick in self.page.locator("table").last.locator("tbody tr").all()[:3]:
                 tick.locator("td").nth(1).locator("*").last.hover()
                 with suppress(pw.TimeoutError):
-                    said.wait_for(timeout=1500)
+                    message.wait_for(timeout=1500)
                     self.take("ticks", 68, 320, 1332, 480)
                     return
-        raise pw.TimeoutError("no tick says that it has told of the rejection")
+        raise pw.TimeoutError("no tick says that it has delivered the rejection")
 
 
 def main() -> None:

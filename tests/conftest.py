@@ -9,7 +9,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from datetime import date, timedelta
+from datetime import date, datetime, timedelta
 from pathlib import Path
 
 import hypothesis
@@ -125,27 +125,19 @@ def server(home: Path) -> EmbeddedServer:
 @pytest.fixture(scope="session")
 def template(server: EmbeddedServer) -> str:
     """The name of a migrated, empty database."""
-    with psycopg.connect(server.url("postgres"), autocommit=True) as connection:
-        connection.execute("CREATE DATABASE template_market")
-    upgrade_database(server.url("template_market"))
+    upgrade_database(new_database(server, "template_market"))
     return "template_market"
 
 
 def copied(server: EmbeddedServer, template: str) -> str:
     """Return the URL of a fresh copy of a database."""
-    name = f"{template}_{next(_numbers)}"
-    with psycopg.connect(server.url("postgres"), autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
-    return server.url(name)
+    return new_database(server, f"{template}_{next(_numbers)}", template)
 
 
 @pytest.fixture
 def empty_url(server: EmbeddedServer) -> str:
     """The URL of a database in which nothing has been made."""
-    name = f"empty_{next(_numbers)}"
-    with psycopg.connect(server.url("postgres"), autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {name}")
-    return server.url(name)
+    return new_database(server, f"empty_{next(_numbers)}")
 
 
 @pytest.fixture
@@ -216,9 +208,7 @@ def store_minutes(connection: psycopg.Connection, minutes: pd.DataFrame) -> None
 @pytest.fixture(scope="session")
 def recorded_template(server: EmbeddedServer, template: str, recorded: pd.DataFrame) -> str:
     """The name of a database that holds the recording, its coverage and its hours."""
-    with psycopg.connect(server.url("postgres"), autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE template_recorded TEMPLATE {template}")
-    with connect(server.url("template_recorded")) as connection:
+    with connect(new_database(server, "template_recorded", template)) as connection:
         store_minutes(connection, recorded)
     return "template_recorded"
 
@@ -232,9 +222,7 @@ def recorded_url(server: EmbeddedServer, recorded_template: str) -> str:
 @pytest.fixture(scope="session")
 def computed_template(server: EmbeddedServer, recorded_template: str) -> str:
     """The name of a database that holds the recording and every signal of it."""
-    with psycopg.connect(server.url("postgres"), autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE template_computed TEMPLATE {recorded_template}")
-    with connect(server.url("template_computed")) as connection:
+    with connect(new_database(server, "template_computed", recorded_template)) as connection:
         for signal in SIGNALS:
             compute(connection, signal, SYMBOLS, RECORDED_DAYS, STRATEGY, "run")
     return "template_computed"
@@ -243,3 +231,19 @@ def computed_template(server: EmbeddedServer, recorded_template: str) -> str:
 def environment(home: Path) -> Environment:
     """An environment as a process in `home` would read it."""
     return Environment(trading_pipelines_home=home)
+
+
+def new_database(server: EmbeddedServer, name: str, template: str = "template1") -> str:
+    """Create a database, empty or as a copy of another; return its URL."""
+    with psycopg.connect(server.url("postgres"), autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
+    return server.url(name)
+
+
+def candle(connection: psycopg.Connection, symbol: str, at: datetime, interval: str = "1m") -> None:
+    """Store a candle of the price 1, at any moment."""
+    connection.execute(
+        "INSERT INTO market_data (symbol, interval, timestamp, open_price, high_price, low_price, "
+        "close_price, volume) VALUES (%s, %s, %s, 1, 1, 1, 1, 1)",
+        [symbol, interval, at],
+    )

@@ -9,7 +9,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from tests.conftest import days_of
+from tests.conftest import candle, days_of
 from trading_pipelines.alerts import ledger
 from trading_pipelines.alerts.failures import (
     Failure,
@@ -364,16 +364,6 @@ def test_what_was_left_failed_and_fails_with_other_inputs_has_not_recovered_and_
 
 
 # ---- quiet symbols ----
-
-
-def candle(
-    connection: psycopg.Connection, symbol: str, moment: datetime, interval: str = "1m"
-) -> None:
-    connection.execute(
-        "INSERT INTO market_data (symbol, interval, timestamp, open_price, high_price, low_price, "
-        "close_price, volume) VALUES (%s, %s, %s, 1, 1, 1, 1, 1)",
-        [symbol, interval, moment],
-    )
 
 
 def asked(

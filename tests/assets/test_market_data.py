@@ -9,7 +9,7 @@ import psycopg
 import pytest
 
 from tests.assets.conftest import Dagster, metadata
-from tests.conftest import FIRST_DAY
+from tests.conftest import FIRST_DAY, candle
 from trading_pipelines.candles import coverage
 from trading_pipelines.candles.windows import MINUTE, day_interval
 from trading_pipelines.definitions import build_definitions
@@ -89,11 +89,7 @@ def test_a_failed_symbol_fails_alone(dagster: Dagster, exchange: ReplayExchange)
 def test_a_broken_contract_keeps_the_hours_from_being_computed_and_backs_off(
     dagster: Dagster, connection: psycopg.Connection
 ) -> None:
-    connection.execute(
-        "INSERT INTO market_data (symbol, interval, open_price, high_price, low_price, close_price,"
-        " volume, timestamp) VALUES (%s, '1m', 1, 1, 1, 1, 1, '2025-09-01 00:00:30Z')",
-        [BTC],
-    )
+    candle(connection, BTC, day_interval(FIRST_DAY).start + MINUTE / 2)
     result = dagster.run(JOB, FIRST_DAY, FIRST_DAY, [BTC])
     assert not result.success
     broken = {e.check_name for e in result.get_asset_check_evaluations() if not e.passed}
@@ -114,13 +110,8 @@ def test_a_broken_contract_keeps_the_hours_from_being_computed_and_backs_off(
 def test_a_contract_that_stays_broken_spends_a_try_a_run_and_then_the_day_is_left_failed(
     dagster: Dagster, connection: psycopg.Connection
 ) -> None:
-    # Three findings, one failure.
-    connection.execute(
-        "INSERT INTO market_data (symbol, interval, open_price, high_price, low_price, close_price,"
-        " volume, timestamp) SELECT %s, '1m', 1, 1, 1, 1, 1, '2025-09-01 00:00:30Z'::timestamptz "
-        "+ n * interval '1 minute' FROM generate_series(0, 2) AS n",
-        [BTC],
-    )
+    for n in range(3):  # three findings, one failure
+        candle(connection, BTC, day_interval(FIRST_DAY).start + MINUTE * (n + 0.5))
 
     def spent() -> tuple[int, bool]:
         assert not dagster.run(JOB, FIRST_DAY, FIRST_DAY, [BTC]).success

@@ -9,6 +9,7 @@ import pandas as pd
 import psycopg
 import pytest
 
+from tests.conftest import new_database
 from trading_pipelines.candles import coverage
 from trading_pipelines.candles.coverage import CandleCoverage
 from trading_pipelines.candles.download import FailedDay, PageSource, download
@@ -77,9 +78,7 @@ class Bench:
 
 @pytest.fixture(scope="session")
 def _url(server: EmbeddedServer, template: str) -> str:
-    with psycopg.connect(server.url("postgres"), autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE candles TEMPLATE {template}")
-    return server.url("candles")
+    return new_database(server, "candles", template)
 
 
 @pytest.fixture

@@ -2,13 +2,15 @@
 
 from datetime import datetime, timedelta
 
+import psycopg
 import pytest
 
 from tests.candles.conftest import Bench
 from tests.candles.test_download import at, days
 from tests.conftest import RECORDED_DAYS, SYMBOLS
-from trading_pipelines.candles import checks
-from trading_pipelines.candles.checks import ContractBreach
+from trading_pipelines.candles import checks, coverage
+from trading_pipelines.candles.checks import BLOCKING, WARNING, ContractBreach
+from trading_pipelines.settings.strategy import HealingSettings
 
 BTC, ETH, XRP, SOL, DOGE = SYMBOLS
 ASKED = days(5, 6)
@@ -197,3 +199,48 @@ def test_only_the_symbols_days_and_minutes_that_were_asked_about_count(filled: B
     ):
         execute(filled, statement)
     assert findings(filled) == {}
+
+
+CLEAN: dict[str, list[ContractBreach]] = {check: [] for check in (*BLOCKING, *WARNING)}
+
+
+def settle(connection: psycopg.Connection, breaches: dict[str, list[ContractBreach]]) -> list[int]:
+    """Settle two symbols over two days; return each day's failures in a row."""
+    checks.settle_contract(connection, breaches, PAIR, ASKED, "run", HealingSettings())
+    return [day.failures for day in coverage.read(connection, PAIR, ASKED)]
+
+
+def test_a_day_that_breaks_its_contract_has_failed_once_and_alone(
+    connection: psycopg.Connection,
+) -> None:
+    breach, other = (ContractBreach(BTC, ASKED[1], what) for what in ("10 minutes", "2 candles"))
+    broken = CLEAN | {"no_hole_in_a_closed_day": [breach], "ohlc_valid": [other, other]}
+    assert settle(connection, broken) == [0, 1, 0, 0]
+    assert settle(connection, broken) == [0, 2, 0, 0]
+    (day,) = coverage.read(connection, [BTC], ASKED[1:])
+    assert day.error == "ohlc_valid: 2 candles"
+    assert settle(connection, CLEAN) == [0, 0, 0, 0], "mended"
+
+
+def test_a_warning_is_no_failure(connection: psycopg.Connection) -> None:
+    jump = ContractBreach(DOGE, ASKED[0], "from 1 to 2 at 10:00 UTC")
+    assert settle(connection, CLEAN | {"prices_continuous": [jump]}) == [0, 0, 0, 0]
+
+
+def test_a_failure_ends_only_when_every_blocking_check_was_asked(
+    connection: psycopg.Connection,
+) -> None:
+    breach = ContractBreach(BTC, ASKED[0], "2 candles in the minute of 23:59 UTC")
+    assert settle(connection, CLEAN | {"no_overlap": [breach]}) == [1, 0, 0, 0]
+    others = {check: breaches for check, breaches in CLEAN.items() if check != "no_overlap"}
+    assert settle(connection, others) == [1, 0, 0, 0]
+
+
+def test_the_named_checks_alone_are_asked(filled: Bench) -> None:
+    execute(filled, "DELETE FROM public.market_data WHERE timestamp = '2025-09-06 03:00Z'")
+    names = ["no_hole_in_a_closed_day", "fresh"]
+    breaches = checks.find_breaches(filled.connection, names, PAIR, ASKED, filled.now())
+    assert breaches == {
+        "no_hole_in_a_closed_day": [ContractBreach(s, ASKED[1], "1 minutes") for s in PAIR],
+        "fresh": [],
+    }

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from trading_pipelines.candles.coverage import CandleCoverage, interval_to_fetch
-from trading_pipelines.candles.due import CandleDueReason, DueRun, look_back, reason, runs
+from trading_pipelines.candles.due import CandleDueReason, DueRun, look_back, plan, reason, runs
 from trading_pipelines.candles.windows import DAY, MINUTE, Interval, day_interval
 
 SYMBOLS = ["KRW-BTC", "KRW-ETH", "KRW-XRP", "KRW-SOL", "KRW-DOGE"]
@@ -178,3 +178,35 @@ def test_trouble_is_kept_apart_waits_are_left_out_and_hours_alone_are_computed_a
         DueRun(("KRW-ETH",), YESTERDAY, TODAY, hours_only=False),
         DueRun(("KRW-BTC",), YESTERDAY, YESTERDAY, hours_only=True),
     }
+
+
+def test_a_tick_asks_for_what_is_due_and_not_in_flight_the_open_day_before_all_else() -> None:
+    days = [
+        known(YESTERDAY - DAY, **MISSING),
+        known(YESTERDAY, status="partial"),
+        open_until(10, 1),
+    ]
+    everything = plan(days, set(), SYMBOLS, NOW)
+    assert everything.runs == [
+        DueRun(("KRW-BTC",), TODAY, TODAY, hours_only=False, is_urgent=True),
+        DueRun(("KRW-BTC",), YESTERDAY - DAY, YESTERDAY, hours_only=False),
+    ]
+    in_flight = {("KRW-BTC", TODAY), ("KRW-BTC", YESTERDAY), ("KRW-ETH", YESTERDAY - DAY)}
+    assert plan(days, in_flight, SYMBOLS, NOW).runs == [
+        DueRun(("KRW-BTC",), YESTERDAY - DAY, YESTERDAY - DAY, hours_only=False)
+    ]
+
+
+def test_a_tick_that_asks_for_nothing_says_what_it_looked_at() -> None:
+    days = [
+        known(YESTERDAY - DAY * 2),
+        known(YESTERDAY - DAY, failures=1, retry_at=NOW + MINUTE),
+        known(YESTERDAY, failures=8, left_failed=True, retry_at=NOW + MINUTE),
+        open_until(10, 1),
+    ]
+    nothing = plan(days, {("KRW-BTC", TODAY)}, SYMBOLS, NOW)
+    assert nothing.runs == []
+    assert nothing.summary == (
+        "looked at 4 partitions from 2025-09-17 to 2025-09-20: "
+        "3 due, 1 of them in flight, 1 waiting after a failure, 1 left failed"
+    )

@@ -7,6 +7,7 @@ import dagster as dg
 import psycopg
 import pytest
 
+from tests.conftest import new_database
 from trading_pipelines.database import housekeeping
 from trading_pipelines.database.connection import connect
 from trading_pipelines.database.embedded import EmbeddedServer
@@ -48,9 +49,7 @@ def picture(context: dg.AssetExecutionContext) -> None:
 
 @pytest.fixture(scope="module")
 def url(server: EmbeddedServer) -> str:
-    with psycopg.connect(server.url("postgres"), autocommit=True) as connection:
-        connection.execute("CREATE DATABASE housekeeping")
-    return server.url("housekeeping")
+    return new_database(server, "housekeeping")
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import psycopg
 import pytest
 from pydantic import SecretStr
 
-from tests.conftest import FIRST_DAY, LAST_DAY, SYMBOLS, copied
+from tests.conftest import FIRST_DAY, LAST_DAY, SYMBOLS, copied, new_database
 from trading_pipelines.alerts import ledger
 from trading_pipelines.candles import coverage
 from trading_pipelines.candles.windows import DAY, HOUR, MINUTE, day_interval
@@ -67,9 +67,7 @@ SETTLED = (
 @pytest.fixture(scope="session")
 def healthy_template(server: EmbeddedServer, recorded_template: str) -> str:
     """The name of a database of which, at `NOW`, all is well."""
-    with psycopg.connect(server.url("postgres"), autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE template_healthy TEMPLATE {recorded_template}")
-    with connect(server.url("template_healthy")) as connection:
+    with connect(new_database(server, "template_healthy", recorded_template)) as connection:
         connection.execute(SETTLED)
         for signal, days in {
             REGIME_LABELS: [DAY_BEFORE, LAST_DAY],

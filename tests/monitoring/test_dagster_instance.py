@@ -42,7 +42,7 @@ from dagster_shared.error import SerializableErrorInfo
 from typer.testing import CliRunner
 
 from tests.alerts.conftest import Receiver, Reply
-from tests.conftest import copied
+from tests.conftest import copied, new_database
 from trading_pipelines.alerts import ledger
 from trading_pipelines.candles.windows import HOUR, MINUTE
 from trading_pipelines.cli import render
@@ -74,9 +74,7 @@ SENSORS = [
 @pytest.fixture(scope="session")
 def storage_template(server: EmbeddedServer) -> str:
     """The name of a database with Dagster's tables."""
-    with psycopg.connect(server.url("postgres"), autocommit=True) as connection:
-        connection.execute("CREATE DATABASE template_storage")
-    with opened(server.url("template_storage")):
+    with opened(new_database(server, "template_storage")):
         return "template_storage"
 
 
@@ -345,9 +343,7 @@ def test_an_instance_is_opened_without_a_change_and_a_new_database_left_alone(
     assert dagster_instance.probe_dagster(
         "postgresql://nobody@/x?host=/nowhere", *wanted, NOW
     ) == Unknown("see database")
-    with psycopg.connect(server.url("postgres"), autocommit=True) as connection:
-        connection.execute("CREATE DATABASE storage_to_be")
-    empty = server.url("storage_to_be")
+    empty = new_database(server, "storage_to_be")
     assert dagster_instance.probe_dagster(empty, *wanted, NOW) == Unknown(
         "Dagster has never run on this database"
     )
@@ -357,9 +353,7 @@ def test_an_instance_is_opened_without_a_change_and_a_new_database_left_alone(
 
 
 def test_storage_with_a_part_of_its_tables_is_not_known(server: EmbeddedServer) -> None:
-    with psycopg.connect(server.url("postgres"), autocommit=True) as connection:
-        connection.execute("CREATE DATABASE storage_in_part")
-    part = server.url("storage_in_part")
+    part = new_database(server, "storage_in_part")
     with psycopg.connect(part) as connection:
         connection.execute("CREATE TABLE job_ticks ()")
     found = dagster_instance.probe_dagster(

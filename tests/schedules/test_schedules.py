@@ -7,6 +7,7 @@ import dagster as dg
 import psycopg
 import pytest
 
+from tests.conftest import new_database
 from trading_pipelines.alerts import ledger
 from trading_pipelines.alerts.kinds import DAILY_REPORT
 from trading_pipelines.alerts.periodic import due_reports
@@ -320,9 +321,7 @@ def test_housekeeping_deletes_what_is_over_says_what_and_notes_the_sizes(
     connection: psycopg.Connection,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    with psycopg.connect(server.url("postgres"), autocommit=True) as admin:
-        admin.execute("CREATE DATABASE housekeeping_job")
-    url = server.url("housekeeping_job").replace("://", "+psycopg2://")
+    url = new_database(server, "housekeeping_job").replace("://", "+psycopg2://")
     monkeypatch.setenv("DATABASE_URL", market_url)
     monkeypatch.setenv("DAGSTER_POSTGRES_URL", url)
     keep = SETTINGS.housekeeping

@@ -9,9 +9,10 @@ import psycopg
 import pytest
 from dagster._core.definitions.sensor_definition import SensorExecutionData
 
+from tests.alerts.conftest import Bot
 from trading_pipelines.alerts import delivery, ledger
 from trading_pipelines.alerts.kinds import KINDS
-from trading_pipelines.assets.computed import CHECKED
+from trading_pipelines.assets.table_checks import CHECKED
 from trading_pipelines.candles import coverage
 from trading_pipelines.definitions import build_definitions
 from trading_pipelines.partitions import range_tags
@@ -22,10 +23,6 @@ from trading_pipelines.settings.strategy import AlertSettings, StrategySettings
 from trading_pipelines.simulators.discord import DiscordInbox
 
 SETTINGS = StrategySettings()
-REJECT = """
-INSERT INTO agent_decisions (symbol, strategy_name, decision, reasoning)
-VALUES ('KRW-BTC', 'test', 'REJECT', '이유')
-"""
 
 
 @pytest.fixture(autouse=True)
@@ -94,7 +91,7 @@ def test_a_rejection_arrives_and_the_tick_says_so(
     instance: dg.DagsterInstance, connection: psycopg.Connection, inbox: DiscordInbox
 ) -> None:
     tick(instance, "ai_reject_alerts")
-    connection.execute(REJECT)
+    Bot(connection).reject(datetime.now(UTC))
     assert tick(instance, "ai_reject_alerts").skip_message == "1 new, 1 delivered"
     assert [m.payload["embeds"][0]["title"] for m in inbox.messages] == ["AI 거절: KRW-BTC"]
 
@@ -116,7 +113,7 @@ def test_a_kind_that_is_off_is_left_to_the_bot_and_later_sends_nothing_older(
 ) -> None:
     off = SETTINGS.model_copy(update={"alerts": AlertSettings(ai_reject=False)})
     tick(instance, "ai_reject_alerts")
-    connection.execute(REJECT)
+    Bot(connection).reject(datetime.now(UTC))
     assert "off in the settings" in (tick(instance, "ai_reject_alerts", off).skip_message or "")
     tick(instance, "ai_reject_alerts")
     assert inbox.messages == []

@@ -10,6 +10,7 @@ import pytest
 from dagster._core.definitions.sensor_definition import SensorExecutionData
 
 from tests.alerts.conftest import Bot
+from tests.conftest import new_database
 from trading_pipelines import bot_tables
 from trading_pipelines.database.connection import connect
 from trading_pipelines.database.embedded import EmbeddedServer
@@ -36,9 +37,7 @@ def bot(
 
 @pytest.fixture(scope="module")
 def storage_url(server: EmbeddedServer) -> str:
-    with psycopg.connect(server.url("postgres"), autocommit=True) as connection:
-        connection.execute("CREATE DATABASE observations")
-    return server.url("observations")
+    return new_database(server, "observations")
 
 
 @pytest.fixture

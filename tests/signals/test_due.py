@@ -15,6 +15,7 @@ from trading_pipelines.signals.catalogue import (
     POOLED,
     REALIZED_VOLATILITY,
     REGIME_LABELS,
+    REJECT_OUTCOMES,
     SIGNALS,
     VOLATILITY_FORECAST,
     VOLATILITY_MODEL,
@@ -22,7 +23,7 @@ from trading_pipelines.signals.catalogue import (
     Signal,
 )
 from trading_pipelines.signals.coverage import SignalCoverage
-from trading_pipelines.signals.due import SignalDueReason
+from trading_pipelines.signals.due import SignalDueReason, SignalRun
 
 LATER = datetime(2025, 10, 1, tzinfo=UTC)
 BTC, ETH, DOGE = "KRW-BTC", "KRW-ETH", "KRW-DOGE"
@@ -189,3 +190,33 @@ def test_runs_are_few_neighbours_together_and_the_newest_first() -> None:
     ]
     pooled = dict.fromkeys((("", day) for day in days), SignalDueReason.MISSING)
     assert due.runs(pooled, SYMBOLS) == [(("",), days[0], days[3])]
+
+
+def stale(day: date, symbol: str = BTC) -> SignalCoverage:
+    return replace(KNOWN, symbol=symbol, day=day, until=day_interval(day).end)
+
+
+def test_a_tick_asks_for_what_is_due_and_not_in_flight_and_the_newest_is_urgent() -> None:
+    days = days_of(FIRST_DAY, FIRST_DAY + 3 * DAY)
+    partitions = [*map(stale, days[:3]), replace(stale(days[3]), computed_from="new")]
+    planned = due.plan(REGIME_LABELS, partitions, {(BTC, days[1])}, SETTINGS, LATER)
+    assert planned.runs == [
+        SignalRun((BTC,), days[2], days[2], is_newest=True, is_urgent=True),
+        SignalRun((BTC,), days[0], days[0], is_newest=False, is_urgent=False),
+    ]
+    assert planned.summary == "regime_labels 3 due of 4, 1 of them in flight"
+    outcomes = due.plan(REJECT_OUTCOMES, partitions, set(), SETTINGS, LATER)
+    assert outcomes.runs == [
+        SignalRun((BTC,), days[0], days[2], is_newest=True, is_urgent=False)
+    ], "nobody trades on them"
+
+
+def test_a_day_is_looked_after_for_as_long_as_its_outcomes_may_come() -> None:
+    short = SETTINGS.model_copy(
+        update={"data": SETTINGS.data.model_copy(update={"look_back_days": 1})}
+    )
+    labels = due.look_back([REGIME_LABELS], short, LATER)
+    assert labels == [LATER.date() - 2 * DAY, LATER.date() - DAY], "October has no closed minute"
+    ahead = REJECT_OUTCOMES.days_after(short)
+    outcomes = due.look_back([REGIME_LABELS, REJECT_OUTCOMES], short, LATER)
+    assert outcomes[0] == LATER.date() - DAY - (ahead + 1) * DAY

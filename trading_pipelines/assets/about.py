@@ -15,7 +15,7 @@ RUNBOOK = "runbook"
 RED = "docs/operations.md: Something is red"
 ARRIVES = "docs/architecture.md: How an alert arrives"
 BY_HAND = "Materialize its partitions in the UI"
-"""How any stretch of a partitioned asset is backfilled."""
+"""How any interval of a partitioned asset is backfilled."""
 
 
 class AssetDescription(TypedDict):
@@ -30,7 +30,7 @@ class AssetDescription(TypedDict):
 
 
 def describe(
-    what: str,
+    sentences: str,
     *,
     row: str,
     unit: str,
@@ -44,14 +44,16 @@ def describe(
 ) -> AssetDescription:
     """Return what an asset says of itself, the same parts in the same order for each.
 
-    `what` is sentences, the other parts are phrases without a full stop. `table` is `schema.table`;
-    without one `row` says so. `kinds`: what computes it (python, sql), then where it is kept or
-    goes. `interval` is that of its rows: 1m, 1h, 1d, 1w. `runbook`: a page and its section,
-    `docs/page.md: Section`.
+    `sentences` say what it is; the other parts are phrases without a full stop. `table` is
+    `schema.table`; without one `row` says so. `kinds`: what computes it (python, sql), then where
+    it is kept or goes. `interval` is that of its rows: 1m, 1h, 1d, 1w. `runbook`: a page and its
+    section, `docs/page.md: Section`.
     """
     parts = {"One row": row, "Unit": unit, "Refreshed": refreshed, "Backfill": backfill}
     return AssetDescription(
-        description="\n".join([f"{what}\n", *(f"- **{n}**: {text}." for n, text in parts.items())]),
+        description="\n".join(
+            [f"{sentences}\n", *(f"- **{part}**: {text}." for part, text in parts.items())]
+        ),
         group_name=group,
         owners=OWNERS,
         kinds=kinds,

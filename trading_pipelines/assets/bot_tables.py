@@ -1,6 +1,7 @@
-"""What the bot decided and did, in the lineage: its own tables, external to Dagster.
+"""What the bot decided and did, in the lineage: its own tables, which Dagster does not write.
 
-A sensor observes them when rows have arrived. What is read of them belongs in `bot_tables`.
+A sensor observes them when rows have arrived. What is read of them belongs in the package's
+`bot_tables`.
 """
 
 import dagster as dg
@@ -8,7 +9,7 @@ import dagster as dg
 from trading_pipelines.assets.about import ARRIVES, describe
 from trading_pipelines.bot_tables import FOLLOWED
 
-# What it is, its row, its unit.
+# What the table is, its row, its unit.
 BOT_TABLES = {
     "agent_decisions": (
         "What the bot's AI was asked about: CONFIRM or REJECT, and why.",
@@ -39,9 +40,9 @@ def build_assets() -> list[dg.AssetSpec]:
         dg.AssetSpec(
             name,
             **describe(
-                f"{what} The bot's own table: read here, never written; made where the bot has not "
-                "made it, adopted with its rows else. In Korean time: the view "
-                f"`trading_pipelines.{FOLLOWED[name].name}`.",
+                f"{sentence} The table is the bot's: it is only read here. Where the bot has not "
+                "created it yet, it is created empty; where the bot has, its rows are used as they "
+                f"are. The view `trading_pipelines.{FOLLOWED[name].name}` shows it in Korean time.",
                 row=row,
                 unit=unit,
                 refreshed="by the bot; `observe_bot_tables` shows its newest rows here within "
@@ -53,5 +54,5 @@ def build_assets() -> list[dg.AssetSpec]:
                 runbook=ARRIVES,
             ),
         )
-        for name, (what, row, unit) in BOT_TABLES.items()
+        for name, (sentence, row, unit) in BOT_TABLES.items()
     ]

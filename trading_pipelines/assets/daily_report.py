@@ -1,4 +1,7 @@
-"""daily_report: one partition a KST day. What it says and whether it is sent is `alerts/report`."""
+"""daily_report: one partition a KST day.
+
+What it says belongs in `alerts/daily_report`, whether it is sent in `alerts/periodic`.
+"""
 
 from datetime import UTC, date, datetime
 
@@ -32,7 +35,7 @@ def build_assets(settings: StrategySettings) -> list[dg.AssetsDefinition]:
             ),
         ],
         **describe(
-            "What a KST day came to: realised PnL after fees, trades, win rate and maximum "
+            "The result of a KST day: realised PnL after fees, trades, win rate and maximum "
             "drawdown from the bot's tables (sales matched to purchases first in, first out), "
             "regimes, volatility, data health and alerts. Sent once, at 09:00 KST of the next day.",
             row="no table of its own: a report is a row of `trading_pipelines.alert_deliveries` "

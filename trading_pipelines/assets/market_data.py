@@ -1,9 +1,9 @@
 """Candles as partitioned assets: candles_1m → candles_1h, and the checks of their contract.
 
-Thin: what is asked, stored and counted is in `candles/`. What candles mean belongs in later assets.
+What is asked, stored, counted and checked belongs in `candles/`.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any, NoReturn
@@ -12,8 +12,8 @@ import dagster as dg
 import psycopg
 
 from trading_pipelines.assets.about import BY_HAND, describe
-from trading_pipelines.assets.computed import no_partition_left_failed
 from trading_pipelines.assets.metadata import table
+from trading_pipelines.assets.table_checks import no_partition_left_failed
 from trading_pipelines.candles import checks, coverage, resample
 from trading_pipelines.candles.download import FailedDay, download
 from trading_pipelines.candles.due import look_back
@@ -52,7 +52,7 @@ def build_assets(
             row="per symbol and minute, at its start; a minute without a trade has none",
             unit="prices in KRW, volume in the coin",
             refreshed="by `refresh_market_data`, which asks the tables every minute what is due: "
-            "the open day every five minutes, a closed day once more as a whole",
+            "the open day every five minutes, and each day once more as a whole when it has closed",
             backfill=f"`trading-pipelines backfill`, or {BY_HAND} with candles_1h",
             group=GROUP,
             kinds={"python", "postgres"},
@@ -63,21 +63,21 @@ def build_assets(
     def candles_1m(
         context: dg.AssetExecutionContext, database: DatabaseResource, exchange: ExchangeResource
     ) -> None:
-        wanted = partitions_of_run(context.partition_keys)
+        partitions = partitions_of_run(context.partition_keys)
         with database.connect() as connection:
             failed = download(
                 connection,
                 exchange.client(connection),
-                wanted.symbols,
-                wanted.days,
+                partitions.symbols,
+                partitions.days,
                 context.run.root_run_id or context.run_id,
                 settings.healing,
             )
-            known = coverage.read(connection, wanted.symbols, wanted.days)
-            minutes = {partition_key(d.symbol, d.day): _minutes_metadata(d) for d in known}
+            days = coverage.read(connection, partitions.symbols, partitions.days)
+            minutes = {partition_key(d.symbol, d.day): _minutes_metadata(d) for d in days}
             if failed:
                 # The step fails, and candles_1h after it: the good partitions must not wait for it.
-                _fail(context, failed, minutes, _compute_hours(context, connection, wanted))
+                _fail(context, failed, minutes, _compute_hours(context, connection, partitions))
         for key, values in minutes.items():
             context.add_asset_metadata(values, partition_key=key)
 
@@ -101,9 +101,9 @@ def build_assets(
         ),
     )
     def candles_1h(context: dg.AssetExecutionContext, database: DatabaseResource) -> None:
-        wanted = partitions_of_run(context.partition_keys)
+        partitions = partitions_of_run(context.partition_keys)
         with database.connect() as connection:
-            hours = _compute_hours(context, connection, wanted)
+            hours = _compute_hours(context, connection, partitions)
         for key, values in hours.items():
             context.add_asset_metadata(values, partition_key=key)
 
@@ -126,7 +126,7 @@ def _minutes_metadata(day: coverage.CandleCoverage) -> dict[str, Any]:
 
 
 def _compute_hours(
-    context: dg.AssetExecutionContext, connection: psycopg.Connection, wanted: SymbolDays
+    context: dg.AssetExecutionContext, connection: psycopg.Connection, partitions: SymbolDays
 ) -> dict[str, dict[str, Any]]:
     """Bring candles_1h up to date; return the metadata of each partition."""
     run_id = context.run.root_run_id or context.run_id
@@ -137,7 +137,7 @@ def _compute_hours(
             "quiet": day.quiet,
             **_times(first=day.first, last=day.last),
         }
-        for day in resample.resample(connection, wanted.symbols, wanted.days, run_id)
+        for day in resample.resample(connection, partitions.symbols, partitions.days, run_id)
     }
 
 
@@ -165,21 +165,14 @@ def _fail(
 
 def build_checks(settings: StrategySettings) -> list[dg.AssetChecksDefinition]:
     """Return the checks of candles_1m: on a run's partitions, or alone; and none left failed."""
-    blocking = {
-        "no_hole_in_a_closed_day": "Each minute of a closed day was asked for; no candle is gone.",
-        "no_overlap": "One candle a minute, and each starts on its minute.",
-        "ohlc_valid": "Prices are positive, low <= open, close <= high.",
-    }
-    warning = {
-        "prices_continuous": "No candle opens more than 5 % away from the close before it.",
-        "fresh": "The open day is at most 15 minutes old; a closed day is complete in an hour.",
-    }
 
     @dg.multi_asset_check(
         name="candles_1m_contract",
         specs=[
-            dg.AssetCheckSpec(name, asset=CANDLES_1M, blocking=name in blocking, description=text)
-            for name, text in (blocking | warning).items()
+            dg.AssetCheckSpec(
+                name, asset=CANDLES_1M, blocking=name in checks.BLOCKING, description=text
+            )
+            for name, text in (checks.BLOCKING | checks.WARNING).items()
         ],
         can_subset=True,
     )
@@ -194,57 +187,36 @@ def build_checks(settings: StrategySettings) -> list[dg.AssetChecksDefinition]:
             else datetime.now(UTC)
         )
         in_partitions = context.has_partition_key or context.has_partition_key_range
-        wanted = (
-            partitions_of_run(context.partition_keys)
-            if in_partitions
-            else SymbolDays(
-                settings.symbols,
-                look_back(settings.data.start_date, settings.data.look_back_days, now),
-            )
-        )
+        if in_partitions:
+            partitions = partitions_of_run(context.partition_keys)
+        else:
+            days = look_back(settings.data.start_date, settings.data.look_back_days, now)
+            partitions = SymbolDays(settings.symbols, days)
+        names = [key.name for key in context.selected_asset_check_keys]
+        symbols, days = partitions.symbols, partitions.days
         with database.connect() as connection:
-            known = coverage.read(connection, wanted.symbols, wanted.days)
-            finders: dict[str, Callable[[], list[checks.ContractBreach]]] = {
-                "no_hole_in_a_closed_day": lambda: checks.holes(known, now),
-                "no_overlap": lambda: checks.overlaps(connection, wanted.symbols, wanted.days),
-                "ohlc_valid": lambda: checks.broken_ohlc(connection, wanted.symbols, wanted.days),
-                "prices_continuous": lambda: checks.jumps(connection, wanted.symbols, wanted.days),
-                "fresh": lambda: checks.stale(known, now),
-            }
-            findings = {key.name: finders[key.name]() for key in context.selected_asset_check_keys}
+            findings = checks.find_breaches(connection, names, symbols, days, now)
             if in_partitions:
-                broken = {
-                    (one.symbol, one.day): f"{name}: {one.what}"
-                    for name in blocking
-                    for one in findings.get(name, [])
-                }
-                # The schedule then retries the day alone and with back-off; without this the
-                # other symbols of its run would lose their hours at every tick.
-                for (symbol, day), error in broken.items():
-                    coverage.record_failure(
-                        connection, symbol, day, error, context.run.run_id,
-                        coverage.FailureKind.CONTRACT, settings.healing,
-                    )  # fmt: skip
-                if blocking.keys() <= findings.keys():
-                    for symbol in wanted.symbols:
-                        kept = [day for day in wanted.days if (symbol, day) not in broken]
-                        coverage.record_contract_kept(connection, symbol, kept)
-            for name, found in findings.items():
-                yield dg.AssetCheckResult(
-                    asset_key=CANDLES_1M,
-                    check_name=name,
-                    passed=not found,
-                    severity=(
-                        dg.AssetCheckSeverity.ERROR
-                        if name in blocking
-                        else dg.AssetCheckSeverity.WARN
-                    ),
-                    description=(f"{len(found)} findings in " if found else "nothing found in ")
-                    + f"{', '.join(wanted.symbols)}, {wanted.days[0]} to {wanted.days[-1]}",
-                    metadata={"findings": _table(found)} if found else {},
+                run_id = context.run.run_id
+                checks.settle_contract(
+                    connection, findings, symbols, days, run_id, settings.healing
                 )
+        for name, breaches in findings.items():
+            yield dg.AssetCheckResult(
+                asset_key=CANDLES_1M,
+                check_name=name,
+                passed=not breaches,
+                severity=(
+                    dg.AssetCheckSeverity.ERROR
+                    if name in checks.BLOCKING
+                    else dg.AssetCheckSeverity.WARN
+                ),
+                description=(f"{len(breaches)} findings in " if breaches else "nothing found in ")
+                + f"{', '.join(symbols)}, {days[0]} to {days[-1]}",
+                metadata={"findings": _table(breaches)} if breaches else {},
+            )
 
-    return [candles_1m_contract, no_partition_left_failed(CANDLES_1M, settings)]
+    return [candles_1m_contract, no_partition_left_failed(CANDLES_1M, settings).definition()]
 
 
 def _table(rows: Sequence[checks.ContractBreach | FailedDay]) -> dg.TableMetadataValue:

@@ -1,6 +1,6 @@
-"""What a person and the bot should find at once: the current signals, and pictures of them.
+"""What a person and the bot look at first: the current signals, and pictures of them.
 
-Unpartitioned, refreshed with the schedules, times in Korean time. What is shown is computed in
+Unpartitioned, refreshed with the schedules, times in Korean time. What they show is computed in
 `signals/`.
 """
 
@@ -33,9 +33,9 @@ def build_assets(settings: StrategySettings) -> list[dg.AssetsDefinition]:
         name=CURRENT_SIGNALS,
         deps=["regime_labels", "volatility_forecast"],
         **describe(
-            "What the bot and a person want to know now: of each symbol the newest label and since "
-            "when, the newest volatility, whether it is high, as of when and until when. Where "
-            "REDIS_URL is set, also the bot's keys `market:regime:{symbol}` and "
+            "The signals as they are now, for the bot and for people: per symbol the newest label "
+            "and since when, the newest volatility, whether it is high, as of when and until when. "
+            "Where REDIS_URL is set, also the bot's keys `market:regime:{symbol}` and "
             "`coinpilot:volatility_state`, which expire `redis_ttl_seconds` after their as-of.",
             row="per symbol, of a view on the tables of labels and forecasts",
             unit="annualised volatility as a fraction, 1 is 100 % a year",
@@ -53,14 +53,14 @@ def build_assets(settings: StrategySettings) -> list[dg.AssetsDefinition]:
         with database.connect() as connection:
             signals = read_current_signals(connection, settings.symbols)
         published = redis.publish(signals, settings, datetime.now(UTC))
-        metadata: dict[str, Any] = {"signals": table(one.shown() for one in signals)}
+        metadata: dict[str, Any] = {"signals": table(signal.shown() for signal in signals)}
         if published:
             metadata["redis_keys"] = len(published.keys)
-            trouble = [published.skipped] if published.skipped else []
-            trouble += [f"{key} is {age} old" for key, age in published.stale.items()]
-            if trouble:
-                metadata["redis_not_written"] = "; ".join(trouble)
-                context.log.warning("not written to Redis: %s", "; ".join(trouble))
+            reasons = [published.skipped] if published.skipped else []
+            reasons += [f"{key} is {age} old" for key, age in published.stale.items()]
+            if reasons:
+                metadata["redis_not_written"] = "; ".join(reasons)
+                context.log.warning("not written to Redis: %s", "; ".join(reasons))
         return dg.MaterializeResult(metadata=metadata)
 
     @dg.asset(
@@ -69,7 +69,7 @@ def build_assets(settings: StrategySettings) -> list[dg.AssetsDefinition]:
         **describe(
             "Pictures and tables to look at: per symbol the price with its regimes, forecast "
             "against realised volatility, the score against GARCH; the current signals; and what "
-            "the regimes have been worth in 90 days.",
+            "followed each regime in the last 90 days: returns and volatility.",
             row="no table of its own: what it shows is on the latest materialisation",
             unit="prices in KRW, volatility in percent a year; times in KST",
             refreshed="by `update_volatility`, daily when the day has been scored",
@@ -92,12 +92,12 @@ def build_assets(settings: StrategySettings) -> list[dg.AssetsDefinition]:
         return dg.MaterializeResult(
             metadata={
                 "plots": picture("signals", drawn),
-                "signals": table(one.shown() for one in signals),
-                "labels": table(one.shown() for one in diagnosed),
+                "signals": table(signal.shown() for signal in signals),
+                "labels": table(labels.shown() for labels in diagnosed),
                 "regimes": table(
-                    {"symbol": one.symbol, "regime": regime, **asdict(figures)}
-                    for one in diagnosed
-                    for regime, figures in one.regimes.items()
+                    {"symbol": labels.symbol, "regime": regime, **asdict(figures)}
+                    for labels in diagnosed
+                    for regime, figures in labels.regimes.items()
                 ),
             }
         )

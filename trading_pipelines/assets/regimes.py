@@ -1,12 +1,13 @@
 """Regime labels as a partitioned asset: candles_1h → regime_labels → the bot's regime_history.
 
-Thin: how a regime is told is in `signals/regime`, how its rows are written in `signals/compute`.
+How a regime is told belongs in `signals/regimes`, how its rows are written in `signals/engine`.
 """
 
 import dagster as dg
 
 from trading_pipelines.assets.about import BY_HAND, describe
-from trading_pipelines.assets.computed import days_before, materialize, no_partition_left_failed
+from trading_pipelines.assets.computed import days_before, materialize
+from trading_pipelines.assets.table_checks import no_partition_left_failed
 from trading_pipelines.resources.database import DatabaseResource
 from trading_pipelines.settings.strategy import StrategySettings
 from trading_pipelines.signals.catalogue import REGIME_LABELS
@@ -53,4 +54,4 @@ def build_assets(
 
 def build_checks(settings: StrategySettings) -> list[dg.AssetChecksDefinition]:
     """Return the check that no day of labels is left failed."""
-    return [no_partition_left_failed(REGIME_LABELS.asset, settings)]
+    return [no_partition_left_failed(REGIME_LABELS.asset, settings).definition()]

@@ -1,6 +1,6 @@
 """What became of the bot's rejections: agent_decisions → reject_outcomes → reject_summary.
 
-Thin: an outcome is judged in `signals/outcomes`, a week summed up in `signals/reject_summary`.
+How an outcome is judged and a week summed up belongs in `signals/rejections`.
 """
 
 from datetime import UTC, date, datetime
@@ -10,13 +10,9 @@ import dagster as dg
 from trading_pipelines.alerts.periodic import send_summary
 from trading_pipelines.alerts.reject_summary import body
 from trading_pipelines.assets.about import BY_HAND, describe
-from trading_pipelines.assets.computed import (
-    Resend,
-    days_before,
-    materialize,
-    no_partition_left_failed,
-)
+from trading_pipelines.assets.computed import Resend, days_before, materialize
 from trading_pipelines.assets.metadata import picture, table
+from trading_pipelines.assets.table_checks import no_partition_left_failed
 from trading_pipelines.partitions import kst_weeks
 from trading_pipelines.resources.database import DatabaseResource
 from trading_pipelines.settings.strategy import StrategySettings
@@ -47,15 +43,14 @@ def build_assets(
         **describe(
             "What became of each REJECT of a symbol's UTC day: the price at the decision and 1, 4, "
             "12 and 24 hours later, the best and worst in between, and what the entry would have "
-            f"made with {costs.notional_krw:,} KRW at a fee of {costs.fee_pct:g} % an order, left "
-            "by the exits of its regime (the settings' section `regimes`: take_profit_pct, "
-            "stop_loss_pct, max_hours). A loss is what the rejection saved. Pending until 24 hours "
-            "have passed and the exit is known.",
-            row="a decision of the bot's that is REJECT and has a time",
+            f"made with {costs.notional_krw:,} KRW at a fee of {costs.fee_pct:g} % an order, ended "
+            "by the exit rules of its regime (the settings' section `regimes`: take_profit_pct, "
+            "stop_loss_pct, max_hours). What such an entry would have lost, the rejection saved. "
+            "Pending until 24 hours have passed and the exit is known.",
+            row="per REJECT of the bot's that has a time",
             unit="prices and results in KRW, times in UTC",
             refreshed="every hour by `update_reject_outcomes`, and when a candle, a label or a "
-            "decision has changed; new exits in the settings count for what is computed from then "
-            "on",
+            "decision has changed; changed exit rules count for what is computed from then on",
             backfill=BY_HAND,
             group=GROUP,
             kinds={"python", "postgres"},
@@ -74,12 +69,12 @@ def build_assets(
         partitions_def=kst_weeks(settings),
         backfill_policy=dg.BackfillPolicy.single_run(),
         **describe(
-            "Whether the rejections of a Korean week (Monday 00:00 to Monday 00:00 KST) paid: how "
-            "many were judged, what they saved and cost, how many were right; with a picture of "
-            "twelve weeks. `alerts.reject_summary` in the settings sends it to Discord, once; "
+            "Whether the rejections of a Korean week (Monday 00:00 to Monday 00:00 KST) paid off: "
+            "how many were judged, what they saved and cost, how many were right; with a picture "
+            "of twelve weeks. `alerts.reject_summary` in the settings sends it to Discord, once; "
             "`resend: true` in the run's config sends it again.",
-            row="all rejections of the week, or those of one symbol, regime, AI model or family "
-            "of reasons",
+            row="per week for all rejections, and for those of each symbol, regime, AI model and "
+            "family of reasons",
             unit="KRW after fees; hit rates from 0 to 1 with a 95 % interval",
             refreshed="by `make_reject_summary` when all outcomes of the week are there, and when "
             "one of them has changed",
@@ -110,7 +105,7 @@ def build_assets(
                 context.add_asset_metadata(
                     {
                         "picture": picture("rejections", drawn),
-                        "totals": table(one.shown() for one in made.totals),
+                        "totals": table(total.shown() for total in made.totals),
                         "rejections": together.rejections,
                         "net_krw": int(together.net_krw),
                         "sending": sending,
@@ -123,4 +118,4 @@ def build_assets(
 
 def build_checks(settings: StrategySettings) -> list[dg.AssetChecksDefinition]:
     """Return the check that no day of outcomes is left failed."""
-    return [no_partition_left_failed(REJECT_OUTCOMES.asset, settings)]
+    return [no_partition_left_failed(REJECT_OUTCOMES.asset, settings).definition()]

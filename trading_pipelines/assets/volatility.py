@@ -1,7 +1,7 @@
 """Volatility as partitioned assets: realised, the model, its forecasts, a baseline and a score.
 
-Thin: the arithmetic is in `signals/`. candles_1m → realized_volatility → volatility_model →
-volatility_forecast → volatility_score ← garch_baseline ← candles_1h.
+candles_1m → realized_volatility → volatility_model → volatility_forecast → volatility_score ←
+garch_baseline ← candles_1h. The arithmetic belongs in `signals/volatility`.
 """
 
 from collections.abc import Sequence
@@ -9,12 +9,8 @@ from collections.abc import Sequence
 import dagster as dg
 
 from trading_pipelines.assets.about import BY_HAND, AssetDescription, describe
-from trading_pipelines.assets.computed import (
-    days_before,
-    materialize,
-    no_partition_left_failed,
-    same_day,
-)
+from trading_pipelines.assets.computed import days_before, materialize, same_day
+from trading_pipelines.assets.table_checks import no_partition_left_failed
 from trading_pipelines.resources.database import DatabaseResource
 from trading_pipelines.settings.strategy import StrategySettings
 from trading_pipelines.signals.catalogue import (
@@ -31,7 +27,7 @@ GROUP = "volatility"
 
 def _about(
     signal: Signal,
-    what: str,
+    sentences: str,
     *,
     row: str,
     unit: str,
@@ -40,7 +36,7 @@ def _about(
     after: str = "",
 ) -> AssetDescription:
     return describe(
-        what,
+        sentences,
         row=row,
         unit=unit,
         refreshed=refreshed,
@@ -81,8 +77,8 @@ ABOUT = {
         VOLATILITY_FORECAST,
         "The variance of a symbol's next hours (`volatility.horizons`) as of the close of each "
         "hour of a UTC day, by the newest volatility_model of that moment, with a 90 % "
-        "interval, the symbol's own threshold and whether it is high. The last one of day D "
-        "speaks for D + 1.",
+        "interval, the symbol's own threshold and whether it is high. The last forecast of day D "
+        "is about D + 1.",
         row="per symbol, hour's close (as_of) and horizon",
         unit="mean hourly variance; annualised volatility as a fraction, 1 is 100 % a year",
         refreshed="by `update_volatility` when the hour has closed, and again when variances or "
@@ -92,8 +88,9 @@ ABOUT = {
     ),
     GARCH_BASELINE: _about(
         GARCH_BASELINE,
-        "What GARCH(1,1) on the hourly returns of candles_1h, refitted daily, says to the same "
-        "questions as volatility_forecast; whether it converged is said. Closed days only.",
+        "The forecasts of GARCH(1,1) on the hourly returns of candles_1h, refitted daily, for the "
+        "same hours and horizons as volatility_forecast, and whether the fit converged. Closed "
+        "days only.",
         row="per symbol, hour's close (as_of) and horizon",
         unit="mean hourly variance",
         refreshed="by `update_volatility` when the day has closed, and again when its candles have "
@@ -102,10 +99,10 @@ ABOUT = {
     ),
     VOLATILITY_SCORE: _about(
         VOLATILITY_SCORE,
-        "The forecasts whose horizon ended in a symbol's UTC day against what happened: QLIKE "
-        "of ours, of GARCH and of the random walk, bias, coverage of the intervals, whether "
-        "the flag was right; over 30 days in the view "
-        "`trading_pipelines.volatility_score_30d`. Closed days only.",
+        "Compares the forecasts whose horizon ended in a symbol's UTC day with what happened: "
+        "QLIKE of our model, of GARCH and of the random walk, bias, coverage of the intervals, "
+        "whether the flag was right. The view `trading_pipelines.volatility_score_30d` sums up 30 "
+        "days. Closed days only.",
         row="per symbol, UTC day and horizon",
         unit="QLIKE, a loss (lower is better); counts of forecasts, intervals and flags",
         refreshed="by `update_volatility` when the day has closed, and again when what it scores "
@@ -157,13 +154,13 @@ def build_assets(
 
 
 def build_checks(settings: StrategySettings) -> list[dg.AssetChecksDefinition]:
-    """Return the checks that the model is worth having and that nothing is left failed."""
+    """Return the checks that the model is no worse than GARCH and that nothing is left failed."""
 
     @dg.asset_check(
         asset=VOLATILITY_SCORE.asset,
         description=(
-            "Over the last 30 days, of which at least 14 are scored, the model's QLIKE is not "
-            "above GARCH's, per horizon."
+            "For each horizon the model's QLIKE over the last 30 days, of which at least 14 are "
+            "scored, is not above GARCH's."
         ),
     )
     def not_worse_than_garch(database: DatabaseResource) -> dg.AssetCheckResult:
@@ -172,17 +169,17 @@ def build_checks(settings: StrategySettings) -> list[dg.AssetChecksDefinition]:
         with database.connect() as connection:
             rolling = score.rolling_scores(connection, settings.symbols)
         return dg.AssetCheckResult(
-            passed=not any(one.is_worse_than_garch for one in rolling),
+            passed=not any(scored.is_worse_than_garch for scored in rolling),
             severity=dg.AssetCheckSeverity.WARN,
-            description="; ".join(str(one) for one in rolling) or "nothing scored yet",
+            description="; ".join(map(str, rolling)) or "nothing scored yet",
             metadata={
-                f"ratio_to_garch_{one.horizon}h": one.ratio_to_garch
-                for one in rolling
-                if one.ratio_to_garch is not None
+                f"ratio_to_garch_{scored.horizon}h": scored.ratio_to_garch
+                for scored in rolling
+                if scored.ratio_to_garch is not None
             },
         )
 
     return [
         not_worse_than_garch,
-        *(no_partition_left_failed(signal.asset, settings) for signal in ABOUT),
+        *(no_partition_left_failed(signal.asset, settings).definition() for signal in ABOUT),
     ]

@@ -5,8 +5,10 @@ hours are older than its minutes. Which runs are already in flight is Dagster's 
 in as an argument; how a day is downloaded belongs in `download`.
 """
 
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, replace
 from datetime import date, datetime, timedelta
 from enum import StrEnum
 
@@ -45,9 +47,21 @@ class DueRun:
     last: date
     hours_only: bool
     """The minutes are as they should be; only their hours have to be computed."""
+    is_urgent: bool = False
+    """It brings the newest day, which must not wait for history."""
 
     def __str__(self) -> str:
         return f"{', '.join(self.symbols)}: {named(self.first, self.last)}"
+
+
+@dataclass(frozen=True)
+class CandlePlan:
+    """What one tick of the schedule asks for."""
+
+    runs: list[DueRun]
+    """The newest days first."""
+    summary: str
+    """What was looked at, for a tick that asks for nothing."""
 
 
 def look_back(start_date: date, look_back_days: int, now: datetime) -> list[date]:
@@ -73,6 +87,30 @@ def reason(coverage: CandleCoverage, now: datetime) -> CandleDueReason | None:
         CandleDueReason.HOURS: not coverage.hours_current,
     }
     return next((name for name, holds in checks.items() if holds), None)
+
+
+def plan(
+    days: Sequence[CandleCoverage],
+    in_flight: AbstractSet[tuple[str, date]],
+    symbols: Sequence[str],
+    now: datetime,
+) -> CandlePlan:
+    """Return the runs that the looked-at days need at `now` (UTC), without what is in flight.
+
+    `days` holds at least one entry; `in_flight` holds (symbol, UTC day); `symbols` are those of the
+    settings, in their order.
+    """
+    reasons = {(day.symbol, day.day): why for day in days if (why := reason(day, now)) is not None}
+    first, last = min(day.day for day in days), max(day.day for day in days)
+    due = {key: why for key, why in reasons.items() if key not in in_flight}
+    counts = Counter(reasons.values())
+    return CandlePlan(
+        runs=[replace(run, is_urgent=run.last == last) for run in runs(due, symbols)],
+        summary=f"looked at {len(days)} partitions from {first} to {last}: "
+        f"{len(reasons)} due, {len(reasons.keys() & in_flight)} of them in flight, "
+        f"{counts[CandleDueReason.WAITING]} waiting after a failure, "
+        f"{counts[CandleDueReason.LEFT_FAILED]} left failed",
+    )
 
 
 def runs(due: Mapping[tuple[str, date], CandleDueReason], symbols: Sequence[str]) -> list[DueRun]:

@@ -1,4 +1,4 @@
 """Dagster's resources: thin, typed shells around plain objects.
 
-What the objects do belongs to their own packages.
+What the objects do belongs in their own packages.
 """

@@ -30,5 +30,5 @@ class DatabaseResource(dg.ConfigurableResource[None]):
             yield connection
 
 
-# Dagster makes the resource anew for each tick, and there are four a minute.
+# Dagster makes the resource anew for each tick, of which there are many a minute.
 _prepared = functools.cache(prepare_database)

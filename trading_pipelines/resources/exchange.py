@@ -10,7 +10,7 @@ from trading_pipelines.settings.strategy import ExchangeSettings
 
 
 class ExchangeResource(dg.ConfigurableResource[None]):
-    """Upbit, or the replay exchange that UPBIT_BASE_URL points to."""
+    """Upbit, or the simulator that UPBIT_BASE_URL points to."""
 
     requests_per_second: float
     timeout_seconds: float

@@ -19,7 +19,7 @@ class RedisResource(dg.ConfigurableResource[None]):
     def publish(
         self, signals: Sequence[CurrentSignal], settings: StrategySettings, now: datetime
     ) -> Published | None:
-        """Write the bot's keys; the answer says what kept them from it. None: not wanted."""
+        """Write the bot's keys; return which, and why others were not. None without REDIS_URL."""
         from trading_pipelines.signals.published.bot_redis import publish
 
         url = load_environment().redis_url

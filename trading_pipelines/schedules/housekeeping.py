@@ -1,4 +1,4 @@
-"""The schedule that deletes what is over in Dagster's storage and in the ledger."""
+"""The schedule that deletes old runs from Dagster's storage and old alerts from the ledger."""
 
 from datetime import UTC, datetime
 
@@ -19,10 +19,11 @@ def build_housekeeping(settings: StrategySettings) -> dg.ScheduleDefinition:
     def delete_what_is_over(context: dg.OpExecutionContext, database: DatabaseResource) -> None:
         now = datetime.now(UTC)
         with database.connect() as market, database.connect_to_dagster() as dagster:
-            before = [housekeeping.database_bytes(one) for one in (market, dagster)]
+            connections = (market, dagster)
+            before = [housekeeping.database_bytes(connection) for connection in connections]
             deleted = housekeeping.purge_runs(dagster, now - DAY * keep.keep_runs_days)
             deleted.update(purge(market, now - DAY * keep.keep_alerts_days))
-            after = [housekeeping.database_bytes(one) for one in (market, dagster)]
+            after = [housekeeping.database_bytes(connection) for connection in connections]
             growth = housekeeping.record_sizes(market, after[0], after[1], now)
         metadata = {
             **{f"{table}_deleted": rows for table, rows in deleted.items()},
@@ -36,9 +37,9 @@ def build_housekeeping(settings: StrategySettings) -> dg.ScheduleDefinition:
         context.add_output_metadata(metadata)
 
     @dg.job(
-        description=f"Deletes runs and their events {keep.keep_runs_days} days after their end, "
-        f"alerts {keep.keep_alerts_days} days after they were done, and notes how large both "
-        "databases are. Partitions and checks keep their newest results: green stays green."
+        description=f"Deletes runs and their events {keep.keep_runs_days} days after their end and "
+        f"finished alerts after {keep.keep_alerts_days} days, and records how large both databases "
+        "are. Partitions and checks keep their newest results: green stays green."
     )
     def housekeeping_job() -> None:
         delete_what_is_over()
@@ -49,5 +50,5 @@ def build_housekeeping(settings: StrategySettings) -> dg.ScheduleDefinition:
         cron_schedule="10 3 * * *",
         execution_timezone="UTC",
         default_status=dg.DefaultScheduleStatus.RUNNING,
-        description="Deletes what is over, daily at 03:10 UTC; the job says what and when.",
+        description="Deletes old runs and alerts, daily at 03:10 UTC; the job says which.",
     )

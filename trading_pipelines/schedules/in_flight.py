@@ -9,7 +9,6 @@ from trading_pipelines.monitoring.dagster_instance import AT_WORK, launched_as
 from trading_pipelines.monitoring.facts import RunInFlight
 from trading_pipelines.partitions import PARTITION, RANGE_END, RANGE_START, parse_keys
 
-NEWEST = {"dagster/priority": "5"}
 UNFINISHED = [
     dg.DagsterRunStatus.QUEUED,
     dg.DagsterRunStatus.NOT_STARTED,
@@ -29,20 +28,20 @@ def in_flight(
             keys.add(run.tags[PARTITION])
         elif RANGE_START in run.tags:
             span = dg.PartitionKeyRange(run.tags[RANGE_START], run.tags[RANGE_END])
-            # A range of another kind of partition has no key of ours.
+            # The range may be of another kind of partition.
             if partitions.has_partition_key(span.start):
                 keys.update(partitions.get_partition_keys_in_range(span))
     return set(parse_keys(keys))
 
 
 def runs_in_flight(instance: dg.DagsterInstance) -> list[RunInFlight]:
-    """Return the runs that wait or are at work, the newest first."""
-    found = []
+    """Return the runs that are queued or at work, the newest first."""
+    runs = []
     for record in instance.get_run_records(dg.RunsFilter(statuses=UNFINISHED)):
         run = record.dagster_run
         keys = [run.tags[tag] for tag in (PARTITION, RANGE_START, RANGE_END) if tag in run.tags]
         pairs = parse_keys(keys)
-        found.append(
+        runs.append(
             RunInFlight(
                 job=launched_as(run),
                 symbols=tuple(dict.fromkeys(symbol for symbol, _ in pairs if symbol)),
@@ -51,4 +50,4 @@ def runs_in_flight(instance: dg.DagsterInstance) -> list[RunInFlight]:
                 since=record.update_timestamp,
             )
         )
-    return found
+    return runs

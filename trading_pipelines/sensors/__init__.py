@@ -1,4 +1,4 @@
 """Dagster's sensors: they look at the bot's rows, at finished runs and at health, and act.
 
-What is sent and what is said belongs in `alerts/` and `monitoring/`.
+What an alert says belongs in `alerts/`, what is healthy in `monitoring/`.
 """

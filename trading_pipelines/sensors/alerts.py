@@ -1,7 +1,7 @@
 """The sensors that deliver alerts: one a kind, on by default, each with a switch in the settings.
 
-A tick asks the tables what is undelivered and posts it; it keeps no cursor and launches no run.
-Finding, sending and giving up belong in `alerts/`.
+A tick asks the tables what is undelivered and posts it; it launches no run. The failures' cursor
+only remembers which checks were evaluated. Finding, sending and giving up belong in `alerts/`.
 """
 
 from datetime import UTC, datetime, timedelta
@@ -12,8 +12,8 @@ from trading_pipelines.alerts import failures, ledger
 from trading_pipelines.alerts.delivery import Sender
 from trading_pipelines.alerts.incidents import reconcile
 from trading_pipelines.alerts.kinds import AI_REJECT, DAILY_REPORT, PIPELINE_FAILURE, RISK, TRADE
-from trading_pipelines.assets.alert_deliveries import ALERT_DELIVERIES, evaluate_no_dead_alerts
-from trading_pipelines.assets.computed import CHECKED, evaluate_no_partition_left_failed
+from trading_pipelines.assets.alert_deliveries import ALERT_DELIVERIES, NO_DEAD_ALERTS
+from trading_pipelines.assets.table_checks import CHECKED, no_partition_left_failed
 from trading_pipelines.resources.database import DatabaseResource
 from trading_pipelines.resources.webhooks import WebhooksResource
 from trading_pipelines.sensors.finished_runs import finished_runs
@@ -23,7 +23,7 @@ from trading_pipelines.signals.rejections.summary import REJECT_SUMMARY
 
 STAYS = (
     " A tick stays for half a minute and looks five times a second, so that an alert is out in a "
-    "moment; what a killed tick left undone is found by the next."
+    "moment; the next tick finds what a killed one left undone."
 )
 
 
@@ -50,13 +50,13 @@ def build_alert_sensors(settings: StrategySettings) -> list[dg.SensorDefinition]
 
 
 def _build(
-    settings: StrategySettings, kind: str, what: str, *, watch: bool = True
+    settings: StrategySettings, kind: str, delivers: str, *, watch: bool = True
 ) -> dg.SensorDefinition:
     @dg.sensor(
         name=f"{kind}_alerts",
         minimum_interval_seconds=1 if watch else 30,
         default_status=dg.DefaultSensorStatus.RUNNING,
-        description=f"Delivers {what}{STAYS if watch else ''}",
+        description=f"Delivers {delivers}{STAYS if watch else ''}",
     )
     def alerts(database: DatabaseResource, webhooks: WebhooksResource) -> dg.SkipReason:
         return _deliver(kind, settings, database, webhooks, watch=watch)
@@ -70,9 +70,9 @@ def _build_pipeline_failure_alerts(settings: StrategySettings) -> dg.SensorDefin
         minimum_interval_seconds=30,
         default_status=dg.DefaultSensorStatus.RUNNING,
         description="Tells n8n's webhook `risk` of runs that failed for good, partitions left "
-        "failed, symbols gone quiet and dead alerts: once a failure and `repeat_after`, with the "
-        "number of those not told, and again when it has recovered. Also keeps the checks "
-        "`no_dead_alerts` and `no_partition_left_failed` up to date.",
+        "failed, symbols gone quiet and dead alerts: each failure once, again after "
+        "`repeat_after` with the number of repetitions held back, and when it has recovered. Also "
+        "keeps the checks `no_dead_alerts` and `no_partition_left_failed` up to date.",
     )
     def pipeline_failure_alerts(
         context: dg.SensorEvaluationContext, database: DatabaseResource, webhooks: WebhooksResource
@@ -81,25 +81,28 @@ def _build_pipeline_failure_alerts(settings: StrategySettings) -> dg.SensorDefin
         if settings.alerts.pipeline_failure and webhooks.of(settings.alerts):
             runs = finished_runs(context.instance, settings.symbols, now)
             with database.connect() as connection:
-                found = failures.current(connection, settings, runs, now)
+                failing = failures.current(connection, settings, runs, now)
                 repeat_after = timedelta(seconds=settings.alerts.repeat_after)
-                reconcile(connection, found, repeat_after, now)
+                reconcile(connection, failing, repeat_after, now)
         skip = _deliver(PIPELINE_FAILURE, settings, database, webhooks, watch=False)
         with database.connect() as connection:
             counts = ledger.counts(connection)
-            left = left_failed(connection, settings.symbols)
+            spent = left_failed(connection, settings.symbols)
         dead = {kind: number for kind, states in counts.items() if (number := states["dead"])}
-        by_state = {f"{ALERT_DELIVERIES} {dead}": evaluate_no_dead_alerts(counts)}
+        by_state = {f"{ALERT_DELIVERIES} {dead}": NO_DEAD_ALERTS.evaluation(counts)}
         for asset in CHECKED:
-            mine = [one for one in left if one.asset == asset]
-            state = "; ".join(f"{one.symbol} {shown_intervals(one.days)}" for one in mine)
-            by_state[f"{asset} {state}"] = evaluate_no_partition_left_failed(asset, mine)
+            rows = [row for row in spent if row.asset == asset]
+            state = "; ".join(f"{row.symbol} {shown_intervals(row.days)}" for row in rows)
+            check = no_partition_left_failed(asset, settings)
+            by_state[f"{asset} {state}"] = check.evaluation(rows)
         # An evaluation is an event for ever: one at each change, not two a minute.
-        known = (context.cursor or "").splitlines()
+        evaluated = (context.cursor or "").splitlines()
         return dg.SensorResult(
             skip_reason=skip,
             cursor="\n".join(by_state),
-            asset_events=[one for state, one in by_state.items() if state not in known],
+            asset_events=[
+                evaluation for state, evaluation in by_state.items() if state not in evaluated
+            ],
         )
 
     return pipeline_failure_alerts

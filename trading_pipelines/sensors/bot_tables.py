@@ -34,21 +34,21 @@ def build_bot_tables_observer() -> dg.SensorDefinition:
         except ValidationError:
             seen = {}  # lost: one more observation
         with database.connect() as connection:
-            said = refresh_korean_views(connection)
-            found = unseen(connection, seen, now)
-        seen |= {name: Seen(one.version, now) for name, one in found.items()}
-        said += [f"observed: {', '.join(found)}" if found else "nothing has changed"]
+            messages = refresh_korean_views(connection)
+            tables = unseen(connection, seen, now)
+        seen |= {name: Seen(newest.version, now) for name, newest in tables.items()}
+        messages += [f"observed: {', '.join(tables)}" if tables else "nothing has changed"]
         return dg.SensorResult(
-            skip_reason="; ".join(said),
+            skip_reason="; ".join(messages),
             cursor=CURSOR.dump_json(seen).decode(),
-            asset_events=[_observation(name, one) for name, one in found.items()],
+            asset_events=[_observation(name, newest) for name, newest in tables.items()],
         )
 
     return observe_bot_tables
 
 
-def _observation(name: str, one: Newest) -> dg.AssetObservation:
-    metadata: dict[str, Any] = {"rows": one.count, "newest_rows": table(one.rows)}
-    if one.happened:
-        metadata["newest"] = dg.MetadataValue.timestamp(one.happened)
+def _observation(name: str, newest: Newest) -> dg.AssetObservation:
+    metadata: dict[str, Any] = {"rows": newest.count, "newest_rows": table(newest.rows)}
+    if newest.happened:
+        metadata["newest"] = dg.MetadataValue.timestamp(newest.happened)
     return dg.AssetObservation(name, metadata=metadata)

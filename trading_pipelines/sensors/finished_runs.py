@@ -1,4 +1,4 @@
-"""Dagster's finished runs, as `alerts/failures` wants them. What they mean belongs there."""
+"""Dagster's finished runs, as `alerts/failures` takes them. What they mean belongs there."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -17,9 +17,9 @@ MOST_RUNS = 500
 def finished_runs(
     instance: dg.DagsterInstance, symbols: Sequence[str], now: datetime
 ) -> list[FinishedRun]:
-    """Return the runs that failed for good in the last day (UTC), and the good ones since.
+    """Return the runs that failed for good in the 24 hours before `now` (UTC), and the good since.
 
-    Nothing where none failed: the good ones are 300 a day and then of no interest. `symbols` are
+    Empty where none failed: the good ones are 300 a day and then of no interest. `symbols` are
     those of the settings, in their order, which is that of the partitions.
     """
     since = now - LOOK_BACK
@@ -33,17 +33,17 @@ def finished_runs(
     oldest = min(record.update_timestamp for record in failed)
     good = _records(instance, dg.DagsterRunStatus.SUCCESS, oldest)
     runs = [_finished(record, symbols) for record in (*failed, *good)]
-    # The newest first, and only its words are told.
+    # Only the error of the newest is sent, so no other is read; `runs` has the newest first.
     newest = {(run.job, run.assets, run.symbols): run for run in reversed(runs) if run.failed}
-    said = {run.run_id: _error(instance, run.run_id) for run in newest.values()}
-    return [replace(run, error=said.get(run.run_id, "")) for run in runs]
+    errors = {run.run_id: _error(instance, run.run_id) for run in newest.values()}
+    return [replace(run, error=errors.get(run.run_id, "")) for run in runs]
 
 
 def _records(
     instance: dg.DagsterInstance, status: dg.DagsterRunStatus, since: datetime
 ) -> list[dg.RunRecord]:
-    wanted = dg.RunsFilter(statuses=[status], updated_after=since)
-    return list(instance.get_run_records(wanted, limit=MOST_RUNS))
+    filters = dg.RunsFilter(statuses=[status], updated_after=since)
+    return list(instance.get_run_records(filters, limit=MOST_RUNS))
 
 
 def _finished(record: dg.RunRecord, symbols: Sequence[str]) -> FinishedRun:
@@ -61,7 +61,7 @@ def _finished(record: dg.RunRecord, symbols: Sequence[str]) -> FinishedRun:
 
 
 def _between(ends: Sequence[str], symbols: Sequence[str]) -> tuple[str, ...]:
-    """Return the symbols of a range from its ends, or the ends where they are unknown by now."""
+    """Return the symbols of a range, or just its ends where the settings no longer have them."""
     if not ends or not set(ends) <= set(symbols):
         return tuple(dict.fromkeys(ends))
     return tuple(symbols[symbols.index(ends[0]) : symbols.index(ends[-1]) + 1])
@@ -75,10 +75,12 @@ def _error(instance: dg.DagsterInstance, run_id: str) -> str:
             if event is None:
                 continue
             data = event.event_specific_data
-            told = getattr(data, "user_failure_data", None)
+            failure = getattr(data, "user_failure_data", None)
             error = getattr(data, "error", None)
             cause = getattr(error, "cause", None) or error
-            said = (told and told.description) or (cause and cause.message) or event.message
-            if said:
-                return str(said).strip()
+            message = (
+                (failure and failure.description) or (cause and cause.message) or event.message
+            )
+            if message:
+                return str(message).strip()
     return ""

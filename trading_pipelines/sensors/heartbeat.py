@@ -1,6 +1,7 @@
-"""The dead man's switch: as long as all is well, a URL of the operator's choice is asked.
+"""The dead man's switch: as long as all is well, it asks a URL of the operator's choice.
 
-Whoever listens there raises the alarm when it stays silent. What is well belongs in `health`.
+The service behind that URL raises the alarm when it hears nothing. Whether all is well is decided
+in `monitoring/checks`.
 """
 
 from datetime import UTC, datetime
@@ -25,18 +26,18 @@ def build_heartbeat(settings: StrategySettings) -> dg.SensorDefinition:
         name=dagster_instance.HEARTBEAT,
         minimum_interval_seconds=60,
         default_status=dg.DefaultSensorStatus.RUNNING,
-        description="Asks HEARTBEAT_URL (GET) as long as `trading-pipelines health` is good, and "
-        "stays silent while it is not, or is not known.",
+        description="Asks HEARTBEAT_URL (GET) as long as `trading-pipelines health` is good; asks "
+        "nothing while it is not good or can't be known.",
     )
     def heartbeat(context: dg.SensorEvaluationContext) -> dg.SkipReason:
         environment = load_environment()
         if environment.heartbeat_url is None:
             return dg.SkipReason("HEARTBEAT_URL is not set: nobody is told")
-        all_of = context.repository_def
-        assert all_of is not None
+        repository = context.repository_def
+        assert repository is not None
         now = datetime.now(UTC)
         orchestration = dagster_instance.read(
-            context.instance, all_of.schedule_defs, all_of.sensor_defs, now
+            context.instance, repository.schedule_defs, repository.sensor_defs, now
         )
         checks = judge(measure(environment, settings, orchestration, now), settings, now, kst)
         if bad := [f"{check.name} ({check.found})" for check in checks if not check.good]:
@@ -47,10 +48,13 @@ def build_heartbeat(settings: StrategySettings) -> dg.SensorDefinition:
 
 
 def _beat(url: str) -> str:
-    """Ask the URL and return what came of it; the URL is a secret, and so are the errors' words."""
+    """Ask the URL; return what came of it without the URL, which is a secret, or an error's text.
+
+    An error of `requests` quotes the URL.
+    """
     try:
-        answer = requests.get(url, timeout=TIMEOUT_SECONDS)
+        response = requests.get(url, timeout=TIMEOUT_SECONDS)
     except requests.RequestException as error:
         return f"all is well, but HEARTBEAT_URL can't be asked: {type(error).__name__}"
-    said = "told" if answer.ok else "but HEARTBEAT_URL answers"
-    return f"all is well, {said} ({answer.status_code})"
+    outcome = "told" if response.ok else "but HEARTBEAT_URL answers"
+    return f"all is well, {outcome} ({response.status_code})"

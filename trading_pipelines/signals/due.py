@@ -7,13 +7,15 @@ belongs in `engine`.
 """
 
 from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
 from datetime import date, datetime
 from enum import StrEnum
 
-from trading_pipelines.candles.due import rectangles
+from trading_pipelines.candles import due as candles_due
 from trading_pipelines.candles.windows import DAY, HOUR, day_interval
 from trading_pipelines.settings.strategy import StrategySettings
-from trading_pipelines.signals.catalogue import NOTHING, POOLED, Signal
+from trading_pipelines.signals.catalogue import NOTHING, POOLED, REJECT_OUTCOMES, Signal
 from trading_pipelines.signals.coverage import SignalCoverage
 
 
@@ -27,6 +29,33 @@ class SignalDueReason(StrEnum):
     """Failed a short while ago; not tried before its retry_at."""
     LEFT_FAILED = "left failed"
     """Its attempts are spent; not tried until it is asked for or its inputs change."""
+
+
+@dataclass(frozen=True)
+class SignalRun:
+    """A rectangle of one signal's partitions for one run: neighbouring symbols, unbroken days."""
+
+    symbols: tuple[str, ...]
+    """One empty name for a pooled signal."""
+    first: date
+    last: date
+    is_newest: bool
+    """It brings today or yesterday, of which pictures and the bot's keys are made."""
+    is_urgent: bool
+    """It must not wait for history."""
+
+    def __str__(self) -> str:
+        return f"{', '.join(self.symbols)} {self.first} to {self.last}"
+
+
+@dataclass(frozen=True)
+class SignalPlan:
+    """What one tick asks for of one signal."""
+
+    runs: list[SignalRun]
+    """The newest days first."""
+    summary: str
+    """What was looked at, for a tick that asks for nothing."""
 
 
 def is_ready(coverage: SignalCoverage, signal: Signal) -> bool:
@@ -60,6 +89,51 @@ def reason(
     return None if is_early or coverage.computed_from == coverage.inputs else SignalDueReason.STALE
 
 
+def look_back(signals: Sequence[Signal], settings: StrategySettings, now: datetime) -> list[date]:
+    """Return the UTC days a schedule of these signals looks after, up to the one open at `now`.
+
+    At least as many as a partition looks ahead: until then something of it may still be to come.
+    """
+    followed = max(signal.days_after(settings) for signal in signals) + 1
+    days = max(settings.data.look_back_days, followed)
+    return candles_due.look_back(settings.data.start_date, days, now)
+
+
+def plan(
+    signal: Signal,
+    partitions: Sequence[SignalCoverage],
+    in_flight: AbstractSet[tuple[str, date]],
+    settings: StrategySettings,
+    now: datetime,
+) -> SignalPlan:
+    """Return the runs that the signal's partitions need at `now`, without what is in flight.
+
+    `partitions` holds at least one entry; `in_flight` holds (symbol, UTC day).
+    """
+    reasons = {
+        (partition.symbol, partition.day): why
+        for partition in partitions
+        if (why := reason(partition, signal, settings, now)) is not None
+    }
+    due = {key: why for key, why in reasons.items() if key not in in_flight}
+    yesterday = max(partition.day for partition in partitions) - DAY
+    return SignalPlan(
+        runs=[
+            # Nobody trades on what became of a rejection.
+            SignalRun(
+                symbols,
+                first,
+                last,
+                is_newest=last >= yesterday,
+                is_urgent=last >= yesterday and signal is not REJECT_OUTCOMES,
+            )
+            for symbols, first, last in runs(due, settings.symbols)
+        ],
+        summary=f"{signal.asset} {len(reasons)} due of {len(partitions)}, "
+        f"{len(reasons.keys() & in_flight)} of them in flight",
+    )
+
+
 def runs(
     reasons: Mapping[tuple[str, date], SignalDueReason], symbols: Sequence[str]
 ) -> list[tuple[tuple[str, ...], date, date]]:
@@ -68,4 +142,4 @@ def runs(
     for (symbol, day), why in reasons.items():
         if why not in {SignalDueReason.WAITING, SignalDueReason.LEFT_FAILED}:
             days_of.setdefault(symbol, set()).add(day)
-    return rectangles(days_of, [POOLED, *symbols])
+    return candles_due.rectangles(days_of, [POOLED, *symbols])

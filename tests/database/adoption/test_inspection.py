@@ -15,7 +15,7 @@ from alembic.config import Config
 from alembic.script import ScriptDirectory
 from typer.testing import CliRunner
 
-from tests.conftest import PRICES, SYMBOLS, copied
+from tests.conftest import PRICES, SYMBOLS, copied, new_database
 from tests.database.test_upgrade import (
     BOT_TABLES,
     KEY,
@@ -53,9 +53,7 @@ def found(inspection: Inspection) -> set[tuple[Level, str, str]]:
 @pytest.fixture(scope="module")
 def bot_template(server: EmbeddedServer, recorded: pd.DataFrame) -> str:
     """The name of a database as the bot makes it, with the recorded candles."""
-    with psycopg.connect(server.url("postgres"), autocommit=True) as connection:
-        connection.execute("CREATE DATABASE template_bot")
-    with connect(server.url("template_bot")) as connection:
+    with connect(new_database(server, "template_bot")) as connection:
         for statement in (MARKET_DATA, KEY, REGIME_HISTORY, *BOT_TABLES.values()):
             connection.execute(statement)
         with connection.cursor().copy(

@@ -1,0 +1,27 @@
+"""What the run requests of all schedules have alike: their key, their priority, the switch.
+
+Which runs are asked for belongs in the schedule of each subject.
+"""
+
+import dagster as dg
+
+from trading_pipelines.settings.strategy import StrategySettings
+
+# Before history and the backfills that may be waiting: what the bot trades on, and the report.
+NEWEST = {"dagster/priority": "5"}
+REPORT = {"dagster/priority": "10"}
+
+
+def default_status(settings: StrategySettings) -> dg.DefaultScheduleStatus:
+    """Return whether the schedules are on from the start: not where `data.refresh` is false."""
+    running = settings.data.refresh
+    return dg.DefaultScheduleStatus.RUNNING if running else dg.DefaultScheduleStatus.STOPPED
+
+
+def run_key(context: dg.ScheduleEvaluationContext, run: object) -> str:
+    """Return the key of the run that this tick asks for.
+
+    Dagster launches a key once and never again: with the tick's time in it a later tick may ask for
+    the same partitions.
+    """
+    return f"{context.scheduled_execution_time.isoformat()} {run}"
