@@ -193,12 +193,7 @@ def days_of(first: date, last: date) -> list[date]:
 
 def store_minutes(connection: psycopg.Connection, minutes: pd.DataFrame) -> None:
     """Store minutes as a download of their whole days would have, and their hours."""
-    with connection.cursor().copy(
-        "COPY market_data (symbol, interval, timestamp, open_price, high_price, low_price, "
-        "close_price, volume) FROM STDIN"
-    ) as copy:
-        for row in minutes[["symbol", "timestamp_utc", *PRICES]].to_dict("split")["data"]:
-            copy.write_row([row[0], "1m", *row[1:]])
+    copy_minutes(connection, minutes)
     connection.execute(COVERED)
     symbols = list(dict.fromkeys(minutes.symbol))
     first, last = minutes.timestamp_utc.min().date(), minutes.timestamp_utc.max().date()
@@ -238,6 +233,16 @@ def new_database(server: EmbeddedServer, name: str, template: str = "template1")
     with psycopg.connect(server.url("postgres"), autocommit=True) as connection:
         connection.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
     return server.url(name)
+
+
+def copy_minutes(connection: psycopg.Connection, minutes: pd.DataFrame) -> None:
+    """Store minutes as the bot does: without coverage and hours."""
+    with connection.cursor().copy(
+        "COPY market_data (symbol, interval, timestamp, open_price, high_price, low_price, "
+        "close_price, volume) FROM STDIN"
+    ) as copy:
+        for row in minutes[["symbol", "timestamp_utc", *PRICES]].to_dict("split")["data"]:
+            copy.write_row([row[0], "1m", *row[1:]])
 
 
 def candle(connection: psycopg.Connection, symbol: str, at: datetime, interval: str = "1m") -> None:

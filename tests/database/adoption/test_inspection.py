@@ -15,7 +15,7 @@ from alembic.config import Config
 from alembic.script import ScriptDirectory
 from typer.testing import CliRunner
 
-from tests.conftest import PRICES, SYMBOLS, copied, new_database
+from tests.conftest import SYMBOLS, copied, copy_minutes, new_database
 from tests.database.test_upgrade import (
     BOT_TABLES,
     KEY,
@@ -56,12 +56,7 @@ def bot_template(server: EmbeddedServer, recorded: pd.DataFrame) -> str:
     with connect(new_database(server, "template_bot")) as connection:
         for statement in (MARKET_DATA, KEY, REGIME_HISTORY, *BOT_TABLES.values()):
             connection.execute(statement)
-        with connection.cursor().copy(
-            "COPY market_data (symbol, interval, timestamp, open_price, high_price, low_price, "
-            "close_price, volume) FROM STDIN"
-        ) as copy:
-            for row in recorded[["symbol", "timestamp_utc", *PRICES]].to_dict("split")["data"]:
-                copy.write_row([row[0], "1m", *row[1:]])
+        copy_minutes(connection, recorded)
     return "template_bot"
 
 
