@@ -7,7 +7,8 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1] / "trading_pipelines"
 FILLERS = {"one", "found", "known", "said", "mine", "wanted"}
-AT_MOST = 292
+# `found` is a key of what `health --json` prints.
+AT_MOST = 1
 
 
 def bindings(tree: ast.Module) -> Iterator[tuple[str, int]]:

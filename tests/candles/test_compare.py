@@ -3,6 +3,7 @@
 import json
 from datetime import UTC, date, datetime
 from decimal import Decimal
+from pathlib import Path
 from statistics import median
 
 import psycopg
@@ -22,9 +23,9 @@ from tests.candles.conftest import (
 from tests.conftest import SYMBOLS
 from trading_pipelines.candles.compare import VALUES, Change, Comparison, compare
 from trading_pipelines.candles.windows import HOUR, Interval, day_interval
-from trading_pipelines.cli import db
 from trading_pipelines.cli.main import app
 from trading_pipelines.settings.strategy import StrategySettings
+from trading_pipelines.settings.strategy_file import dump_strategy
 from trading_pipelines.simulators.upbit.market import Recording
 from trading_pipelines.simulators.upbit.server import ReplayExchange
 
@@ -77,8 +78,17 @@ def plainly(symbol: str, here: Rows, there: Rows) -> dict[str, object]:
     }
 
 
+def set_strategy(monkeypatch: pytest.MonkeyPatch, folder: Path, settings: StrategySettings) -> None:
+    dump_strategy(settings, folder / "strategy.yaml")
+    monkeypatch.setenv("TRADING_PIPELINES_CONFIG", str(folder / "strategy.yaml"))
+
+
 def test_the_figures_are_those_of_a_plain_count_and_of_the_repair_that_follows(
-    bench: Bench, recorded_rows: RecordedRows, monkeypatch: pytest.MonkeyPatch, market_url: str
+    bench: Bench,
+    tmp_path: Path,
+    recorded_rows: RecordedRows,
+    monkeypatch: pytest.MonkeyPatch,
+    market_url: str,
 ) -> None:
     whole = recorded_rows(TWO, DAYS)
     before = spoiled(whole)
@@ -87,9 +97,7 @@ def test_the_figures_are_those_of_a_plain_count_and_of_the_repair_that_follows(
 
     monkeypatch.setenv("DATABASE_URL", market_url)
     monkeypatch.setenv("UPBIT_BASE_URL", bench.replay.url)
-    monkeypatch.setattr(
-        db, "load_strategy", lambda _: StrategySettings(symbols=SYMBOLS, exchange=FAST)
-    )
+    set_strategy(monkeypatch, tmp_path, StrategySettings(symbols=SYMBOLS, exchange=FAST))
     days = ["--start", str(DAYS[0]), "--end", str(DAYS[-1])]
     asked = ["db", "adopt", "--compare", "--symbols", ",".join(TWO), *days]
     told = CliRunner().invoke(app, [*asked, "--json"])
@@ -138,12 +146,12 @@ def test_a_volume_that_is_no_number_is_changed_as_a_whole(
 
 
 def test_what_one_symbol_can_not_be_asked_is_its_own_and_the_command_fails(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch, market_url: str
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, market_url: str
 ) -> None:
     monkeypatch.setenv("DATABASE_URL", market_url)
     monkeypatch.setenv("UPBIT_BASE_URL", bench.replay.url)
     settings = StrategySettings(symbols=["KRW-GONE", "KRW-BTC"], exchange=FAST)
-    monkeypatch.setattr(db, "load_strategy", lambda _: settings)
+    set_strategy(monkeypatch, tmp_path, settings)
     told = CliRunner().invoke(
         app,
         ["db", "adopt", "--compare", "--start", "2025-09-03", "--end", "2025-09-03", "--json"],
