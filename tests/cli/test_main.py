@@ -1,6 +1,9 @@
 """The command line as a person meets it, where nothing has to run for it."""
 
 import json
+import signal
+import socket
+import sys
 from datetime import UTC, date, datetime, timedelta
 from importlib.metadata import version
 from pathlib import Path
@@ -16,7 +19,8 @@ from docs import reference
 from tests.alerts.conftest import Bot
 from trading_pipelines.alerts import ledger
 from trading_pipelines.cli import options, render, simulate
-from trading_pipelines.cli.main import app
+from trading_pipelines.cli.main import app, main
+from trading_pipelines.errors import OperatorError
 from trading_pipelines.runtime.backfill import BackfillTarget
 from trading_pipelines.settings.environment import Environment
 from trading_pipelines.settings.errors import SettingsError
@@ -309,3 +313,32 @@ def test_an_upgrade_that_could_not_make_a_view_follow_says_so(bot: Bot) -> None:
 @pytest.mark.parametrize("command", ["trades", "decisions", "risk", "rejections"])
 def test_what_is_asked_wrongly_is_wrong_usage(command: str, wrong: str) -> None:
     assert CliRunner().invoke(app, [command, *wrong.split()]).exit_code == 2
+
+
+@pytest.mark.parametrize(
+    "command", ["up --port 65536", "replay --port -1", "replay --rate -1", "inbox --port 65536"]
+)
+def test_a_number_that_can_not_be_is_wrong_usage(command: str) -> None:
+    assert CliRunner().invoke(app, command.split()).exit_code == 2
+
+
+@pytest.mark.parametrize("command", ["replay", "inbox"])
+def test_a_port_that_is_taken_is_named(command: str) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = f"{taken.getsockname()[1]}"
+        done = CliRunner().invoke(app, [command, "--port", port])
+    assert isinstance(done.exception, OperatorError)
+    assert str(done.exception).startswith(f"port {port}: ")
+
+
+def test_a_folder_that_can_not_be_written_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    monkeypatch.setattr(sys, "argv", ["trading-pipelines", "init", "/proc/none"])
+    with pytest.raises(SystemExit) as exited:
+        main()
+    assert exited.value.code == 1
+    assert capsys.readouterr().err == "failed: /proc/none: No such file or directory\n"

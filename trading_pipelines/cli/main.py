@@ -104,6 +104,11 @@ def main() -> None:
         app()
     except OperatorError as error:
         fail(str(error))
+    except OSError as error:
+        # A folder that can't be written, a full disk; without a file's name it is a bug.
+        if error.filename is None:
+            raise
+        fail(f"{error.filename}: {error.strerror}")
     except KeyboardInterrupt:
         sys.exit(130)
 

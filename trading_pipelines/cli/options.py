@@ -27,6 +27,7 @@ LastDayOption = Annotated[
     typer.Option(formats=["%Y-%m-%d"], help="Last UTC day, inclusive (default: yesterday)."),
 ]
 
+HIGHEST_PORT = 65535
 SinceOption = Annotated[str, typer.Option(help="How far back: 30m, 24h, 7d.")]
 SymbolOption = Annotated[str | None, typer.Option(help="Only this market, such as KRW-BTC.")]
 LimitOption = Annotated[int, typer.Option(help="The most rows to show, the newest first.", min=1)]

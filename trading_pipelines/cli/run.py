@@ -9,9 +9,15 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
+from trading_pipelines.cli.options import HIGHEST_PORT
 from trading_pipelines.cli.render import fail, out
 from trading_pipelines.cli.sessions import await_interrupt
-from trading_pipelines.database.connection import database_urls, embedded_server, prepare_database
+from trading_pipelines.database.connection import (
+    connect,
+    database_urls,
+    embedded_server,
+    prepare_database,
+)
 from trading_pipelines.runtime import processes
 from trading_pipelines.runtime.home import Home
 from trading_pipelines.runtime.sessions import prepared_database
@@ -53,7 +59,9 @@ def init(
 
 @app.command()
 def up(
-    port: Annotated[int, typer.Option(help="Port of the web UI, on 127.0.0.1.")] = 3000,
+    port: Annotated[
+        int, typer.Option(help="Port of the web UI, on 127.0.0.1.", min=1, max=HIGHEST_PORT)
+    ] = 3000,
 ) -> None:
     """Run it for real: database, daemon, web UI, schedules on. Ctrl-C or `down` stops it.
 
@@ -91,7 +99,11 @@ def serve(
     host: Annotated[str, typer.Option(help="The address to listen on.")] = processes.HOST,
     port: Annotated[
         int | None,
-        typer.Option(help="Port of the code server (default: 4000) or the web UI (3000)."),
+        typer.Option(
+            help="Port of the code server (default: 4000) or the web UI (3000).",
+            min=1,
+            max=HIGHEST_PORT,
+        ),
     ] = None,
     *,
     read_only: Annotated[
@@ -119,10 +131,14 @@ def serve(
         fail(
             "`up` runs on this home: give what is served apart a TRADING_PIPELINES_HOME of its own"
         )
+    urls = database_urls(environment)
+    if process is processes.Process.WEBSERVER:
+        with connect(urls.dagster):
+            pass  # Dagster's own error has three pages of traceback and no advice
     processes.serve(
         process,
         environment,
-        database_urls(environment),
+        urls,
         host=host,
         port=port or (3000 if process is processes.Process.WEBSERVER else 4000),
         read_only=read_only,

@@ -9,6 +9,7 @@ import typer
 
 from trading_pipelines.candles.windows import Interval, floor_minute
 from trading_pipelines.cli import render
+from trading_pipelines.cli.options import HIGHEST_PORT
 from trading_pipelines.cli.sessions import await_interrupt
 from trading_pipelines.settings.environment import load_environment
 from trading_pipelines.settings.strategy_file import load_strategy
@@ -29,7 +30,8 @@ def demo(
         bool, typer.Option("--offline", help="Do not ask Upbit, replay at once.")
     ] = False,
     port: Annotated[
-        int | None, typer.Option(help="Port of the web UI (default: a free one).")
+        int | None,
+        typer.Option(help="Port of the web UI (default: a free one).", min=1, max=HIGHEST_PORT),
     ] = None,
 ) -> None:
     """Show the main job on real input: a native backfill of 28 days, then what came of it.

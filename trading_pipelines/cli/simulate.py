@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from trading_pipelines.candles.windows import MINUTE
+from trading_pipelines.cli.options import HIGHEST_PORT
 from trading_pipelines.cli.render import out
 from trading_pipelines.cli.sessions import await_interrupt
 from trading_pipelines.settings.environment import Environment, load_environment
@@ -24,9 +25,13 @@ def replay(
         Path | None, typer.Option(exists=True, dir_okay=False, help="Parquet or CSV of candles.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the generated market.")] = 7,
-    port: Annotated[int, typer.Option(help="Port, on 127.0.0.1.")] = 8900,
-    rate: Annotated[float, typer.Option(help="Requests a second; 0 lifts the limit.")] = 10.0,
-    latency: Annotated[float, typer.Option(help="Seconds before an answer leaves.")] = 0.05,
+    port: Annotated[
+        int, typer.Option(help="Port, on 127.0.0.1; 0 takes a free one.", min=0, max=HIGHEST_PORT)
+    ] = 8900,
+    rate: Annotated[
+        float, typer.Option(help="Requests a second; 0 lifts the limit.", min=0)
+    ] = 10.0,
+    latency: Annotated[float, typer.Option(help="Seconds before an answer leaves.", min=0)] = 0.05,
     clock: Annotated[
         datetime | None,
         typer.Option(help="The exchange's time at its start (UTC); the end of a recording."),
@@ -79,7 +84,9 @@ def _symbols(environment: Environment) -> list[str]:
 
 @app.command()
 def inbox(
-    port: Annotated[int, typer.Option(help="Port, on 127.0.0.1.")] = 8901,
+    port: Annotated[
+        int, typer.Option(help="Port, on 127.0.0.1; 0 takes a free one.", min=0, max=HIGHEST_PORT)
+    ] = 8901,
 ) -> None:
     """Stand in for Discord on loopback, and print what arrives as Discord would show it.
 

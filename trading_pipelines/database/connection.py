@@ -199,8 +199,8 @@ def connect(url: str) -> Iterator[psycopg.Connection]:
         )
     except psycopg.OperationalError as error:
         raise DatabaseError(
-            f"the database can't be reached: {str(error).strip()}; is the server up, and are "
-            "DATABASE_URL and DAGSTER_POSTGRES_URL, where they are set, right?"
+            f"the database can't be reached: {' '.join(str(error).split())}; is the server up, "
+            "and are DATABASE_URL and DAGSTER_POSTGRES_URL, where they are set, right?"
         ) from None
     with connection:
         yield connection

@@ -50,14 +50,14 @@ def _up_to(upper: str) -> AfterValidator:
 
 
 def _each_once(values: list[Any], info: ValidationInfo) -> list[Any]:
-    again = [n for n, value in enumerate(values) if value in values[:n]]
-    if again:
-        names = ", ".join(dict.fromkeys(str(values[n]) for n in again))
+    repeated = [n for n, value in enumerate(values) if value in values[:n]]
+    if repeated:
+        names = ", ".join(dict.fromkeys(str(values[n]) for n in repeated))
         place = ("symbols",) if info.field_name == "symbols" else ("volatility", info.field_name)
         raise settings_problem(
             f"lists {names} again",
             f"each {str(info.field_name).removesuffix('s')} once",
-            (*place, again[0]),
+            (*place, repeated[0]),
         )
     return values
 

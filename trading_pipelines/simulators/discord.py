@@ -86,7 +86,7 @@ class DiscordInbox:
         self.heal()
 
     def __enter__(self) -> Self:
-        """Listen; raises OSError when the port is taken."""
+        """Listen; raises PortError when the port is taken."""
         self._server = _Server(("127.0.0.1", self._port), self)
         Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
         return self

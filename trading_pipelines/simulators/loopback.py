@@ -6,12 +6,28 @@ import sys
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, NoReturn
 
+from trading_pipelines.errors import OperatorError
+
+
+class PortError(OperatorError):
+    """A stand-in can't listen on its port."""
+
 
 class LoopbackServer(ThreadingHTTPServer):
     """A server with a thread for each connection, whose clients may leave whenever they like."""
 
     daemon_threads = True
     request_queue_size = 128
+
+    def server_bind(self) -> None:
+        """Listen; raises PortError."""
+        try:
+            super().server_bind()
+        except OSError as error:
+            port = self.server_address[1]
+            raise PortError(
+                f"port {port}: {error.strerror}; choose another with --port, or stop what is there"
+            ) from error
 
     def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ANN401
         """Keep quiet about a client that has left; any other error is a defect and is shown."""

@@ -97,7 +97,7 @@ class ReplayExchange:
         self.set_faults(faults)
 
     def __enter__(self) -> Self:
-        """Listen; raises OSError when the port is taken."""
+        """Listen; raises PortError when the port is taken."""
         self._server = _Server(self._address, self)
         Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
         return self
