@@ -80,7 +80,7 @@ bench: $(DEV) ## Measure (BENCH=alerts, backfill, growth, scaling, signals or vo
 docs: $(DEV) ## Write docs/assets/, docs/reference.md and config/n8n_workflows/ anew, from the code
 	$(BIN)/python -W ignore docs/asset_pages.py
 	$(BIN)/python -W ignore docs/reference.py
-	$(BIN)/python deploy/n8n_workflows.py
+	$(BIN)/python deploy/write_n8n_workflows.py
 
 screenshots: browser ## Take the pictures of the docs anew, of an installation made for them
 	$(BIN)/python -W ignore docs/screenshots.py

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import requests
 
-from deploy.n8n_workflows import write
+from deploy.write_n8n_workflows import write
 from tests.alerts.test_discord import BODIES, NASTY, NEEDED, SHOWN, texts_of
 from tests.n8n.conftest import SECRET
 from trading_pipelines.alerts.discord import discord_message

@@ -11,7 +11,7 @@ from dagster._core.definitions.sensor_definition import SensorExecutionData
 
 from tests.alerts.conftest import Bot
 from tests.conftest import new_database
-from trading_pipelines import bot_tables
+from trading_pipelines import bot_views
 from trading_pipelines.database.connection import connect
 from trading_pipelines.database.embedded import EmbeddedServer
 from trading_pipelines.database.housekeeping import purge_runs
@@ -131,7 +131,7 @@ def test_a_view_that_could_not_follow_is_named(instance: dg.DagsterInstance, bot
 def test_old_observations_are_purged_and_the_newest_stays(
     instance: dg.DagsterInstance, bot: Bot, storage_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bot_tables, "OBSERVED_EVERY", timedelta(0))
+    monkeypatch.setattr(bot_views, "OBSERVED_EVERY", timedelta(0))
     cursor = None
     for n in range(4):
         bot.reject(AT + timedelta(minutes=n))

@@ -7,7 +7,7 @@ A sensor observes them when rows have arrived. What is read of them belongs in t
 import dagster as dg
 
 from trading_pipelines.assets.about import ARRIVES, describe
-from trading_pipelines.bot_tables import FOLLOWED
+from trading_pipelines.bot_views import FOLLOWED
 
 # What the table is, its row, its unit.
 BOT_TABLES = {

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 import typer
 from rich.table import Table
 
-from trading_pipelines import bot_tables
+from trading_pipelines import bot_views
 from trading_pipelines.cli.options import (
     JsonOption,
     LimitOption,
@@ -27,8 +27,8 @@ app = typer.Typer()
 
 def _add_command(
     name: str,
-    view: bot_tables.View,
-    as_cells: Callable[[bot_tables.BotRow], dict[str, str]],
+    view: bot_views.View,
+    as_cells: Callable[[bot_views.BotRow], dict[str, str]],
     help_: str,
     *,
     rows_are: str = "",
@@ -49,9 +49,9 @@ def _add_command(
                 StrategySettings(symbols=[symbol])
         start = datetime.now(UTC) - time_span(since)
         with market_connection(load_environment()) as connection:
-            rows = bot_tables.read(connection, view, since=start, symbol=symbol, limit=limit)
+            rows = bot_views.read(connection, view, since=start, symbol=symbol, limit=limit)
         if as_json:
-            sys.stdout.writelines(f"{bot_tables.json_line(row)}\n" for row in rows)
+            sys.stdout.writelines(f"{bot_views.json_line(row)}\n" for row in rows)
         elif rows:
             _print_rows(title, list(map(as_cells, rows)))
         else:
@@ -77,8 +77,8 @@ def _print_rows(title: str, rows: list[dict[str, str]]) -> None:
 
 _add_command(
     "trades",
-    bot_tables.TRADES,
-    bot_tables.shown_trade,
+    bot_views.TRADES,
+    bot_views.shown_trade,
     """Show the bot's orders, the newest first, in Korean time.
 
     Example: trading-pipelines trades --since 3d --symbol KRW-BTC
@@ -86,8 +86,8 @@ _add_command(
 )
 _add_command(
     "decisions",
-    bot_tables.DECISIONS,
-    bot_tables.shown_decision,
+    bot_views.DECISIONS,
+    bot_views.shown_decision,
     """Show what the bot's AI decided and why, the newest first, in Korean time.
 
     Example: trading-pipelines decisions --since 24h --symbol KRW-BTC
@@ -95,8 +95,8 @@ _add_command(
 )
 _add_command(
     "risk",
-    bot_tables.RISK,
-    bot_tables.shown_risk,
+    bot_views.RISK,
+    bot_views.shown_risk,
     """Show the bot's risk violations, cooldowns and halts, the newest first, in Korean time.
 
     With --symbol only the violations that name an order: no other risk event has a symbol.
@@ -107,8 +107,8 @@ _add_command(
 )
 _add_command(
     "rejections",
-    bot_tables.REJECTIONS,
-    bot_tables.shown_rejection,
+    bot_views.REJECTIONS,
+    bot_views.shown_rejection,
     """Show what became of the entries that the AI refused, the newest first, in Korean time.
 
     Example: trading-pipelines rejections --since 7d --symbol KRW-BTC

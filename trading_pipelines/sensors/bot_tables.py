@@ -7,7 +7,7 @@ import dagster as dg
 from pydantic import TypeAdapter, ValidationError
 
 from trading_pipelines.assets.metadata import table
-from trading_pipelines.bot_tables import SHOWN_ROWS, Newest, Seen, unseen
+from trading_pipelines.bot_views import SHOWN_ROWS, Newest, Seen, unseen
 from trading_pipelines.database.connection import refresh_korean_views
 from trading_pipelines.resources.database import DatabaseResource
 

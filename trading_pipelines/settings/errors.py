@@ -1,4 +1,7 @@
-"""How a wrong setting is reported: file, line, key, and what is allowed."""
+"""The error of wrong settings, and how a value is shown in it.
+
+The message with file, line and key is made in `strategy_file`.
+"""
 
 import json
 

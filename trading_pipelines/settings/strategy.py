@@ -1,8 +1,7 @@
-"""config/strategy.yaml and the environment, typed and strict.
+"""The settings of config/strategy.yaml, typed and strict: what there is and what each allows.
 
-Here belongs what an operator may set, what each setting allows, and how a wrong one is reported:
-file, line, key and what is allowed. What a setting *does* belongs to the module that uses it.
-Nothing is read at import time: the edge (definitions, command line) reads once and passes it on.
+Reading the file, and saying at which line it is wrong, belongs in `strategy_file`. What a setting
+*does* belongs to the module that uses it.
 """
 
 import operator

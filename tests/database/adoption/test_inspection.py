@@ -27,7 +27,7 @@ from tests.database.test_upgrade import (
 from trading_pipelines.cli import render
 from trading_pipelines.cli.main import app
 from trading_pipelines.database.adoption import inspection
-from trading_pipelines.database.adoption.contract import CONTRACT, NEWER
+from trading_pipelines.database.adoption.bot_columns import CONTRACT, NEWER
 from trading_pipelines.database.adoption.findings import Hole, Inspection, Level
 from trading_pipelines.database.connection import connect, upgrade_database
 from trading_pipelines.database.embedded import EmbeddedServer, binaries

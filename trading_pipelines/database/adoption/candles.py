@@ -13,7 +13,7 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
-from trading_pipelines.database.adoption.contract import KEY, MOMENT
+from trading_pipelines.database.adoption.bot_columns import KEY, MOMENT
 from trading_pipelines.database.adoption.findings import Hole, Level, Repair, StoredCandles
 from trading_pipelines.database.adoption.inspector import Inspector, listed
 from trading_pipelines.database.adoption.queries import (

@@ -9,8 +9,8 @@ from datetime import datetime
 
 import psycopg
 
+from trading_pipelines.database.adoption.bot_columns import MADE_BY
 from trading_pipelines.database.adoption.candles import CandleInspector
-from trading_pipelines.database.adoption.contract import MADE_BY
 from trading_pipelines.database.adoption.findings import Inspection, Level
 from trading_pipelines.database.adoption.queries import NOT_OURS
 from trading_pipelines.database.adoption.schema import SchemaInspector

@@ -9,7 +9,7 @@ from typing import Any
 
 import psycopg
 
-from trading_pipelines.database.adoption.contract import (
+from trading_pipelines.database.adoption.bot_columns import (
     ALERTS,
     CONTRACT,
     INDEXES_ON_THEIRS,

@@ -1,6 +1,8 @@
 """The four market regimes as the bot's tables name them, and which one held at a moment.
 
-How an hour gets its regime belongs in `labels`.
+How an hour gets its regime belongs in `labels`. A new regime also needs a migration (the CHECK of
+`regime_labels`), a name in `alerts/discord` and `deploy/write_n8n_workflows.py`, a colour in
+`published/overview`, and ten characters at most: the bot's column holds no more.
 """
 
 from datetime import datetime, timedelta

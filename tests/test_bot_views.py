@@ -10,9 +10,9 @@ import pytest
 
 from tests.alerts.conftest import Bot
 from tests.conftest import copied
-from trading_pipelines import bot_tables
+from trading_pipelines import bot_views
 from trading_pipelines.assets.bot_tables import BOT_TABLES
-from trading_pipelines.bot_tables import DECISIONS, FOLLOWED, RISK, TRADES, Newest, Seen, read
+from trading_pipelines.bot_views import DECISIONS, FOLLOWED, RISK, TRADES, Newest, Seen, read
 from trading_pipelines.database.connection import connect, refresh_korean_views
 from trading_pipelines.database.embedded import EmbeddedServer
 
@@ -32,7 +32,7 @@ def bot(_url: str) -> Iterator[Bot]:
         yield Bot(connection)
 
 
-def reasons(rows: list[bot_tables.BotRow]) -> list[object]:
+def reasons(rows: list[bot_views.BotRow]) -> list[object]:
     return [row["reasoning"] for row in rows]
 
 
@@ -72,7 +72,7 @@ def test_an_order_happened_when_it_was_filled_else_when_it_was_made(bot: Bot) ->
 def test_a_person_reads_korean_time_and_money_with_separators(bot: Bot) -> None:
     bot.trade(AT, fee="79.5", exit_reason="TAKE_PROFIT", regime="BULL")
     (row,) = read(bot.connection, TRADES)
-    assert bot_tables.shown_trade(row) == {
+    assert bot_views.shown_trade(row) == {
         "happened": "2025-09-17 00:30 KST",
         "symbol": "KRW-BTC",
         "order": "BUY MARKET FILLED, MeanReversion, BULL, TAKE_PROFIT",
@@ -82,7 +82,7 @@ def test_a_person_reads_korean_time_and_money_with_separators(bot: Bot) -> None:
     }
     bot.reject(None, None, confidence=0, model_used="claude")
     (row,) = read(bot.connection, DECISIONS)
-    shown = bot_tables.shown_decision(row)
+    shown = bot_views.shown_decision(row)
     assert (shown["happened"], shown["reason"]) == ("-", "-")
     assert shown["decision"] == "REJECT 0 %, MeanReversion, claude"
 
@@ -96,13 +96,13 @@ def test_a_person_reads_korean_time_and_money_with_separators(bot: Bot) -> None:
     ],
 )  # fmt: skip
 def test_a_number_loses_no_digit_and_no_zero_that_counts(number: Decimal, shown: str) -> None:
-    assert bot_tables.amount(number) == shown
+    assert bot_views.amount(number) == shown
 
 
 def test_json_has_the_bots_own_columns_in_utc_and_exact_numbers_as_text(bot: Bot) -> None:
     bot.trade(AT, quantity="0.00000010", signal_info={"이유": "과매도"})
     (row,) = read(bot.connection, TRADES)
-    line = bot_tables.json_line(row)
+    line = bot_views.json_line(row)
     assert "과매도" in line
     found: dict[str, Any] = json.loads(line)
     assert found["executed_at"] == "2025-09-16T15:30:00+00:00"
@@ -118,13 +118,13 @@ def test_an_older_database_is_read_too(bot: Bot) -> None:
     bot.reject(AT)
     bot.trade(AT)
     (decision,), (trade,) = (read(bot.connection, view) for view in (DECISIONS, TRADES))
-    assert bot_tables.shown_decision(decision)["price (KRW)"] == "-"
-    assert bot_tables.shown_trade(trade)["order"] == "BUY MARKET FILLED, MeanReversion"
+    assert bot_views.shown_decision(decision)["price (KRW)"] == "-"
+    assert bot_views.shown_trade(trade)["order"] == "BUY MARKET FILLED, MeanReversion"
 
 
 def unseen(bot: Bot, seen: dict[str, Seen], now: datetime) -> dict[str, Newest]:
     """Return what is unseen, and remember it as seen."""
-    found = bot_tables.unseen(bot.connection, seen, now)
+    found = bot_views.unseen(bot.connection, seen, now)
     seen |= {name: Seen(one.version, now) for name, one in found.items()}
     return found
 
@@ -144,12 +144,12 @@ def test_a_table_is_unseen_when_a_row_comes_changes_or_goes_and_only_then(bot: B
         "UPDATE trading_history SET executed_at = created_at",
         "DELETE FROM trading_history",
     ):
-        now += bot_tables.OBSERVED_EVERY
+        now += bot_views.OBSERVED_EVERY
         assert list(unseen(bot, seen, now)) == ["trading_history"], change
-        now += bot_tables.OBSERVED_EVERY
+        now += bot_views.OBSERVED_EVERY
         assert unseen(bot, seen, now) == {}
         bot.connection.execute(change)
-    found = unseen(bot, seen, now + bot_tables.OBSERVED_EVERY)
+    found = unseen(bot, seen, now + bot_views.OBSERVED_EVERY)
     assert [one.count for one in found.values()] == [0]
     assert order not in str(found)
 
@@ -173,9 +173,9 @@ def test_what_is_observed_is_the_newest_fifty_rows_in_korean_time(bot: Bot) -> N
     long = "가" * 1000
     for n in range(60):
         bot.reject(AT + n * MINUTE, f"{n} {long}", price_at_decision="158000000")
-    one = bot_tables.newest(bot.connection, "agent_decisions")
+    one = bot_views.newest(bot.connection, "agent_decisions")
     assert (one.count, len(one.rows), one.happened) == (60, 50, AT + 59 * MINUTE)
     assert one.rows[0]["created_at (KST)"] == "2025-09-17 01:29:00"
     assert one.rows[0]["price_at_decision"] == "158,000,000"
-    assert one.rows[0]["reasoning"] == f"59 {long}"[: bot_tables.LONGEST_TEXT]
+    assert one.rows[0]["reasoning"] == f"59 {long}"[: bot_views.LONGEST_TEXT]
     assert one.rows[0].keys() & {"created_at", "created_at_kst"} == set()
