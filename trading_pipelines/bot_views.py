@@ -1,8 +1,8 @@
 """The bot's tables as a person reads them: newest first, in Korean time, from our views of them.
 
-Also what became of its rejections. The views belong in `database/migrations`, the alerts about the
-rows in `alerts/kinds`; the columns that the tables must have are in `database/adoption/bot_columns`.
-A column that an older database lacks is a missing key.
+Also what became of its rejections. The views belong in `database/migrations`, the columns that the
+tables must have in `database/adoption/bot_columns`, the alerts about the rows in `alerts/kinds`. A
+column that an older database lacks is a missing key.
 """
 
 import hashlib
