@@ -60,7 +60,10 @@ def init(
 @app.command()
 def up(
     port: Annotated[
-        int, typer.Option(help="Port of the web UI, on 127.0.0.1.", min=1, max=HIGHEST_PORT)
+        int,
+        typer.Option(
+            help="Port of the web UI, on 127.0.0.1; 0 takes a free one.", min=0, max=HIGHEST_PORT
+        ),
     ] = 3000,
 ) -> None:
     """Run it for real: database, daemon, web UI, schedules on. Ctrl-C or `down` stops it.
