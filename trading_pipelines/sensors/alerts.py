@@ -119,7 +119,7 @@ def _deliver(
     """Deliver what is due of the kind, and say what came of it: no run is ever launched."""
     posting = webhooks.of(settings.alerts)
     with database.connect() as connection:
-        if not getattr(settings.alerts, kind):
+        if not settings.alerts.is_on(kind):
             skipped = ledger.disable(connection, kind)
             return dg.SkipReason(f"alerts.{kind} is off in the settings; {skipped} skipped")
         if posting is None:
