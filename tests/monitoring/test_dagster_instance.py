@@ -479,6 +479,17 @@ def test_the_command_says_by_its_exit_status_and_in_json_whether_all_is_well(
     assert "2026-11-24T11:03:00+00:00" in daemons["found"]
 
 
+def test_the_status_says_where_services_run_that_are_not_on_this_home(
+    running: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(render.out, "width", 400)
+    for daemon in running.get_required_daemon_types():
+        beat(running, daemon, datetime.now(UTC))
+    assert "services: served apart (daemon healthy as of 20" in (
+        CliRunner().invoke(app, ["status"]).stdout
+    )
+
+
 def test_the_commands_tell_of_storage_that_can_not_be_read(
     running: dg.DagsterInstance, storage: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -491,4 +502,3 @@ def test_the_commands_tell_of_storage_that_can_not_be_read(
     shown = CliRunner().invoke(app, ["status"])
     assert shown.exit_code == 0, shown.exception
     assert "in flight: not known, InternalError" in shown.stdout
-    assert "services: served apart (daemon healthy as of 20" in shown.stdout
