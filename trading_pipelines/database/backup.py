@@ -3,6 +3,7 @@
 The file is a plain tar: the roles (without passwords), a `pg_dump` of each database, a manifest and
 SHA256SUMS, which covers all of them. A restore builds fresh databases beside the present ones and
 swaps them in one transaction, so that a kill at any moment leaves the old state or the new one.
+Writing and reading stand together, as both are the file's format.
 """
 
 import contextlib
