@@ -23,8 +23,6 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from trading_pipelines.simulators.upbit import GeneratedMarket, ReplayExchange
-
 CLONE = Path(__file__).parents[1]
 COMMANDS = [
     "--help",
@@ -116,6 +114,22 @@ class Version:
                 up.terminate()
 
 
+@contextlib.contextmanager
+def exchange(folder: Path) -> Iterator[str]:
+    """Yield the URL of a replay exchange in a process of its own.
+
+    In ours it would make us large, and Linux counts the memory of whoever starts a process as a
+    peak of that process.
+    """
+    command = [str(CLONE / ".venv/bin/trading-pipelines"), "replay", "--port", "0", "--rate", "0"]
+    with subprocess.Popen(  # noqa: S603
+        command, cwd=folder, stdout=subprocess.PIPE, text=True
+    ) as replay:
+        assert replay.stdout is not None
+        yield replay.stdout.readline().strip().rpartition("=")[2]
+        replay.terminate()
+
+
 def code_servers(up: int) -> list[int]:
     """Return the processes of the code server below `up`."""
     known = processes()
@@ -156,12 +170,12 @@ def main() -> None:
         table.add_column(f"MB {name}", justify="right")
     with (
         tempfile.TemporaryDirectory(prefix="tp") as folder,
-        ReplayExchange(GeneratedMarket(SYMBOLS), rate=None) as exchange,
+        exchange(Path(folder)) as exchange_url,
         contextlib.ExitStack() as stack,
     ):
         Path(folder).chmod(0o755)
         versions = {
-            name: Version(clone, Path(folder) / name, exchange.url)
+            name: Version(clone, Path(folder) / name, exchange_url)
             for name, clone in clones.items()
         }
         ups = {name: stack.enter_context(version.running()) for name, version in versions.items()}
