@@ -251,7 +251,7 @@ def run(n8n: LocalN8n, *arguments: str) -> str:
 def restarted(n8n: LocalN8n, **environment: str) -> Iterator[None]:
     """Run n8n otherwise than it should be: with another environment, or what its database holds."""
 
-    def trouble() -> str | None:
+    def not_ready() -> str | None:
         try:
             ready = requests.get(f"{n8n.url}/healthz/readiness", timeout=5).ok
             listens = requests.post(f"{n8n.url}/webhook/risk", timeout=5).status_code in {403, 500}
@@ -263,7 +263,7 @@ def restarted(n8n: LocalN8n, **environment: str) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for name, value in environment.items():
             patch.setitem(n8n.environment, name, value)
-        patch.setattr(n8n, "_trouble", trouble)
+        patch.setattr(n8n, "_not_ready", not_ready)
         n8n.start()
         try:
             yield
@@ -291,9 +291,11 @@ def test_imported_twice_there_are_the_same_four_and_a_restart_serves_them(
 def test_a_workflow_that_is_not_published_is_the_one_that_is_not_there(n8n: LocalN8n) -> None:
     key = f"--id={workflow('trade')['id']}"
     run(n8n, "unpublish:workflow", key)
-    with restarted(n8n):
-        wrong = [one for one in check_workflows(n8n.url, SECRET, 5) if not one.is_good]
-    run(n8n, "publish:workflow", key)
+    try:
+        with restarted(n8n):
+            wrong = [one for one in check_workflows(n8n.url, SECRET, 5) if not one.is_good]
+    finally:
+        run(n8n, "publish:workflow", key)
     assert [one.channel for one in wrong] == ["trade"]
     assert "import and publish" in wrong[0].finding
 
