@@ -15,6 +15,7 @@ from alembic.config import Config
 
 from trading_pipelines.candles.page import Candle
 from trading_pipelines.candles.store import Written, write_candles
+from trading_pipelines.database.adoption.bot_columns import NEWER
 from trading_pipelines.database.connection import DatabaseError, connect, upgrade_database
 
 # The bot's table as the fact sheet has it; the oldest databases lack the key.
@@ -101,6 +102,9 @@ CREATE TABLE agent_decisions (
 NEWER_COLUMNS = """
 ALTER TABLE trading_history ADD COLUMN regime varchar(10),
     ADD COLUMN high_water_mark numeric(20, 8), ADD COLUMN exit_reason varchar(30);
+ALTER TABLE trading_history ADD COLUMN post_exit_prices jsonb;
+ALTER TABLE daily_risk_state ADD COLUMN buy_count integer NOT NULL DEFAULT 0,
+    ADD COLUMN sell_count integer NOT NULL DEFAULT 0;
 ALTER TABLE agent_decisions ADD COLUMN price_at_decision numeric(20, 8),
     ADD COLUMN regime varchar(10)
 """
@@ -109,7 +113,9 @@ INSERT INTO trading_history VALUES (gen_random_uuid(), 'KRW-BTC', 'BUY', 'MARKET
     NULL, 'FILLED', NULL, '{"rsi": 71}', NULL, '2025-09-10 12:00Z');
 INSERT INTO risk_audit (violation_type, related_order_id)
     SELECT 'MAX_EXPOSURE', id FROM trading_history;
-INSERT INTO daily_risk_state VALUES ('2025-09-10', -1, 3, 3, '2025-09-10 16:00Z', false, NULL);
+INSERT INTO daily_risk_state (date, total_pnl, trade_count, consecutive_losses, cooldown_until,
+    is_trading_halted, updated_at)
+    VALUES ('2025-09-10', -1, 3, 3, '2025-09-10 16:00Z', false, NULL);
 INSERT INTO agent_decisions (symbol, strategy_name, decision) VALUES ('KRW-BTC', 'test', 'REJECT')
 """
 OUR_INDEXES = {
@@ -119,6 +125,8 @@ OUR_INDEXES = {
 }
 INDEX = "CREATE INDEX its_index ON market_data (symbol, interval, timestamp DESC)"
 OUR_INDEX = "idx_market_data_symbol_interval_ts"
+ITS_KEY = "uq_market_data_symbol_interval_ts"
+OUR_KEY = "market_data_symbol_interval_timestamp_key"
 ROWS = """
 INSERT INTO market_data
     (symbol, interval, open_price, high_price, low_price, close_price, volume, timestamp)
@@ -197,7 +205,8 @@ def test_a_second_upgrade_changes_nothing(empty_url: str, aged: psycopg.Connecti
 def test_what_is_made_for_a_bot_that_comes_later_is_what_the_bot_would_have_made(
     aged: psycopg.Connection, connection: psycopg.Connection
 ) -> None:
-    for statement in (MARKET_DATA, KEY, INDEX.replace("its_index", OUR_INDEX)):
+    key = KEY.replace(ITS_KEY, OUR_KEY)
+    for statement in (MARKET_DATA, key, INDEX.replace("its_index", OUR_INDEX)):
         aged.execute(statement)
     aged.execute(REGIME_HISTORY)
     ours = "idx_regime_history_symbol_detected_at ON regime_history"
@@ -375,12 +384,15 @@ def test_the_tables_that_alerts_come_from_are_adopted_with_their_rows(
     after = everything(aged)
     for table in BOT_TABLES:
         (shape, rows), (new_shape, new_rows) = before[f"public.{table}"], after[f"public.{table}"]
-        assert new_rows == rows, table
-        assert len(rows) == 1
+        ((row,),), ((new_row,),) = rows, new_rows
+        assert str(new_row).startswith(str(row).removesuffix(")")), table
         added = [line for line in new_shape if line not in shape]
         assert [line for line in new_shape if line in shape] == shape
-        assert len(added) == (table in OUR_INDEXES), added
-        assert all(OUR_INDEXES[table] in str(line) for line in added)
+        columns = {str(line[1]) for line in added if len(line) == 5}
+        assert columns == (set() if is_newer else NEWER.get(table, set()))
+        indexes = [line for line in added if len(line) == 1]
+        assert len(indexes) == (table in OUR_INDEXES), added
+        assert all(OUR_INDEXES[table] in str(line) for line in indexes)
     upgrade_database(empty_url)
     assert everything(aged) == after
 
@@ -397,9 +409,10 @@ def test_of_the_tables_that_alerts_come_from_the_missing_are_made(
     for table in BOT_TABLES:
         assert after[f"public.{table}"][1] == []
     aged.execute(ROWS_TO_TELL)
-    assert ("exit_reason",) not in aged.execute(
+    columns = aged.execute(
         "SELECT column_name FROM information_schema.columns WHERE table_name = 'trading_history'"
     ).fetchall()
+    assert {("exit_reason",), ("post_exit_prices",)} <= set(columns)
 
 
 def test_the_tables_that_are_made_have_the_columns_of_the_newest_bot(
@@ -442,7 +455,57 @@ def test_an_installation_of_the_version_before_gets_what_is_new(
     changed = {table for table in before if after[table] != before[table]}
     assert changed == {
         "trading_pipelines.alembic_version",
+        # 0009 gives its key a name of its own, until the bot is set up.
+        "public.market_data",
         # 0004 adds columns to both.
         "trading_pipelines.candle_coverage",
         "trading_pipelines.signal_coverage",
     }
+
+
+# The bot's own set-up: what is missing, then its key, whatever is there; it stops at an error.
+SETUP = [
+    *(
+        statement.replace("CREATE TABLE", "CREATE TABLE IF NOT EXISTS")
+        for statement in (MARKET_DATA, *BOT_TABLES.values(), REGIME_HISTORY)
+    ),
+    "CREATE TABLE IF NOT EXISTS positions (symbol varchar(20) PRIMARY KEY)",
+    INDEX.replace("INDEX its_index", "INDEX IF NOT EXISTS idx_market_data_symbol_interval_time"),
+    KEY,
+]
+ITS_MIGRATIONS = [
+    NEWER_COLUMNS.replace("ADD COLUMN", "ADD COLUMN IF NOT EXISTS"),
+    "ALTER TABLE trading_history ALTER COLUMN strategy_name TYPE varchar(80)",
+]
+
+
+@pytest.mark.parametrize(
+    "order", ["setup migrations ours", "setup ours migrations", "ours setup migrations ours"]
+)
+def test_the_bots_setup_and_migrations_run_through_before_and_after_ours(
+    empty_url: str, aged: psycopg.Connection, order: str
+) -> None:
+    for step in order.split():
+        if step == "ours":
+            upgrade_database(empty_url)
+        for statement in {"setup": SETUP, "migrations": ITS_MIGRATIONS}.get(step, ()):
+            aged.execute(statement)
+    candle = "'KRW-BTC', '1m', 1, 1, 1, 1, 1, '2025-09-01Z'"
+    for _ in range(2):  # as its collector inserts
+        aged.execute(
+            "INSERT INTO market_data (symbol, interval, open_price, high_price, low_price, "
+            f"close_price, volume, timestamp) VALUES ({candle}) "
+            f"ON CONFLICT ON CONSTRAINT {ITS_KEY} DO NOTHING"
+        )
+    aged.execute(
+        "INSERT INTO daily_risk_state (date, total_pnl, buy_count, sell_count, trade_count, "
+        "consecutive_losses, is_trading_halted) VALUES ('2025-09-01', 0, 1, 0, 1, 0, false)"
+    )
+    assert (
+        aged.execute("SELECT post_exit_prices, exit_reason FROM trading_history").fetchall() == []
+    )
+    keys = aged.execute(
+        "SELECT conname FROM pg_constraint WHERE conrelid = 'market_data'::regclass "
+        "AND contype = 'u'"
+    ).fetchall()
+    assert keys == [(ITS_KEY,)]

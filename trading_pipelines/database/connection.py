@@ -91,12 +91,28 @@ def prepare_database(environment: Environment) -> DatabaseUrls:
     return urls
 
 
+# The bot's set-up has added its own key beside ours: one is enough, and the bot names its own.
+LEAVE_KEY_TO_THE_BOT = """
+DO $$ BEGIN
+    IF 2 = (SELECT count(*) FROM pg_constraint WHERE conrelid = to_regclass('public.market_data')
+        AND conname IN ('uq_market_data_symbol_interval_ts',
+            'market_data_symbol_interval_timestamp_key'))
+    THEN
+        ALTER TABLE public.market_data DROP CONSTRAINT market_data_symbol_interval_timestamp_key;
+    END IF;
+EXCEPTION WHEN insufficient_privilege THEN
+    RAISE NOTICE 'market_data belongs to another role: it keeps two keys alike';
+END $$
+"""
+
+
 def upgrade_database(market_url: str) -> None:
     """Migrate the market database to the newest schema; a second run changes nothing."""
     # Connected first, because Alembic's own errors have a page of traceback and no advice.
     with connect(market_url) as connection:
         if schema_of(connection) != newest_schema():
             migrate(market_url)
+        connection.execute(LEAVE_KEY_TO_THE_BOT)
         refresh_korean_views(connection)
 
 

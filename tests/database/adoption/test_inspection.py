@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 import subprocess
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -95,8 +96,8 @@ def test_in_whole_candles_nothing_is_found_but_minutes_without_one(
 ) -> None:
     holes = missing(recorded)
     assert clean.holes == holes
-    assert {one.about for one in clean.findings} == {*NEWER, *(hole.symbol for hole in holes)}
-    assert all("minutes missing" in one.what or "older" in one.what for one in clean.findings)
+    assert {one.about for one in clean.findings} == {hole.symbol for hole in holes}
+    assert all("minutes missing" in one.what for one in clean.findings)
     assert clean.can_be_adopted
     assert [(one.symbol, one.rows) for one in clean.candles] == list(
         recorded.groupby("symbol").size().items()
@@ -275,7 +276,8 @@ FAULTS: dict[str, tuple[LiteralString, list[tuple[Level, str, str]]]] = {
     "a newer version": (
         ("CREATE SCHEMA trading_pipelines; CREATE TABLE trading_pipelines.alembic_version "
         "(version_num text); INSERT INTO trading_pipelines.alembic_version VALUES ('9999')"),
-        [(MEND, "trading_pipelines", "a newer version of this project (9999) is at work here")],
+        [(MEND, "trading_pipelines", "a newer version of this project (9999) is at work here"),
+         *((NOTE, table, "older than the newest bot: no ") for table in NEWER)],
     ),
     "an empty record of our migrations": (
         ("CREATE SCHEMA trading_pipelines; CREATE TABLE trading_pipelines.alembic_version "
@@ -427,7 +429,7 @@ def test_a_role_that_may_not_add_the_missing_key_is_told_so(
     assert (MEND, "role newcomer", "does not own market_data, which has no unique key") in told
 
 
-# With the table that each comes with; its columns by their types.
+# With the table that each comes with. That a column may not be NULL comes with the column.
 OBJECTS = """
 SELECT CASE relkind WHEN 'v' THEN 'view ' WHEN 'i' THEN 'index ' ELSE 'table ' END
     || 'public.' || relname, coalesce(indrelid, pg_class.oid)
@@ -435,8 +437,8 @@ FROM pg_class LEFT JOIN pg_index ON indexrelid = pg_class.oid
 WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'v', 'm', 'i')
     AND NOT EXISTS (SELECT FROM pg_constraint WHERE conindid = pg_class.oid AND contype <> 'f')
 UNION SELECT 'constraint public.' || conname, conrelid FROM pg_constraint
-    WHERE connamespace = 'public'::regnamespace
-UNION SELECT concat_ws(' ', 'column', relname, attname, atttypid, atttypmod, attnotnull), attrelid
+    WHERE connamespace = 'public'::regnamespace AND contype <> 'n'
+UNION SELECT 'column public.' || relname || '.' || attname, attrelid
     FROM pg_attribute JOIN pg_class ON pg_class.oid = attrelid AND relkind = 'r'
     WHERE relnamespace = 'public'::regnamespace AND attnum > 0
 UNION SELECT 'function public.' || proname, 0 FROM pg_proc
@@ -444,6 +446,7 @@ UNION SELECT 'function public.' || proname, 0 FROM pg_proc
 """
 CONFIG = Config()
 CONFIG.set_main_option("script_location", "trading_pipelines:database/migrations")
+KEYS = "uq_market_data_symbol_interval_ts|market_data_symbol_interval_timestamp_key"
 REVISIONS = sorted(one.revision for one in ScriptDirectory.from_config(CONFIG).walk_revisions())
 
 
@@ -469,8 +472,13 @@ def test_what_is_said_to_be_added_is_what_an_upgrade_adds(empty_url: str, age: s
         schema = []
     before, inspection = objects(empty_url), inspect(empty_url)
     upgrade_database(empty_url)
-    assert before <= objects(empty_url), "nothing is taken away or changed"
-    added = objects(empty_url) - before
+    after = objects(empty_url)
+    if age in REVISIONS:  # what is ours gets a name of its own, until the bot is set up
+        before, after = (
+            {one for one in of if not re.search(KEYS, one[0])} for of in (before, after)
+        )
+    assert before <= after, "nothing is taken away or changed"
+    added = after - before
     tables = {table for name, table in added if name.startswith("table ")}
     # The columns, keys and indexes of a table that is new come with it.
     assert sorted(inspection.adds) == sorted(
@@ -515,7 +523,8 @@ def test_what_is_gone_since_is_not_said_to_come_back(
     market_url: str, connection: psycopg.Connection
 ) -> None:
     connection.execute("DROP TABLE risk_audit; DROP INDEX idx_trading_history_filled; ALTER TABLE "
-                       "market_data DROP CONSTRAINT uq_market_data_symbol_interval_ts")  # fmt: skip
+                       "market_data DROP CONSTRAINT market_data_symbol_interval_timestamp_key"
+    )  # fmt: skip
     before = objects(market_url)
     inspection = inspect(market_url)
     assert inspection.adds == []

@@ -40,6 +40,7 @@ CONTRACT: Mapping[str, Mapping[str, str]] = {
         "regime": f"{VARCHAR}(10)",
         "high_water_mark": NUMBER,
         "exit_reason": f"{VARCHAR}(30)",
+        "post_exit_prices": "jsonb",
         "created_at": MOMENT,
         "executed_at": MOMENT,
     },
@@ -53,6 +54,8 @@ CONTRACT: Mapping[str, Mapping[str, str]] = {
     "daily_risk_state": {
         "date": "date*",
         "total_pnl": f"{NUMBER}*",
+        "buy_count": "integer*",
+        "sell_count": "integer*",
         "trade_count": "integer*",
         "consecutive_losses": "integer*",
         "cooldown_until": MOMENT,
@@ -73,7 +76,8 @@ CONTRACT: Mapping[str, Mapping[str, str]] = {
     },
 }
 NEWER = {
-    "trading_history": {"regime", "high_water_mark", "exit_reason"},
+    "trading_history": {"regime", "high_water_mark", "exit_reason", "post_exit_prices"},
+    "daily_risk_state": {"buy_count", "sell_count"},
     "agent_decisions": {"price_at_decision", "regime"},
 }
 # The tables that we write to, and the columns that our INSERTs leave to the table.
@@ -96,8 +100,9 @@ INDEXES_ON_THEIRS = {
     "risk_audit": "idx_risk_audit_timestamp",
 }
 KEY = "uq_market_data_symbol_interval_ts"
-# The revision that creates, once, what is missing of the bot's tables.
+# The revisions that create, once, what is missing of the bot's tables and of their newer columns.
 ALERTS = "0003"
+BOT_OF_TODAY = "0009"
 MADE_BY = {"market_data": "0001", "regime_history": "0002"}
 
 

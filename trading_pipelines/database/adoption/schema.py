@@ -11,6 +11,7 @@ import psycopg
 
 from trading_pipelines.database.adoption.bot_columns import (
     ALERTS,
+    BOT_OF_TODAY,
     CONTRACT,
     INDEXES_ON_THEIRS,
     KEY,
@@ -107,6 +108,14 @@ class SchemaInspector(Inspector):
                     what="it is gone, and `db upgrade` does not make it again",
                     advice="restore it from a backup",
                 )
+        for table, newer in NEWER.items():
+            lacking = newer - {column.name for column in relations.get(table, ())}
+            if (
+                table in relations
+                and relations[table][0].is_owner
+                and ((revision or "") < BOT_OF_TODAY)
+            ):
+                adds += [f"column public.{table}.{name}" for name in sorted(lacking)]
         if "market_data" in relations and not self.has_key:
             if revision is None:
                 adds.append(f"constraint public.{KEY}")
@@ -190,7 +199,8 @@ class SchemaInspector(Inspector):
             return False
         columns = {column.name: column for column in relation}
         newer = NEWER.get(table, set())
-        if lacking := sorted(newer - columns.keys()):
+        lacking = sorted(newer - columns.keys())
+        if lacking and f"column public.{table}.{lacking[0]}" not in self.adds:
             self.note(
                 about=table,
                 what=f"older than the newest bot: no {listed(lacking)}; what is told goes without",
