@@ -9,7 +9,7 @@ import contextlib
 import json
 import re
 from collections.abc import Mapping
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 
 import ccxt
@@ -58,7 +58,7 @@ class Upbit:
                     "timeframe": "minutes",
                     "unit": 1,
                     "market": symbol,
-                    "to": f"{to:%Y-%m-%dT%H:%M:%S}.000Z",
+                    "to": f"{to.astimezone(UTC):%Y-%m-%dT%H:%M:%S}.000Z",
                     "count": PAGE_SIZE,
                 }
             )

@@ -3,9 +3,11 @@
 A secret never appears in an error's text.
 """
 
+import os
 import re
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, get_args
+from urllib.parse import unquote
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -40,6 +42,47 @@ def _matching(pattern: str, wrong: str, allowed: str) -> AfterValidator:
         return value
 
     return AfterValidator(check)
+
+
+def _libpq_takes(url: str) -> bool:
+    """Ask the libpq of each of our clients, whose errors quote the URL."""
+    # Imported where a database of the operator's is named: most commands import nothing for it.
+    import psycopg.conninfo  # noqa: PLC0415
+    import psycopg2.extensions  # noqa: PLC0415
+
+    try:
+        psycopg.conninfo.conninfo_to_dict(url)
+        psycopg2.extensions.parse_dsn(url)
+    except (psycopg.Error, psycopg2.Error):
+        return False
+    return True
+
+
+def _for_libpq(value: SecretStr | None) -> SecretStr | None:
+    """Demand a URL that libpq takes; the error names a parameter and never its value."""
+    if value is None:
+        return None
+    place, _, query = value.get_secret_value().partition("://")[2].partition("?")
+    if place.count("@") > 1 or not _libpq_takes(f"postgresql://{place}"):
+        raise settings_problem(
+            "has a host, a port or a password that can't be read",
+            "postgresql://user:password@host:5432/database, with % @ and spaces in the password "
+            "as %XX, and an IPv6 address in brackets",
+        )
+    pairs = (pair.partition("=") for pair in query.split("&"))
+    wrong = [
+        (name, eq)
+        for name, eq, text in pairs
+        if not _libpq_takes(f"postgresql:///?{name}{eq}{text}")
+    ]
+    if wrong:
+        names = [name for name, eq in wrong if eq and re.fullmatch(r"\w{1,40}", name)]
+        raise settings_problem(
+            f"PostgreSQL's clients can't read {', '.join(names) or 'what stands'} after the ?",
+            "libpq's parameters, such as sslmode=require in the place of ssl, with % and = as "
+            "%XX; leave away what only other clients know (schema, pgbouncer)",
+        )
+    return value
 
 
 def _plain(pattern: str, allowed: str) -> AfterValidator:
@@ -89,9 +132,9 @@ class Environment(BaseSettings):
         SecretStr | None,
         Field(
             description=(
-                "your Postgres, `postgresql://user:password@host/database`; without it an embedded "
-                "one runs in the home. The bot's own database is fine: its tables are adopted with "
-                "their rows"
+                "your Postgres (14 to 18), `postgresql://user:password@host/database`, with the "
+                "parameters of libpq; without it an embedded one runs in the home. The bot's own "
+                "database is fine: its tables are adopted with their rows"
             )
         ),
         _matching(
@@ -99,15 +142,23 @@ class Environment(BaseSettings):
             "not a PostgreSQL URL with a database name",
             "postgresql://user:password@host:5432/database, with / ? # @ in the password as %XX",
         ),
+        AfterValidator(_for_libpq),
     ] = None
     dagster_postgres_url: Annotated[
         SecretStr | None,
         Field(
             description=(
-                "Dagster's storage, `postgresql+psycopg2://…`; without it `<database>_dagster` on "
-                "the same server"
+                "Dagster's storage, a URL of the same form; without it `<database>_dagster` on the "
+                "same server"
             )
         ),
+        _matching(
+            _DATABASE_URL,
+            "not a PostgreSQL URL with a database name",
+            "postgresql+psycopg2://user:password@host:5432/database, with / ? # @ in the password "
+            "as %XX",
+        ),
+        AfterValidator(_for_libpq),
     ] = None
     redis_url: Annotated[
         SecretStr | None,
@@ -236,6 +287,24 @@ class Environment(BaseSettings):
     def stop_flag(self) -> Path:
         """A file that is there while the services of the home are being stopped."""
         return self.trading_pipelines_home / "stopping"
+
+
+def without_secrets(text: str) -> str:
+    """Return the text without what the environment's secrets hold, however they are written.
+
+    Where a variable holds a URL, its password and the last part of its path count as well.
+    """
+    secrets: set[str] = set()
+    for name, field in Environment.model_fields.items():
+        value = os.environ.get(name.upper(), "")
+        if SecretStr in get_args(field.annotation):
+            password = re.search(r"://[^/?#]*?:([^/?#]*)@", value)
+            path = re.search(r"https?://.*/([^/?#]+)", value)
+            secrets |= {value, *(match[1] for match in (password, path) if match)}
+    written = {form for secret in secrets for form in (secret, unquote(secret)) if form}
+    for form in sorted(written, key=len, reverse=True):
+        text = text.replace(form, "***")
+    return text
 
 
 def load_environment() -> Environment:
