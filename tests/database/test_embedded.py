@@ -21,8 +21,10 @@ from pydantic import SecretStr
 from sqlalchemy.engine import make_url
 
 from tests.conftest import environment
+from trading_pipelines.database import embedded
 from trading_pipelines.database.connection import DatabaseError, connect, prepare_database
-from trading_pipelines.database.embedded import EmbeddedServer, EmbeddedServerError
+from trading_pipelines.database.embedded import EmbeddedServer, EmbeddedServerError, binaries
+from trading_pipelines.monitoring import dagster_instance
 from trading_pipelines.settings.environment import Environment
 
 _numbers = itertools.count()
@@ -310,3 +312,46 @@ def test_without_a_url_the_embedded_server_of_the_home_is_used(home: Path) -> No
     assert make_url(urls.dagster).drivername == "postgresql+psycopg2"
     with connect(urls.market) as connection:
         assert connection.info.dbname == "trading_pipelines"
+
+
+ANY_SIGN = '바탕 화면 + 50% %41 it\'s "q" $HOME `&;#?@=\\:'
+
+
+def test_a_home_of_any_signs_is_prepared_and_found_by_every_client(own_home: Path) -> None:
+    home = own_home / ANY_SIGN
+    home.mkdir()
+    server = EmbeddedServer(home)
+    try:
+        urls = prepare_database(environment(home))
+        with connect(urls.market) as connection:
+            assert connection.info.dbname == "trading_pipelines"
+        dagster_instance.upgrade(urls.dagster)
+        for client in (urls.market, server.url("postgres")):
+            asked = [binaries() / "psql", "-X", "-A", "-t", "-c", "SELECT 'answers'", "-d", client]
+            done = subprocess.run(asked, capture_output=True, text=True, check=False)
+            assert done.stdout == "answers\n", done.stderr
+    finally:
+        assert server.stop()
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"), [("a,b", "','"), ("a\nb", r"'\n'"), ("a\udcffb", r"'\udcff'")]
+)
+def test_a_home_of_a_sign_that_postgres_cannot_bear_is_refused_and_the_sign_named(
+    own_home: Path, name: str, shown: str
+) -> None:
+    home = own_home / name
+    home.mkdir()
+    with pytest.raises(EmbeddedServerError, match=r"set TRADING_PIPELINES_HOME") as refused:
+        EmbeddedServer(home).start()
+    assert f"has a {shown} in it" in str(refused.value)
+    assert str(refused.value).isprintable()
+    assert list(home.iterdir()) == []
+
+
+def test_programs_below_a_sign_that_their_shell_cannot_bear_are_refused(
+    own_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(embedded, "binaries", lambda: Path("/home/$x/bin"))
+    with pytest.raises(EmbeddedServerError, match=r"has a '\$' in it.*move the clone"):
+        EmbeddedServer(own_home).start()

@@ -89,6 +89,11 @@ def prepare_database(environment: Environment) -> DatabaseUrls:
     Safe to run twice, and at once from several processes. Raises DatabaseError and
     EmbeddedServerError.
     """
+    if "%" in str(VERSIONS):
+        raise DatabaseError(
+            f"the path {VERSIONS.parents[3]} has a '%' in it, which Dagster can't bear: move the "
+            "clone (or where this is installed) to another path"
+        )
     urls = database_urls(environment)
     market = PostgresUrl.parse(urls.market)
     if server := embedded_server(environment):

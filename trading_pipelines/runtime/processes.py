@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, NoReturn
+from urllib.parse import quote
 
 import yaml
 
@@ -65,7 +66,12 @@ def variables(environment: Environment, urls: DatabaseUrls, config: Path) -> dic
 
 def code_server_on(socket: Path) -> list[str]:
     """Return the command of a code server that reports an error in the code instead of ending."""
-    return _python("dagster", "code-server", "start", "-s", str(socket), *_MODULE)
+    return _python("dagster", "code-server", "start", "-s", grpc_path(socket), *_MODULE)
+
+
+def grpc_path(socket: Path) -> str:
+    """Return the path as gRPC reads it, which takes it for part of a URL."""
+    return quote(str(socket))
 
 
 def webserver(workspace: Path, host: str, port: int, *, read_only: bool = False) -> list[str]:

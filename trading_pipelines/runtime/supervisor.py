@@ -109,7 +109,8 @@ class Supervisor:
 
     def _write_instance(self) -> None:
         processes.write_instance_settings(self._environment)
-        processes.write_workspace(self._environment, {"socket": str(self._home.code_socket)})
+        path = processes.grpc_path(self._home.code_socket)
+        processes.write_workspace(self._environment, {"socket": path})
         self._home.logs.mkdir(exist_ok=True)
 
     def _start(self, name: str) -> None:
