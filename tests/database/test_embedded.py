@@ -327,7 +327,16 @@ def test_a_home_of_any_signs_is_prepared_and_found_by_every_client(own_home: Pat
             assert connection.info.dbname == "trading_pipelines"
         dagster_instance.upgrade(urls.dagster)
         for client in (urls.market, server.url("postgres")):
-            asked = [binaries() / "psql", "-X", "-A", "-t", "-c", "SELECT 'answers'", "-d", client]
+            asked = [
+                str(binaries() / "psql"),
+                "-X",
+                "-A",
+                "-t",
+                "-c",
+                "SELECT 'answers'",
+                "-d",
+                client,
+            ]
             done = subprocess.run(asked, capture_output=True, text=True, check=False)
             assert done.stdout == "answers\n", done.stderr
     finally:

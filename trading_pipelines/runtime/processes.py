@@ -16,6 +16,7 @@ import yaml
 
 from trading_pipelines.database.connection import DatabaseUrls, connect
 from trading_pipelines.errors import OperatorError
+from trading_pipelines.runtime.daemon_lock import WAIT_SECONDS, refuse_where_held
 from trading_pipelines.runtime.home import Home
 from trading_pipelines.settings.environment import Environment
 from trading_pipelines.settings.errors import SettingsError
@@ -82,9 +83,9 @@ def webserver(workspace: Path, host: str, port: int, *, read_only: bool = False)
     return _python("trading_pipelines.runtime.webserver", *options)
 
 
-def daemon(workspace: Path) -> list[str]:
-    """Return the command of the daemon; only one may run at a time."""
-    return _python("dagster._daemon", "run", "-w", str(workspace))
+def daemon(workspace: Path, *code_server: str) -> list[str]:
+    """Return the command of the daemon, which ends with the code server where that is given."""
+    return _python("trading_pipelines.runtime.daemon", str(workspace), *code_server)
 
 
 def _python(*arguments: str) -> list[str]:
@@ -170,10 +171,10 @@ def serve(
             command = webserver(workspace, host, port, read_only=read_only)
         case Process.DAEMON:
             begun_on = _await_code_server(name, int(number))
+            # Not before: the runs of another daemon are not orphaned.
+            refuse_where_held(urls, WAIT_SECONDS)
             fail_orphaned_runs(own_variables)
-            command = _python(
-                "trading_pipelines.runtime.daemon", name, number, begun_on, str(workspace)
-            )
+            command = daemon(workspace, name, number, begun_on)
     os.execve(command[0], command, own_variables)  # noqa: S606
 
 
