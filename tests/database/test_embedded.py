@@ -22,7 +22,12 @@ from sqlalchemy.engine import make_url
 
 from tests.conftest import environment
 from trading_pipelines.database import embedded
-from trading_pipelines.database.connection import DatabaseError, connect, prepare_database
+from trading_pipelines.database.connection import (
+    DatabaseError,
+    connect,
+    prepare_database,
+    require_storage,
+)
 from trading_pipelines.database.embedded import EmbeddedServer, EmbeddedServerError, binaries
 from trading_pipelines.monitoring import dagster_instance
 from trading_pipelines.settings.environment import Environment
@@ -299,11 +304,60 @@ def test_a_role_that_may_not_create_a_database_is_told_what_to_do(
         connection.execute("CREATE DATABASE modest OWNER modest")
     url = server.url("modest").replace("postgres@", "modest@")
     given = Environment(database_url=SecretStr(url), trading_pipelines_home=own_home)
-    with pytest.raises(DatabaseError, match=r"CREATE DATABASE modest_dagster.*DAGSTER_POSTGRES"):
+    advice = (
+        r'^role modest .*CREATE DATABASE "modest_dagster" OWNER modest; .*DAGSTER_POSTGRES_URL$'
+    )
+    with pytest.raises(DatabaseError, match=advice):
         prepare_database(given)
     with psycopg.connect(server.url("postgres"), autocommit=True) as connection:
         connection.execute("CREATE DATABASE modest_dagster OWNER modest")
     assert make_url(prepare_database(given).dagster).username == "modest"
+
+
+def test_a_role_that_may_create_nothing_is_told_each_grant_before_anything_is_changed(
+    server: EmbeddedServer, own_home: Path
+) -> None:
+    # As `CREATE DATABASE …` without OWNER leaves it since Postgres 15.
+    with psycopg.connect(server.url("postgres"), autocommit=True) as admin:
+        admin.execute("CREATE ROLE newcomer LOGIN")
+        admin.execute("CREATE DATABASE newcomers")
+        admin.execute("CREATE DATABASE newcomers_dagster")
+    url = server.url("newcomers").replace("postgres@", "newcomer@")
+    given = Environment(database_url=SecretStr(url), trading_pipelines_home=own_home)
+    grants = [
+        ("newcomers", "GRANT CREATE ON DATABASE newcomers TO newcomer;"),
+        ("newcomers", "GRANT CREATE ON SCHEMA public TO newcomer;"),
+        ("newcomers_dagster", "GRANT CREATE ON SCHEMA public TO newcomer;"),
+    ]
+    while grants:
+        with pytest.raises(DatabaseError) as refused:
+            prepare_database(given)
+        line = str(refused.value)
+        assert line.isprintable()
+        assert line.count("GRANT ") == len(grants)
+        with psycopg.connect(server.url("newcomers")) as admin:
+            made = admin.execute("SELECT to_regnamespace('trading_pipelines')").fetchone()
+            assert made == (None,)
+        database, grant = grants.pop(0)
+        assert grant in line
+        with psycopg.connect(server.url(database), autocommit=True) as admin:
+            admin.execute(grant)
+    require_storage(prepare_database(given).dagster)
+
+
+def test_a_storage_in_which_the_role_may_create_nothing_is_one_line(
+    server: EmbeddedServer,
+) -> None:
+    with psycopg.connect(server.url("postgres"), autocommit=True) as admin:
+        admin.execute("CREATE ROLE guest LOGIN")
+        admin.execute('CREATE DATABASE "the storage"')
+    url = server.url("the%20storage").replace("postgres@", "guest@")
+    with pytest.raises(DatabaseError) as refused:
+        require_storage(url)
+    assert str(refused.value) == (
+        'this role may not create Dagster\'s tables in the database "the storage": GRANT CREATE ON '
+        'SCHEMA public TO guest; (in the database "the storage")'
+    )
 
 
 def test_without_a_url_the_embedded_server_of_the_home_is_used(home: Path) -> None:

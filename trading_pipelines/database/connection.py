@@ -44,6 +44,10 @@ PROBE = {
 SET_ALL = (
     "SELECT set_config(name, value, false) FROM unnest(%s::text[], %s::text[]) AS s (name, value)"
 )
+STORAGE_RIGHTS = """
+SELECT to_regclass('public.job_ticks') IS NOT NULL, has_schema_privilege('public', 'CREATE'),
+    quote_ident(current_user), quote_ident(current_database())
+"""
 VARIABLES = ("DATABASE_URL", "DAGSTER_POSTGRES_URL")
 
 
@@ -99,10 +103,57 @@ def prepare_database(environment: Environment) -> DatabaseUrls:
     if server := embedded_server(environment):
         server.start()
         _create_database(market.with_database("postgres"), SCHEMA)
+    else:
+        _require_rights(urls, is_named=environment.dagster_postgres_url is not None)
     if not environment.dagster_postgres_url:
         _create_database(market, f"{market.database}_dagster")
     upgrade_database(urls.market)
     return urls
+
+
+def _require_rights(urls: DatabaseUrls, *, is_named: bool) -> None:
+    """Raise DatabaseError, before anything is changed, where the role may not migrate."""
+    # It imports this module, and is needed before a migration alone.
+    from trading_pipelines.database.adoption.schema import SchemaInspector  # noqa: PLC0415
+
+    try:
+        with connect(urls.market) as connection:
+            if schema_of(connection) == newest_schema():
+                return
+            inspector = SchemaInspector(connection, [])
+            missing = inspector.missing_rights(urls.dagster, is_named=is_named)
+    except psycopg.errors.InsufficientPrivilege as error:
+        raise DatabaseError(
+            f"this role may not look at our schema ({error}): take the one of `db upgrade`"
+        ) from error
+    if missing:
+        raise DatabaseError(" ".join(missing))
+
+
+def storage_fault(url: str) -> tuple[str, str] | None:
+    """Return what the role lacks in Dagster's database, and the command for it.
+
+    Raises DatabaseError where it can't be asked.
+    """
+    with probe_database(url) as connection:
+        row = connection.execute(STORAGE_RIGHTS).fetchone()
+    assert row is not None
+    has_tables, may_create, role, database = row
+    if has_tables or may_create:
+        return None
+    return (
+        f"may not create Dagster's tables in the database {database}",
+        f"GRANT CREATE ON SCHEMA public TO {role}; (in the database {database})",
+    )
+
+
+def require_storage(url: str) -> None:
+    """Raise DatabaseError where Dagster's storage can't be used.
+
+    Dagster's own error has three pages of traceback and no advice.
+    """
+    if fault := storage_fault(url):
+        raise DatabaseError(f"this role {': '.join(fault)}")
 
 
 def upgrade_database(market_url: str) -> None:
@@ -119,6 +170,7 @@ def migrate(market_url: str, revision: str = "head") -> None:
     from alembic import command
     from alembic.config import Config
     from alembic.util.exc import CommandError
+    from sqlalchemy.exc import DBAPIError  # noqa: PLC0415
 
     config = Config()
     config.set_main_option("script_location", "trading_pipelines:database/migrations")
@@ -130,6 +182,13 @@ def migrate(market_url: str, revision: str = "head") -> None:
         raise DatabaseError(
             f"the schema can't be migrated: {error}. Where a newer version of this project has "
             "been at work on the database, take that one, or restore a backup of before"
+        ) from error
+    except DBAPIError as error:
+        if not isinstance(error.orig, psycopg.errors.InsufficientPrivilege):
+            raise
+        raise DatabaseError(
+            f"the schema can't be migrated: {error.orig.diag.message_primary}; `db adopt` says "
+            "which rights the role needs"
         ) from error
 
 
@@ -282,6 +341,6 @@ def _create_database(server: PostgresUrl, name: str) -> None:
         except psycopg.errors.InsufficientPrivilege as error:
             raise DatabaseError(
                 f"this role may not create the database {name!r}, which Dagster's storage needs: "
-                f"create it yourself (CREATE DATABASE {name}), or set DAGSTER_POSTGRES_URL to "
-                "another one (postgresql+psycopg2://…)"
+                f"create it yourself (CREATE DATABASE {name} OWNER {connection.info.user}), or set "
+                "DAGSTER_POSTGRES_URL to another one"
             ) from error

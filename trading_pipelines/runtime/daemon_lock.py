@@ -85,7 +85,8 @@ class DaemonLock:
             raise HeldElsewhereError(
                 f"another daemon works on the database of {variable}: "
                 f"{name or 'of another role'} (connected from {address or 'elsewhere'}); stop it "
-                "there with `trading-pipelines down`, or take another database"
+                "there with `trading-pipelines down`, use its web UI (WEBSERVER_URL), or take "
+                "another database"
             )
         session.execute(self._named)
 

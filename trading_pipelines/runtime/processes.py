@@ -14,7 +14,7 @@ from urllib.parse import quote
 
 import yaml
 
-from trading_pipelines.database.connection import DatabaseUrls, connect
+from trading_pipelines.database.connection import DatabaseUrls, require_storage
 from trading_pipelines.errors import OperatorError
 from trading_pipelines.runtime.daemon_lock import WAIT_SECONDS, refuse_where_held
 from trading_pipelines.runtime.home import Home
@@ -134,8 +134,7 @@ def fail_orphaned_runs(environment: Mapping[str, str]) -> None:
 
     from trading_pipelines.monitoring import dagster_instance
 
-    with connect(environment["DAGSTER_POSTGRES_URL"]):
-        pass  # Dagster's own error has three pages of traceback and no advice
+    require_storage(environment["DAGSTER_POSTGRES_URL"])
     # dagster.yaml names the storage by this variable, in our own process too.
     os.environ["DAGSTER_POSTGRES_URL"] = environment["DAGSTER_POSTGRES_URL"]
     with dg.DagsterInstance.from_config(environment["DAGSTER_HOME"]) as instance:
