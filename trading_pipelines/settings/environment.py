@@ -29,6 +29,7 @@ _REDIS_URL = (
 _N8N_URL = r"https?://[^/?#@\s]+(/[^?#@\s]*)?(?<!/webhook)(?<!/webhook/)"
 _DISCORD_URL = r"https?://[^?#@\s]+(\?[^#\s]*)?"
 _HEARTBEAT_URL = r"https?://[^/?#@\s]+(/[^?#@\s]*)?(\?[^#\s]*)?"
+LOOPBACK = ("localhost", "127.0.0.1", "127.0.0.0/8", "::1")
 _SECRET = r"[!-~]+"  # noqa: S105
 _HOST = r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?"
 
@@ -307,10 +308,31 @@ def without_secrets(text: str) -> str:
     return text
 
 
+def spare_from_proxies(*hosts: str) -> None:
+    """Let nothing for this machine or for `hosts` go to a proxy, from this process or its children.
+
+    What else goes to one, and which certificates are believed, is the environment's to say
+    (HTTPS_PROXY, HTTP_PROXY, NO_PROXY, REQUESTS_CA_BUNDLE): of this `requests`, gRPC and what we
+    start read the same variables.
+    """
+    for name in ("no_proxy", "no_grpc_proxy"):
+        said = os.environ.get(name) or os.environ.get(name.upper()) or ""
+        spared = [host for host in re.split(r"[,\s]+", said) if host]
+        # A star alone spares everything, and beside other names nothing; gRPC's own is rarely set.
+        if "*" not in spared and (said or name == "no_proxy"):
+            spared = [*dict.fromkeys([*spared, *LOOPBACK, *hosts])]
+            os.environ[name] = os.environ[name.upper()] = ",".join(spared)
+
+
 def load_environment() -> Environment:
-    """Read the environment; raises SettingsError with every wrong variable, never its value."""
+    """Read the environment; raises SettingsError with every wrong variable, never its value.
+
+    Proxies are kept away from what is ours, as `spare_from_proxies` does.
+    """
     try:
         environment = Environment()
+        # gRPC would ask the proxy for the code server.
+        spare_from_proxies(environment.code_server.rpartition(":")[0])
         if not environment.n8n_url or environment.n8n_webhook_secret:
             return environment
         problems = ["N8N_WEBHOOK_SECRET: not set; N8N_URL is, and n8n refuses what has no secret"]
