@@ -292,8 +292,8 @@ def _open_session(target: str, settings: Mapping[str, str]) -> psycopg.Connectio
             )
         # Not by `options`, which a pooler drops or refuses: in New York's zone 160 of 960 minutes
         # were stored, and the others taken for quiet.
-        wanted = {"TimeZone": "UTC", **settings}
-        connection.execute(SET_ALL, [[*wanted], [*wanted.values()]])
+        settings = {"TimeZone": "UTC", **settings}
+        connection.execute(SET_ALL, [[*settings], [*settings.values()]])
         if connection.info.parameter_status("TimeZone") != "UTC":
             raise DatabaseError("the session's time zone can't be set to UTC")
     except BaseException:

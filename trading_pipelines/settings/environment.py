@@ -16,6 +16,8 @@ from trading_pipelines.settings.errors import SettingsError, settings_problem, s
 
 # Own patterns, because the errors of urllib quote the URL, password included.
 _DATABASE_URL = r"(postgres|postgresql(\+\w+)?)://[^/?#\s]*/[^/?#@\s]+(\?[^#\s]*)?"
+# Unknown to the libpq 17 of psycopg2, by which Dagster asks its storage.
+_SINCE_LIBPQ_18 = r"(min|max)_protocol_version|scram_(client|server)_key|oauth_\w+|sslkeylogfile"
 _DOCS_URL = r"https?://[^/?#@\s]+(/[^?#@\s]*)?"
 _EXCHANGE_URL = rf"{_DOCS_URL}(?<!/v1)"
 # Of the options, those that say where and as whom: the time-outs are not the operator's.
@@ -46,17 +48,15 @@ def _matching(pattern: str, wrong: str, allowed: str) -> AfterValidator:
 
 
 def _libpq_takes(url: str) -> bool:
-    """Ask the libpq of each of our clients, whose errors quote the URL."""
+    """Ask libpq, whose errors quote the URL."""
     # Imported where a database of the operator's is named: most commands import nothing for it.
     import psycopg.conninfo  # noqa: PLC0415
-    import psycopg2.extensions  # noqa: PLC0415
 
     try:
-        psycopg.conninfo.conninfo_to_dict(url)
-        psycopg2.extensions.parse_dsn(url)
-    except (psycopg.Error, psycopg2.Error):
+        names = psycopg.conninfo.conninfo_to_dict(url)
+    except psycopg.Error:
         return False
-    return True
+    return not any(re.fullmatch(_SINCE_LIBPQ_18, name) for name in names)
 
 
 def _for_libpq(value: SecretStr | None) -> SecretStr | None:
@@ -316,10 +316,10 @@ def spare_from_proxies(*hosts: str) -> None:
     start read the same variables.
     """
     for name in ("no_proxy", "no_grpc_proxy"):
-        said = os.environ.get(name) or os.environ.get(name.upper()) or ""
-        spared = [host for host in re.split(r"[,\s]+", said) if host]
+        operators = os.environ.get(name) or os.environ.get(name.upper()) or ""
+        spared = [host for host in re.split(r"[,\s]+", operators) if host]
         # A star alone spares everything, and beside other names nothing; gRPC's own is rarely set.
-        if "*" not in spared and (said or name == "no_proxy"):
+        if "*" not in spared and (operators or name == "no_proxy"):
             spared = [*dict.fromkeys([*spared, *LOOPBACK, *hosts])]
             os.environ[name] = os.environ[name.upper()] = ",".join(spared)
 
