@@ -2,7 +2,8 @@
 
 Measured, on a fresh home with the real daemon and embedded Postgres, with a stand-in for Discord:
 seconds from the commit of a REJECT to the moment the stand-in has it, decisions at moments of
-chance; the same with 100,000 old decisions in the table; beside them what the same decisions would
+chance; the same while Discord refuses one call in five, and with 100,000 old decisions in the
+table; beside them what the same decisions would
 take if a tick looked once and left, every 5 s, as Dagster's loop alone does; then a burst of 1,000
 in one transaction; queries a minute with nothing to do; and how long the daemon takes to stop in
 the middle of a tick. Needs n8n (`make n8n`).
@@ -47,7 +48,7 @@ SECRET = "a-secret-of-the-benchmark"  # noqa: S105
 OLD, BURST = 100_000, 1_000
 LOOP_SECONDS = 5.0
 AWAIT_SECONDS = 180.0
-MEDIAN_TARGET, P95_TARGET = 0.5, 3.0
+MEDIAN_TARGET, P95_TARGET, LONGEST_TARGET = 0.5, 3.0, 20.0
 REJECT = """
 INSERT INTO agent_decisions (symbol, strategy_name, decision, reasoning, created_at)
 SELECT 'KRW-BTC', 'benchmark', 'REJECT', %s, %s FROM generate_series(1, %s)
@@ -197,6 +198,9 @@ def main(count: Annotated[int, typer.Option(help="Decisions in each measurement.
         with Supervisor(environment, urls, config):
             await_that(lambda: kinds_on(connection) == len(KINDS))
             measured.append(latencies("ours", connection, inbox, count))
+            inbox.fail("500", one_in=5)
+            measured.append(latencies("ours, one call in five failing", connection, inbox, count))
+            inbox.heal()
             decide(connection, "old", datetime.now(UTC) - timedelta(days=1), OLD)
             connection.execute("ANALYZE agent_decisions")
             measured.append(latencies("ours, 100,000 old decisions", connection, inbox, count))
@@ -214,9 +218,14 @@ def main(count: Annotated[int, typer.Option(help="Decisions in each measurement.
     print(f"queries a minute with nothing to do: {queries}")
     print(f"all services stopped, in the middle of ticks, within {stopping:.1f} s")
     if missed := [
-        row.label for row in measured[1:] if row.median > MEDIAN_TARGET or row.p95 > P95_TARGET
+        row.label
+        for row in measured[1:]
+        if row.median > MEDIAN_TARGET or row.p95 > P95_TARGET or max(row.seconds) > LONGEST_TARGET
     ]:
-        sys.exit(f"missed (median {MEDIAN_TARGET} s, 95th percentile {P95_TARGET} s): {missed}")
+        sys.exit(
+            f"missed (median {MEDIAN_TARGET} s, 95th percentile {P95_TARGET} s, longest "
+            f"{LONGEST_TARGET} s): {missed}"
+        )
 
 
 if __name__ == "__main__":

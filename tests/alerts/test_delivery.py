@@ -43,7 +43,7 @@ from trading_pipelines.alerts.webhooks import Webhooks
 from trading_pipelines.settings.strategy import AlertSettings
 
 SECOND, HOUR = timedelta(seconds=1), timedelta(hours=1)
-SVIX = (0, 5, 300, 1800, 7200, 18000, 36000, 36000)
+WAITS = (0, 1, 3, 10, 30, 300, 1800, 7200, 18000, 36000, 36000)
 PAST_THE_BURST = 2.5
 """Seconds after which Discord takes five more posts."""
 PATIENT, HASTY = 60.0, 0.2
@@ -188,34 +188,34 @@ def test_discords_limits_are_kept_and_what_waits_for_them_is_said(bench: Bench) 
 
 
 @pytest.mark.parametrize("jitter", [0.0, 0.25, 1.0])
-def test_it_is_tried_eight_times_on_svixs_schedule_and_then_dead(
+def test_it_is_tried_eleven_times_at_first_quickly_and_then_dead(
     bench: Bench, jitter: float
 ) -> None:
     bench.jitter = jitter
     bench.n8n.answer = always(refusal(500))
     bench.reject()
-    for tried in range(1, 9):
+    for tried in range(1, 12):
         assert bench.deliver().sent == {"refused": 1}
         assert len(bench.n8n.posts) == tried
-        if tried < 8:
+        if tried < 11:
             (next_at,) = bench.waiting()
-            assert next_at == bench.clock.now + SVIX[tried] * jitter * SECOND
+            assert next_at == bench.clock.now + WAITS[tried] * jitter * SECOND
             if jitter:
                 bench.clock.now = next_at - timedelta(milliseconds=1)
                 bench.deliver()
                 assert len(bench.n8n.posts) == tried, "not before its time"
             bench.clock.now = max(next_at, bench.clock.now + PAST_THE_BURST * SECOND)
     assert set(bench.n8n.keys) == {"agent_decisions:1:ai-reject"}, "one message for the receiver"
-    assert bench.bot.ledger("state, attempts") == [("dead", 8)]
-    assert [number for number, *_ in bench.bot.attempts()] == list(range(1, 9))
+    assert bench.bot.ledger("state, attempts") == [("dead", 11)]
+    assert [number for number, *_ in bench.bot.attempts()] == list(range(1, 12))
     bench.clock.advance(86400)
     bench.deliver()
-    assert len(bench.n8n.posts) == 8
+    assert len(bench.n8n.posts) == 11
 
 
 def test_the_jitter_is_full(bench: Bench) -> None:
     sender = replace(bench.sender(), jitter=Sender.jitter)
-    waits = [sender._back_off(2).total_seconds() for _ in range(200)]
+    waits = [sender._back_off(5).total_seconds() for _ in range(200)]
     assert min(waits) < 60
     assert max(waits) > 240
     assert all(0 <= wait <= 300 for wait in waits)
@@ -231,7 +231,7 @@ def test_an_answer_that_is_nobodys_word_is_tried_again_with_the_same_key(
     assert bench.deliver().sent == {"away": 1}
     bench.timeout = PATIENT
     (next_at,) = bench.waiting()
-    assert next_at == bench.clock.now + 5 * SECOND
+    assert next_at == bench.clock.now + SECOND
     bench.clock.now = next_at
     assert bench.deliver().sent == {"delivered": 1}
     assert bench.n8n.keys == ["agent_decisions:1:ai-reject"] * 2
@@ -276,7 +276,7 @@ def test_a_row_that_no_message_can_be_made_of_does_not_hold_up_the_next(
 
 
 @pytest.mark.parametrize(
-    ("jitter", "seconds", "expected"), [(0.0, 90.5, 90.5), (1.0, 90.5, 90.5), (1.0, 1.0, 5.0)]
+    ("jitter", "seconds", "expected"), [(0.0, 90.5, 90.5), (1.0, 90.5, 90.5), (1.0, 0.2, 1.0)]
 )
 @pytest.mark.parametrize("http", [502, 429])
 def test_retry_after_is_the_least_wait(
@@ -335,10 +335,10 @@ def test_a_sender_that_is_killed_in_a_post_is_followed_by_another(
             bench.deliver(connection=doomed)
     assert bench.bot.attempts() == [(1, "n8n", None)]
     # Not while the dead one may still be waiting for its answer.
-    retry_at = bench.clock.now + (bench.timeout + SVIX[1]) * SECOND
+    retry_at = bench.clock.now + (bench.timeout + WAITS[1]) * SECOND
     assert bench.bot.ledger("state, next_at") == [("retrying", retry_at)]
     assert bench.deliver(connection=other).sent == {}
-    bench.clock.advance(bench.timeout + SVIX[1])
+    bench.clock.advance(bench.timeout + WAITS[1])
     assert bench.deliver(connection=other).sent == {"delivered": 1}
     assert bench.n8n.keys == ["agent_decisions:1:ai-reject"] * 2, "n8n can tell"
     assert bench.bot.attempts() == [(1, "n8n", None), (2, "n8n", "delivered")]
@@ -347,14 +347,14 @@ def test_a_sender_that_is_killed_in_a_post_is_followed_by_another(
 def test_senders_that_die_in_every_try_come_to_an_end(bench: Bench) -> None:
     bench.reject()
     ledger.collect(bench.bot.connection, AI_REJECT, bench.clock.now - HOUR, bench.clock.now)
-    for _ in SVIX:
+    for _ in WAITS:
         (alert,) = ledger.due(bench.bot.connection, AI_REJECT, bench.clock.now)
         now = bench.clock.now
         assert attempts.reserve(bench.bot.connection, alert, "n8n", 30, now + HOUR, now)
         bench.clock.advance(3600)
     bench.deliver()
     assert bench.n8n.posts == []
-    assert bench.bot.ledger("state, attempts") == [("dead", 8)]
+    assert bench.bot.ledger("state, attempts") == [("dead", 11)]
     assert "died" in bench.bot.ledger("last_error")[0]
 
 
@@ -454,7 +454,7 @@ def test_what_our_workflow_refused_is_not_posted_past_it(bench: Bench, status: i
     bench.reject()
     bench.until_done(discord=True, fallback_after=0.0)
     assert bench.states() == ["dead"]
-    assert len(bench.n8n.posts) == 8
+    assert len(bench.n8n.posts) == len(WAITS)
     assert bench.discord.posts == []
 
 
@@ -511,21 +511,49 @@ def test_discord_is_tried_again_too(bench: Bench) -> None:
     assert len(bench.discord.posts) == 4
 
 
-def test_the_last_try_of_what_n8n_never_answers_is_discords(bench: Bench) -> None:
-    """As others are answered, n8n is not away, and no time of absence adds up."""
+def poisoned(bench: Bench, *, minutes: int, discord: bool) -> int:
+    """Have n8n never take one alert and take another every 30 s; return the one's attempts."""
     bench.n8n.answer = lambda request: (
         PAGE if request.body.get("reason") == "poison" else usual(request)
     )
     bench.reject("poison")
-    bench.deliver(discord=True)
-    for _ in range(9):
-        bench.clock.advance(31)
+    for _ in range(2 * minutes):
         bench.reject()
-        bench.deliver(discord=True)
-        bench.clock.advance(PAST_THE_BURST)
-        bench.deliver(discord=True)
-    assert bench.bot.ledger("state", "body ->> 'reason' = 'poison'") == ["delivered"]
+        for _ in range(6):
+            bench.deliver(discord=discord)
+            bench.clock.advance(5)
+    return bench.bot.attempts("delivery_id").count((1,))
+
+
+def test_what_n8n_never_takes_goes_to_discord_when_it_has_waited_as_long_as_for_an_absent_n8n(
+    bench: Bench,
+) -> None:
+    """As others are taken, n8n is not away, and no time of absence adds up."""
+    poisoned(bench, minutes=6, discord=True)
+    assert bench.bot.ledger("state, via", "body ->> 'reason' = 'poison'") == [
+        ("delivered", "discord")
+    ]
     assert len(bench.discord.posts) == 1
+
+
+def test_what_n8n_never_takes_does_not_spend_its_attempts_on_those_that_n8n_takes(
+    bench: Bench,
+) -> None:
+    tries = poisoned(bench, minutes=20, discord=False)
+    assert bench.bot.ledger("state", "body ->> 'reason' = 'poison'") == ["retrying"]
+    assert tries <= len(WAITS) - 3
+
+
+@pytest.mark.parametrize("failure", [PAGE, refusal(500)])
+def test_a_failure_of_a_moment_makes_an_alert_late_by_a_moment(
+    bench: Bench, failure: Reply
+) -> None:
+    bench.n8n.script += [failure, failure]
+    began = bench.clock.now
+    bench.reject()
+    bench.until_done()
+    assert bench.states() == ["delivered"]
+    assert bench.clock.now - began <= 6 * SECOND
 
 
 # n8n is back.
@@ -591,7 +619,7 @@ def test_one_that_n8n_takes_brings_the_others_of_its_channel_forward(bench: Benc
         bench.deliver()
     bench.timeout = PATIENT
     bench.bot.connection.execute(
-        "UPDATE trading_pipelines.alert_deliveries SET next_at = next_at + interval '1 hour'"
+        "UPDATE trading_pipelines.alert_deliveries SET next_at = next_at + interval '4 minutes'"
     )
     bench.bot.trade(bench.clock.now)
     bench.deliver(TRADE)
@@ -875,7 +903,7 @@ def test_every_alert_ends_and_is_posted_again_only_where_it_was_not_taken(
 
     taken = set()
     for key, answers in world.answers.items():
-        assert len(answers) <= len(SVIX)
+        assert len(answers) <= len(WAITS)
         *earlier, last = answers
         assert not any(answer in (DELIVERED, POSTED) for answer in earlier), key
         if last in (DELIVERED, POSTED):

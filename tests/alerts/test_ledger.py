@@ -566,21 +566,24 @@ def test_what_waits_for_n8n_is_brought_forward_and_nothing_else(bot: Bot) -> Non
     assert [one.id for one in ledger.due(bot.connection, AI_REJECT, LATER) if one.is_away] == [
         rows[0].id
     ], "the other was tried just now"
-    attempts.bring_forward(bot.connection, LATER + MINUTE, channel="trade")
+    attempts.bring_forward(bot.connection, LATER + MINUTE, channel="ai-reject")
     assert rows[1].id not in {
         one.id for one in ledger.due(bot.connection, AI_REJECT, LATER + MINUTE)
-    }, "another channel's success says nothing of this one"
-    attempts.bring_forward(bot.connection, LATER + MINUTE, channel="ai-reject")
-    assert {one.id for one in ledger.due(bot.connection, AI_REJECT, LATER + MINUTE)} == {
+    }, "not before a tenth of its wait of an hour"
+    waited = LATER + 8 * MINUTE
+    attempts.bring_forward(bot.connection, waited, channel="trade")
+    assert rows[1].id not in {one.id for one in ledger.due(bot.connection, AI_REJECT, waited)}, (
+        "another channel's success says nothing of this one"
+    )
+    attempts.bring_forward(bot.connection, waited, channel="ai-reject")
+    assert {one.id for one in ledger.due(bot.connection, AI_REJECT, waited)} == {
         rows[5].id,
         rows[0].id,
         rows[1].id,
     }
-    again = next(
-        one for one in ledger.due(bot.connection, AI_REJECT, LATER + MINUTE) if one.attempts
-    )
+    again = next(one for one in ledger.due(bot.connection, AI_REJECT, waited) if one.attempts)
     assert again.id == rows[0].id
-    attempt(bot, again, AWAY, now=LATER + 2 * MINUTE)
+    attempt(bot, again, AWAY, now=waited + MINUTE)
     assert attempts.unreached(bot.connection, AI_REJECT) == [], "the last try counts"
 
 

@@ -28,6 +28,7 @@ from tests.deploy.test_kubernetes import (
     named,
     pods,
 )
+from trading_pipelines.runtime.cluster import obstacle
 from trading_pipelines.runtime.processes import write_instance_settings
 from trading_pipelines.settings.environment import Environment
 
@@ -57,6 +58,7 @@ class Cluster(ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.jobs: list[Manifest] = []
+        self.job_status: Manifest = {"active": 1, "startTime": "2026-11-28T12:00:00Z"}
         self.asked: set[tuple[str, str]] = set()
         self.pods = [POD]
 
@@ -74,12 +76,17 @@ class _Handler(BaseHTTPRequestHandler):
         resource, name, below = found.groups()
         verb = "list" if self.command == "GET" and not name else VERBS[self.command]
         self.server.asked.add((resource + (below or ""), verb))
-        said: Any = {"items": self.server.pods if resource == "pods" else []}
+        items = self.server.pods
+        if resource == "jobs":
+            items = [{**job, "status": self.server.job_status} for job in self.server.jobs]
+        said: Any = {"items": items if resource in {"jobs", "pods"} else []}
         if verb == "create":
             said = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             self.server.jobs.append(said)
         elif verb == "get":
             said = "killed" if below == "/log" else {"status": {"failed": 1}}
+        elif resource == "jobs" and verb == "delete":
+            self.server.jobs.clear()
         body = json.dumps(said).encode()
         self.send_response(200)
         self.send_header("Content-Type", "application/json")
@@ -206,10 +213,59 @@ def test_the_roles_allow_what_the_launcher_asks_for_and_no_more(
     cluster.pods = []
     launcher.get_run_worker_debug_info(run)
     cluster.pods = [POD]
+    assert obstacle(run.run_id, launcher.job_namespace) is None
     before, cluster.asked = cluster.asked, set()
     assert launcher.terminate(run.run_id)  # type: ignore[no-untyped-call]
     assert allowed("terminate-runs") == cluster.asked, "the UI's"
     assert allowed("launch-runs") == before | cluster.asked, "the daemon's"
+
+
+def waiting(reason: str, of: str = "containerStatuses") -> Manifest:
+    state = {"waiting": {"reason": reason, "message": "no such image"}}
+    container = {**POD["status"]["containerStatuses"][0], "state": state}  # type: ignore[index]
+    return {**POD, "status": {"phase": "Pending", of: [container]}}
+
+
+NO_ROOM = {
+    "phase": "Pending",
+    "conditions": [{"type": "PodScheduled", "status": "False", "reason": "Unschedulable"}],
+}
+FAILED = {"type": "Failed", "status": "True", "reason": "BackoffLimitExceeded", "message": "m"}
+
+
+@pytest.mark.parametrize(
+    ("pod", "status", "why"),
+    [
+        (waiting("ImagePullBackOff"), {"active": 1}, "ImagePullBackOff: no such image"),
+        (waiting("InvalidImageName", "initContainerStatuses"), {}, "InvalidImageName: no such"),
+        (waiting("CreateContainerConfigError"), {"active": 1}, "CreateContainerConfigError"),
+        (None, {"failed": 1, "conditions": [FAILED]}, "its Job has failed (BackoffLimitExceeded"),
+        (waiting("ErrImagePull"), {"active": 1}, None),
+        (waiting("ContainerCreating"), {"active": 1}, None),
+        ({**POD, "status": NO_ROOM}, {"active": 1}, None),
+        ({**POD, "status": {"phase": "Pending"}}, {"active": 1}, None),
+        (None, {}, None),
+    ],
+)
+def test_a_run_that_will_not_start_is_told_from_one_that_waits(
+    launcher: K8sRunLauncher,
+    run: dg.DagsterRun,
+    cluster: Cluster,
+    pod: Manifest | None,
+    status: Manifest,
+    why: str | None,
+) -> None:
+    cluster.pods, cluster.job_status = [pod] if pod else [], status
+    found = obstacle(run.run_id, launcher.job_namespace)
+    assert (why is None and found is None) or (why is not None and why in str(found))
+    assert len(cluster.jobs) == (why is None), "it would start beside the next attempt"
+
+
+def test_a_run_whose_job_is_gone_will_not_start(
+    launcher: K8sRunLauncher, run: dg.DagsterRun, cluster: Cluster
+) -> None:
+    cluster.jobs = []
+    assert obstacle(run.run_id, launcher.job_namespace) == "its Job is gone"
 
 
 def test_the_launcher_is_added_and_the_rest_of_the_settings_stays(settings: Path) -> None:

@@ -30,7 +30,14 @@ from dagster._core.scheduler.instigation import (
     TickData,
     TickStatus,
 )
-from dagster._core.storage.tags import DOCKER_IMAGE_TAG, GRPC_INFO_TAG
+from dagster._core.storage.tags import (
+    DOCKER_IMAGE_TAG,
+    GRPC_INFO_TAG,
+    MAX_RETRIES_TAG,
+    PARENT_RUN_ID_TAG,
+    PRIORITY_TAG,
+    ROOT_RUN_ID_TAG,
+)
 from dagster._daemon.controller import (
     DEFAULT_DAEMON_HEARTBEAT_TOLERANCE_SECONDS,
     DEFAULT_HEARTBEAT_INTERVAL_SECONDS,
@@ -52,6 +59,7 @@ from trading_pipelines.database.embedded import EmbeddedServer
 from trading_pipelines.definitions import build_definitions, build_schedules, build_sensors
 from trading_pipelines.monitoring import daemons, dagster_instance
 from trading_pipelines.monitoring.facts import Daemon, HeldSlot, Orchestration, Unknown
+from trading_pipelines.schedules.run_requests import REPORT
 from trading_pipelines.settings.shipped import INSTANCE_SETTINGS, shipped
 from trading_pipelines.settings.strategy import DataSettings, StrategySettings
 from trading_pipelines.settings.strategy_file import dump_strategy
@@ -269,6 +277,7 @@ def run_of(found: dg.DagsterInstance, status: dg.DagsterRunStatus, **tags: str) 
 
 def event_of(status: dg.DagsterRunStatus) -> Any:
     kinds = {
+        dg.DagsterRunStatus.STARTING: dg.DagsterEventType.RUN_STARTING,
         dg.DagsterRunStatus.STARTED: dg.DagsterEventType.RUN_START,
         dg.DagsterRunStatus.FAILURE: dg.DagsterEventType.RUN_FAILURE,
     }
@@ -312,6 +321,65 @@ def test_a_run_that_a_cluster_launched_is_left_to_dagsters_own_monitoring(
 ) -> None:
     run_of(well, dg.DagsterRunStatus.STARTED, **{DOCKER_IMAGE_TAG: "trading-pipelines:1"})
     assert read(well).held_slots == []
+
+
+def next_attempt(found: dg.DagsterInstance, run: dg.DagsterRun) -> dg.DagsterRun:
+    """Start the run again, as Dagster does: with the tags of the one before, in its group."""
+    root = run.root_run_id or run.run_id
+    tags = {PARENT_RUN_ID_TAG: run.run_id, ROOT_RUN_ID_TAG: root}
+    if MAX_RETRIES_TAG in run.tags:
+        tags[MAX_RETRIES_TAG] = run.tags[MAX_RETRIES_TAG]
+    next_run = found.create_run_for_job(
+        some_job, tags=tags, parent_run_id=run.run_id, root_run_id=root
+    )
+    found.handle_run_event(next_run.run_id, event_of(dg.DagsterRunStatus.STARTED))
+    return next_run
+
+
+def test_cuts_use_up_none_of_a_runs_retries_and_it_goes_on_before_what_waits(
+    well: dg.DagsterInstance,
+) -> None:
+    def ended() -> dg.DagsterRun:
+        found = well.get_run_by_id(run.run_id)
+        assert found is not None
+        assert found.status is dg.DagsterRunStatus.FAILURE
+        return found
+
+    run = run_of(well, dg.DagsterRunStatus.STARTED)
+    for _ in range(2 * well.run_retries_max_retries):
+        dagster_instance.fail_orphaned_runs(well, 0)
+        assert dagster_instance.will_retry(ended())
+        assert int(ended().tags[PRIORITY_TAG]) > int(REPORT[PRIORITY_TAG])
+        run = next_attempt(well, ended())
+    for _ in range(well.run_retries_max_retries):
+        well.report_run_failed(run)
+        assert dagster_instance.will_retry(ended())
+        run = next_attempt(well, ended())
+    well.report_run_failed(run)
+    assert not dagster_instance.will_retry(ended()), "its own failures count"
+
+
+def test_a_run_that_a_cluster_will_not_start_fails_with_the_clusters_words(
+    well: dg.DagsterInstance,
+) -> None:
+    image = {DOCKER_IMAGE_TAG: "trading-pipelines:1"}
+    lost, waits = (run_of(well, dg.DagsterRunStatus.STARTING, **image) for _ in range(2))
+    started = run_of(well, dg.DagsterRunStatus.STARTED, **image)
+    of_a_code_server = run_of(well, dg.DagsterRunStatus.STARTING)
+    gone = {lost.run_id: "its Job is gone", started.run_id: "x", of_a_code_server.run_id: "x"}
+
+    def left(before: datetime) -> list[str]:
+        dagster_instance.fail_runs_that_will_not_start(well, gone.get, before)
+        failed = well.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.FAILURE]))
+        return [run.run_id for run in failed]
+
+    assert left(datetime.now(UTC) - MINUTE) == [], "its launcher may be about to create the Job"
+    assert left(datetime.now(UTC) + MINUTE) == [lost.run_id]
+    run = well.get_run_by_id(waits.run_id)
+    assert run is not None
+    assert run.status is dg.DagsterRunStatus.STARTING
+    said = [entry.message for entry in well.all_logs(lost.run_id)]
+    assert any("the run does not start: its Job is gone" in message for message in said)
 
 
 def test_a_slot_of_a_run_that_is_over_is_held(well: dg.DagsterInstance) -> None:

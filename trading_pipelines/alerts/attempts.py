@@ -20,8 +20,9 @@ from trading_pipelines.candles.windows import DAY, MINUTE
 # limits exist (https://discord.com/developers/docs/topics/rate-limits); its staff named both, 5 in
 # 2 s and 30 in 60 s, in https://github.com/discord/discord-api-docs/issues/367.
 BURST, BURST_WINDOW = 5, timedelta(seconds=2)
-# An alert that n8n never takes must not spend an attempt each time that n8n takes another.
-JUST = timedelta(seconds=30)
+# An alert that n8n never takes must not spend an attempt each time that n8n takes another: it waits
+# at least as long, and this part of its own wait. By the first alone four minutes made it dead.
+JUST, PART = timedelta(seconds=30), 0.1
 
 
 @dataclass(frozen=True)
@@ -150,6 +151,16 @@ WHERE outcome IN ('away', 'unreachable') AND started_at > coalesce(
 """
 
 
+def began(connection: psycopg.Connection, delivery_id: int) -> datetime | None:
+    """Return when the first attempt of an alert was begun (UTC), since it was last sent anew."""
+    row = connection.execute(
+        "SELECT max(started_at) FROM trading_pipelines.alert_attempts "
+        "WHERE delivery_id = %s AND number = 1",
+        [delivery_id],
+    ).fetchone()
+    return row[0] if row else None
+
+
 def without_response(
     connection: psycopg.Connection, channel: str, now: datetime
 ) -> tuple[datetime, datetime] | tuple[None, None]:
@@ -186,8 +197,9 @@ def bring_forward(
         "WHERE state = 'retrying' AND via = 'n8n' AND is_away AND next_at > %(now)s "
         "AND (id = ANY(%(ids)s::bigint[]) OR channel = %(channel)s AND NOT EXISTS ("
         " SELECT FROM trading_pipelines.alert_attempts AS attempt"
-        " WHERE attempt.delivery_id = waiting.id AND started_at > %(just)s))",
-        {"now": now, "ids": list(ids), "channel": channel, "just": now - JUST},
+        " WHERE attempt.delivery_id = waiting.id AND started_at > %(now)s - greatest(%(just)s,"
+        "  %(part)s * (waiting.next_at - started_at))))",
+        {"now": now, "ids": list(ids), "channel": channel, "just": JUST, "part": PART},
     )
 
 

@@ -172,8 +172,9 @@ class Sender:
         has_n8n_failed = via == N8N and answer.outcome in TRANSPORT_FAILURES
         if has_n8n_failed and self.webhooks.discord_url and attempts_left > 0:
             away_since, _ = attempts.without_response(self.connection, delivery.channel, now)
-            fallback_at = (away_since or now) + self._fallback_after
-            # n8n may answer others and never this one: the last attempt is Discord's.
+            # n8n may answer others and never this one.
+            began = attempts.began(self.connection, delivery.id)
+            fallback_at = min(away_since or now, began or now) + self._fallback_after
             if answer.is_final or fallback_at <= now or attempts_left == 1:
                 return NextState(DeliveryState.RETRYING, now, DISCORD)
             retry_at = max(min(retry_at, fallback_at), not_before)

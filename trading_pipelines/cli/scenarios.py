@@ -10,9 +10,8 @@ import typer
 from trading_pipelines.candles.windows import Interval, floor_minute
 from trading_pipelines.cli import render
 from trading_pipelines.cli.options import HIGHEST_PORT
-from trading_pipelines.cli.sessions import await_interrupt
+from trading_pipelines.cli.sessions import await_interrupt, settings_or_defaults
 from trading_pipelines.settings.environment import load_environment
-from trading_pipelines.settings.strategy_file import load_strategy
 
 app = typer.Typer()
 
@@ -48,7 +47,7 @@ def demo(
             await_interrupt()
 
     environment = load_environment()
-    settings = load_strategy(environment.trading_pipelines_config)
+    settings = settings_or_defaults(environment)
     outcome = play_demo(
         environment,
         settings,
@@ -75,6 +74,6 @@ def drill(
     from trading_pipelines.scenarios.drill import play_drill
 
     environment = load_environment()
-    settings = load_strategy(environment.trading_pipelines_config)
+    settings = settings_or_defaults(environment)
     back = floor_minute(datetime.now(UTC))
     play_drill(environment, settings, Interval(back - timedelta(hours=hours), back), render)

@@ -8,6 +8,7 @@ from trading_pipelines.cli.render import fail
 from trading_pipelines.database.connection import VARIABLES, database_urls
 from trading_pipelines.database.embedded import EmbeddedServer
 from trading_pipelines.settings.environment import Environment, load_environment
+from trading_pipelines.settings.strategy import StrategySettings
 from trading_pipelines.settings.strategy_file import load_strategy
 
 
@@ -31,6 +32,16 @@ def configured_webhooks() -> Webhooks:
     if webhooks is None:
         fail("set N8N_URL and N8N_WEBHOOK_SECRET, or DISCORD_WEBHOOK_URL")
     return webhooks
+
+
+def settings_or_defaults(environment: Environment) -> StrategySettings:
+    """Return the settings for what is simulated: the defaults where there is no file.
+
+    A file that the operator names has to be there. Raises SettingsError.
+    """
+    config = environment.trading_pipelines_config
+    is_named = "trading_pipelines_config" in environment.model_fields_set
+    return load_strategy(config) if is_named or config.exists() else StrategySettings()
 
 
 def await_interrupt() -> None:

@@ -11,10 +11,8 @@ import typer
 from trading_pipelines.candles.windows import MINUTE
 from trading_pipelines.cli.options import HIGHEST_PORT
 from trading_pipelines.cli.render import out
-from trading_pipelines.cli.sessions import await_interrupt
-from trading_pipelines.settings.environment import Environment, load_environment
-from trading_pipelines.settings.strategy import StrategySettings
-from trading_pipelines.settings.strategy_file import load_strategy
+from trading_pipelines.cli.sessions import await_interrupt, settings_or_defaults
+from trading_pipelines.settings.environment import load_environment
 
 app = typer.Typer()
 
@@ -61,7 +59,7 @@ def replay(
     market = (
         Recording.load(recording)
         if recording
-        else GeneratedMarket(_symbols(load_environment()), seed)
+        else GeneratedMarket(settings_or_defaults(load_environment()).symbols, seed)
     )
     at: datetime | timedelta | None = timedelta(seconds=shift) if shift is not None else None
     if clock is not None:
@@ -73,13 +71,6 @@ def replay(
     ) as exchange:
         out.print(f"{market.label} at {exchange.url}; UPBIT_BASE_URL={exchange.url}")
         await_interrupt()
-
-
-def _symbols(environment: Environment) -> list[str]:
-    """Return the settings' symbols; a file that is named by the operator has to be there."""
-    config = environment.trading_pipelines_config
-    is_named = "trading_pipelines_config" in environment.model_fields_set
-    return (load_strategy(config) if is_named or config.exists() else StrategySettings()).symbols
 
 
 @app.command()

@@ -23,7 +23,13 @@ from dagster._core.scheduler.instigation import (
     InstigatorType,
     TickStatus,
 )
-from dagster._core.storage.tags import DOCKER_IMAGE_TAG, GRPC_INFO_TAG, WILL_RETRY_TAG
+from dagster._core.storage.tags import (
+    DOCKER_IMAGE_TAG,
+    GRPC_INFO_TAG,
+    MAX_RETRIES_TAG,
+    PRIORITY_TAG,
+    WILL_RETRY_TAG,
+)
 from dagster._grpc.client import DagsterGrpcClient
 from dagster._grpc.types import CanCancelExecutionRequest, CanCancelExecutionResult
 from dagster._serdes import deserialize_value
@@ -53,6 +59,8 @@ HEARTBEAT = "heartbeat"
 
 FAILED_IN_A_ROW = 3
 CODE_SERVER_SECONDS = 2
+# A run that goes on after a cut comes before all that waited behind it, the report (10) too.
+WAS_AT_WORK = {PRIORITY_TAG: "20"}
 FINISHED = {TickStatus.SUCCESS, TickStatus.SKIPPED, TickStatus.FAILURE}
 AT_WORK = [
     dg.DagsterRunStatus.STARTING,
@@ -234,9 +242,9 @@ def orphaned_runs(
 ) -> list[dg.RunRecord]:
     """Return the runs at work whose code server does not know them: they hold their pool for ever.
 
-    A code server counts as knowing none when it takes longer than `timeout` (seconds); one that is
-    gone is not waited for. Runs that a cluster launched as Jobs are not among them: Dagster's run
-    monitoring asks for these itself.
+    A code server counts as knowing none when it takes longer than `timeout` (seconds; 0: it is not
+    asked); one that is gone is not waited for. Runs that a cluster launched as Jobs are not among
+    them: Dagster's run monitoring asks for these itself.
     """
     return [
         record
@@ -259,7 +267,7 @@ def _slots_of_orphaned_runs(instance: dg.DagsterInstance) -> list[HeldSlot]:
 
 def _has_process(run: dg.DagsterRun, timeout: int) -> bool:
     """Ask the code server that started the run; the launcher itself has no such question."""
-    if GRPC_INFO_TAG not in run.tags:
+    if GRPC_INFO_TAG not in run.tags or timeout == 0:
         return False
     server = json.loads(run.tags[GRPC_INFO_TAG])
     client = DagsterGrpcClient(
@@ -304,15 +312,36 @@ def fail_orphaned_runs(instance: dg.DagsterInstance, timeout: int) -> None:
     """Report the runs without a process as failed, so that Dagster starts them again.
 
     The default launcher can't ask such a run whether it lives: it would stay `STARTED` for ever and
-    keep its partitions from being refreshed. What it held of its pool is free at once: Dagster
-    would free it 30 s later, when it next looks. `timeout` is that of `orphaned_runs`.
+    keep its partitions from being refreshed. It goes on before what waits, and uses up none of its
+    retries: it has done nothing wrong. What it held of its pool is free at once: Dagster would free
+    it 30 s later, when it next looks. `timeout` is that of `orphaned_runs`.
     """
     for record in orphaned_runs(instance, timeout):
-        instance.report_run_failed(
-            record.dagster_run, "the run's process ended with the services it ran under"
-        )
+        run = record.dagster_run
+        retries = int(run.tags.get(MAX_RETRIES_TAG, instance.run_retries_max_retries))
+        instance.add_run_tags(run.run_id, {MAX_RETRIES_TAG: str(retries + 1)} | WAS_AT_WORK)
+        instance.report_run_failed(run, "the run's process ended with the services it ran under")
     for held in _slots_of_finished_runs(instance):
         instance.event_log_storage.free_concurrency_slots_for_run(held.run_id)
+
+
+def fail_runs_that_will_not_start(
+    instance: dg.DagsterInstance, obstacle: Callable[[str], str | None], before: datetime
+) -> None:
+    """Report the runs of a cluster as failed for which `obstacle` (of a run's id) has a reason.
+
+    Asked for are those that have been STARTING since `before` (UTC): the launcher of a younger one
+    may still be about to create its Job. Raises what `obstacle` raises.
+    """
+    starting = dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTING], updated_before=before)
+    for run in instance.get_runs(starting):
+        if DOCKER_IMAGE_TAG not in run.tags:
+            continue
+        why = obstacle(run.run_id)
+        # It may have started while the cluster was asked.
+        now = instance.get_run_by_id(run.run_id)
+        if why is not None and now is not None and now.status is dg.DagsterRunStatus.STARTING:
+            instance.report_run_failed(now, f"the run does not start: {why}")
 
 
 def will_retry(run: dg.DagsterRun) -> bool:

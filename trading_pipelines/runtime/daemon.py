@@ -2,23 +2,36 @@
 
 `up` and `serve` run it. In `serve`, where each process is watched by itself, it ends with its code
 server. When a code server dies, its runs die with it. They are reported as failed, and so started
-again, before the next daemon starts: `processes` does that, for `up` too.
+again, before the next daemon starts: `processes` does that, for `up` too. Where a cluster starts
+the runs, it is asked beside the daemon for those that do not start.
 """
 
 import os
 import sys
 import threading
 import time
+from datetime import UTC, datetime, timedelta
+from functools import partial
+
+import dagster as dg
 
 from trading_pipelines.database.connection import VARIABLES, DatabaseUrls
 from trading_pipelines.errors import OperatorError
-from trading_pipelines.monitoring.dagster_instance import CodeServer, run_daemon
+from trading_pipelines.monitoring.dagster_instance import (
+    CodeServer,
+    fail_runs_that_will_not_start,
+    run_daemon,
+)
 from trading_pipelines.runtime.daemon_lock import WAIT_SECONDS, DaemonLock
 
 # A daemon that looks at its workspace meanwhile fails the backfills in flight ("Asset existed at
 # storage-time, but no longer does"): seen once, when this was 6 s and it was given time to end.
 WATCH_SECONDS = 0.5
 ANSWER_SECONDS = 10
+# How often the cluster is asked, and how long a run has been starting by then: together less than
+# the minute in which its end is known. A Job is created within seconds of the run's STARTING.
+ASK_SECONDS = 15
+STARTING_FOR = timedelta(seconds=30)
 
 
 def main(workspace: str, *code_server: str) -> None:
@@ -39,6 +52,7 @@ def main(workspace: str, *code_server: str) -> None:
         host, port, begun_on = code_server
         server = CodeServer(host, int(port))
         threading.Thread(target=_end_with, args=[server, begun_on], daemon=True).start()
+        threading.Thread(target=_give_up_what_does_not_start, daemon=True).start()
     run_daemon(workspace)
 
 
@@ -48,6 +62,26 @@ def _end_with(server: CodeServer, begun_on: str) -> None:
     sys.stderr.write("the code server has ended or is another one: so ends this daemon\n")
     # At once, as if it were killed: the next daemon finds everything in the database.
     os._exit(1)
+
+
+def _give_up_what_does_not_start() -> None:
+    with dg.DagsterInstance.get() as instance:
+        namespace = getattr(instance.run_launcher, "job_namespace", None)
+        if namespace is None:
+            return
+        from trading_pipelines.runtime.cluster import obstacle
+
+        while True:
+            time.sleep(ASK_SECONDS)
+            try:
+                fail_runs_that_will_not_start(
+                    instance,
+                    partial(obstacle, namespace=namespace),
+                    datetime.now(UTC) - STARTING_FOR,
+                )
+            # Whatever the cluster or the database raises: it is asked again in a moment.
+            except Exception as error:  # noqa: BLE001
+                sys.stderr.write(f"can't ask for the runs that are starting: {error}\n")
 
 
 if __name__ == "__main__":

@@ -102,6 +102,12 @@ class Home:
         return lock
 
     @property
+    def database_users(self) -> Path:
+        """The file whose lock is shared by all that use the embedded server."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        return self.path / "database.lock"
+
+    @property
     def _up(self) -> Path:
         return self.path / "up.json"
 

@@ -124,11 +124,12 @@ def write_workspace(environment: Environment, server: Mapping[str, object]) -> N
     Home.of(environment).workspace.write_text(text, encoding="utf-8")
 
 
-def fail_orphaned_runs(environment: Mapping[str, str]) -> None:
-    """Report runs of a code server that is gone as failed, so that they are started again.
+def fail_orphaned_runs(environment: Mapping[str, str], *, all_ended: bool = False) -> None:
+    """Report the runs that have lost their process as failed, so that they are started again.
 
-    `environment` has the variables of the processes. No daemon may run meanwhile: it tries to start
-    a failed run again once, and for that the next code server has to answer.
+    `environment` has the variables of the processes. The code server is asked for each run, unless
+    `all_ended` says that none of its runs lives. No daemon may run meanwhile: it tries to start a
+    failed run again once, and for that the next code server has to answer.
     """
     import dagster as dg
 
@@ -139,7 +140,8 @@ def fail_orphaned_runs(environment: Mapping[str, str]) -> None:
     os.environ["DAGSTER_POSTGRES_URL"] = environment["DAGSTER_POSTGRES_URL"]
     with dg.DagsterInstance.from_config(environment["DAGSTER_HOME"]) as instance:
         # A busy code server may take long to say that a run of its lives.
-        dagster_instance.fail_orphaned_runs(instance, START_SECONDS)
+        timeout = 0 if all_ended else START_SECONDS
+        dagster_instance.fail_orphaned_runs(instance, timeout)
 
 
 def serve(

@@ -1,9 +1,12 @@
 """Opening the database of a home, and leaving its embedded server as it was found.
 
+Several commands may be at it at once: the last one to leave stops it, where the first found none.
+
 Starting the services on it belongs in `supervisor`.
 """
 
 import contextlib
+import fcntl
 from collections.abc import Iterator
 
 import psycopg
@@ -17,27 +20,43 @@ from trading_pipelines.database.connection import (
 from trading_pipelines.runtime.home import Home
 from trading_pipelines.settings.environment import Environment
 
+# In the file of those who use the server: whoever leaves last stops it.
+STOP = b"stop\n"
+
 
 @contextlib.contextmanager
 def prepared_database(
     environment: Environment, *, is_owner: bool = False
 ) -> Iterator[DatabaseUrls]:
-    """Prepare the database and leave it as it was found; its owner stops it in any case."""
+    """Prepare the database and leave it as it was found; its owner leaves it stopped."""
     with database_left_as_found(environment, is_owner=is_owner):
         yield prepare_database(environment)
 
 
 @contextlib.contextmanager
 def database_left_as_found(environment: Environment, *, is_owner: bool = False) -> Iterator[None]:
-    """Stop the embedded server at the end where it was not running; not while services use it."""
+    """Stop the embedded server at the end where it was not running; not while others use it."""
     server = embedded_server(environment)
-    was_running = server is None or server.is_running()
-    try:
+    if server is None:
         yield
-    finally:
-        in_use = Home.of(environment).running_services() is not None
-        if server is not None and not in_use and (is_owner or not was_running):
-            server.stop()
+        return
+    home = Home.of(environment)
+    with home.database_users.open("a+b") as users:
+        fcntl.flock(users, fcntl.LOCK_SH)
+        was_running = server.is_running()
+        try:
+            yield
+        finally:
+            if is_owner or not was_running:
+                users.write(STOP)
+                users.flush()
+            # Gives up its own share first: of two that leave at once the second gets it.
+            with contextlib.suppress(BlockingIOError):
+                fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                users.seek(0)
+                if users.read() and home.running_services() is None:
+                    server.stop()
+                    users.truncate(0)
 
 
 @contextlib.contextmanager

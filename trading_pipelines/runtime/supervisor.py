@@ -142,11 +142,13 @@ class Supervisor:
     def _start_what_is_missing(self) -> None:
         self._stop_what_lacks_the_code_server()
         self._children = {name: c for name, c in self._children.items() if self._alive(name)}
-        if not self._alive("code-server"):
-            processes.fail_orphaned_runs(self._variables)
+        # With the code server all runs of the home have ended; it loads while they are reported.
+        all_ended = not self._alive("code-server")
         for name in ("code-server", "webserver"):
             if not self._alive(name):
                 self._start(name)
+        if not self._alive("daemon"):
+            processes.fail_orphaned_runs(self._variables, all_ended=all_ended)
         # A daemon that looks before the code location has loaded fails the backfills in flight. The
         # web UI may still show the former server; the socket is there when the new one listens.
         is_listening = self._home.code_socket.exists

@@ -175,11 +175,12 @@ class AlertSettings(_Section):
     look_back_days: Annotated[int, Field(ge=1, le=30)] = 7
     # n8n gives Discord 10 s; a tick of Dagster's has 60, and may post until second 33 of it.
     timeout_seconds: Annotated[float, Field(gt=10, le=20)] = 15.0
-    # Svix's schedule: with the first try eight in up to 27.6 hours, half of that on average.
+    # Four for a refusal of a moment (one call in five failing made alerts 47 s late), then Svix's
+    # schedule: with the first try eleven in up to 27.6 hours, half of that on average.
     retry_waits: Annotated[
         list[Annotated[float, Field(ge=0, le=604800)]],
         Field(min_length=1, description="a list of seconds (0-604800), such as [5.0, 300.0]"),
-    ] = [5.0, 300.0, 1800.0, 7200.0, 18000.0, 36000.0, 36000.0]
+    ] = [1.0, 3.0, 10.0, 30.0, 300.0, 1800.0, 7200.0, 18000.0, 36000.0, 36000.0]
     fallback_after: Annotated[float, Field(ge=0, le=604800)] = 300.0
     digest_over: _Count = 20
     messages_per_minute: Annotated[int, Field(ge=1, le=150)] = 30
