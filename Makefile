@@ -1,5 +1,5 @@
 # The way into the project: `make help`. Needs Python 3.11 to 3.13, nothing else; the tests need
-# redis-server and faketime too, and install them where there is apt-get.
+# redis-server, pgbouncer and faketime too, and install them where there is apt-get.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -14,7 +14,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help demo drill up down status health test test-e2e test-faults reliability soak n8n \
-	browser redis-server faketime chromium lint types bench docs screenshots lock audit sbom clean
+	browser redis-server pgbouncer faketime chromium lint types bench docs screenshots lock audit sbom clean
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,7 +37,7 @@ health: $(READY) ## Say whether all is well, and what to do where it is not
 drill: $(READY) ## Play six hours of downtime and show how it heals (ARGS="--hours 24")
 	@$(BIN)/trading-pipelines drill $(ARGS)
 
-test: $(DEV) redis-server ## Run all tests that need neither n8n nor a browser
+test: $(DEV) redis-server pgbouncer ## Run all tests that need neither n8n nor a browser
 	$(BIN)/python -m pytest $(ARGS)
 
 test-e2e: $(DEV) n8n browser ## Run the tests against the real n8n and in a browser (installs both, once)
@@ -59,7 +59,7 @@ n8n: ## Install the n8n that tests, demo and benchmark run, outside the clone (2
 browser: $(DEV) chromium
 	@$(BIN)/python -c 'import playwright' 2>/dev/null || { $(call install,playwright==1.65.2); }
 
-redis-server faketime chromium:
+redis-server pgbouncer faketime chromium:
 	@command -v $@ >/dev/null || ! command -v apt-get >/dev/null || { \
 		test "$$(id -u)" = 0 || sudo=$$(command -v sudo); \
 		echo "installing $@, which the tests start"; \

@@ -112,6 +112,20 @@ def test_the_recording_arrives_row_by_row_in_as_few_requests_as_the_windows_allo
     assert bench.requests() == windows(1440 * 21) * 5
 
 
+@pytest.mark.parametrize("zone", ["America/New_York", "Asia/Seoul"])
+def test_in_a_session_of_another_zone_the_same_rows_arrive(
+    bench: Bench, recorded_rows: RecordedRows, zone: str
+) -> None:
+    bench.connection.execute("SELECT set_config('TimeZone', %s, false)", [zone])
+    for run in ("first", "second"):
+        assert bench.download([DOGE], days(1, 2), run) == []
+        wanted = recorded_rows([DOGE], days(1, 2))
+        assert differences(stored_rows(bench.connection), wanted) == []
+        known = bench.coverage([DOGE], days(1, 2))
+        assert {day.status for day in known} == {"complete"}
+        assert sum(day.quiet for day in known) == 2880 - len(wanted)
+
+
 def test_asking_again_for_complete_days_costs_requests_and_writes_no_row(
     bench: Bench, recorded_rows: RecordedRows
 ) -> None:

@@ -1,5 +1,6 @@
 from datetime import UTC, date, datetime, timedelta
 from itertools import pairwise
+from zoneinfo import ZoneInfo
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -60,3 +61,11 @@ def test_contiguous_stretches_hold_exactly_the_days(days: set[date]) -> None:
     assert all(
         b_first - a_last > timedelta(days=1) for (_, a_last), (b_first, _) in pairwise(stretches)
     )
+
+
+@given(intervals, st.sampled_from(["America/New_York", "Asia/Seoul", "Asia/Kathmandu"]))
+def test_moments_of_any_zone_are_of_the_same_utc_days(interval: Interval, zone: str) -> None:
+    there = Interval(*(at.astimezone(ZoneInfo(zone)) for at in (interval.start, interval.end)))
+    assert there == interval
+    assert there.days() == interval.days()
+    assert f"{there.clip(interval)}" == f"{interval}"

@@ -114,6 +114,38 @@ def test_a_market_to_replay_has_the_default_symbols_where_no_settings_are_named(
     assert isinstance(named.exception, SettingsError), "a file that is named has to be there"
 
 
+A_SYMBOL = "KRW- and 1 to 10 capital letters or digits, such as KRW-BTC"
+TOO_EARLY = (
+    '--start (data.start_date) is "2016-01-01"; allowed: a day like 2024-01-01, not before '
+    "2017-10-01 (Upbit's first)"
+)
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        ("backfill --symbols krw-btc", f'--symbols is the text "krw-btc"; allowed: {A_SYMBOL}'),
+        ("backfill --symbols KRW-BTC --start 2016-01-01", TOO_EARLY),
+        (
+            "db adopt --compare --symbols KRW-BTC,btc --start 2016-01-01",
+            f'--symbols is the text "btc"; allowed: {A_SYMBOL}. {TOO_EARLY}',
+        ),
+        ("backfill --symbols ,", "--symbols is []; allowed: a list of at least one symbol"),
+        ("backfill --symbols KRW-BTC,KRW-BTC", "--symbols lists KRW-BTC again; allowed: each"),
+        ("trades --symbol btc", '--symbol is the text "btc"; allowed: KRW- and 1 to 10 capital'),
+    ],
+)
+def test_a_wrong_option_is_refused_in_the_words_of_the_settings_file(
+    command: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tmp_path / "strategy.yaml"
+    config.write_text("")
+    monkeypatch.setenv("TRADING_PIPELINES_CONFIG", str(config))
+    done = CliRunner().invoke(app, command.split(), env={"COLUMNS": "400"})
+    assert done.exit_code == 2
+    assert f"Invalid value: {said}" in " ".join(done.stderr.split())
+
+
 @pytest.fixture
 def ledgered(
     connection: psycopg.Connection, market_url: str, monkeypatch: pytest.MonkeyPatch

@@ -21,8 +21,15 @@ from pydantic import SecretStr
 from sqlalchemy.engine import make_url
 
 from tests.conftest import environment
-from trading_pipelines.database.connection import DatabaseError, connect, prepare_database
-from trading_pipelines.database.embedded import EmbeddedServer, EmbeddedServerError
+from trading_pipelines.database import embedded
+from trading_pipelines.database.connection import (
+    DatabaseError,
+    connect,
+    prepare_database,
+    require_storage,
+)
+from trading_pipelines.database.embedded import EmbeddedServer, EmbeddedServerError, binaries
+from trading_pipelines.monitoring import dagster_instance
 from trading_pipelines.settings.environment import Environment
 
 _numbers = itertools.count()
@@ -297,11 +304,60 @@ def test_a_role_that_may_not_create_a_database_is_told_what_to_do(
         connection.execute("CREATE DATABASE modest OWNER modest")
     url = server.url("modest").replace("postgres@", "modest@")
     given = Environment(database_url=SecretStr(url), trading_pipelines_home=own_home)
-    with pytest.raises(DatabaseError, match=r"CREATE DATABASE modest_dagster.*DAGSTER_POSTGRES"):
+    advice = (
+        r'^role modest .*CREATE DATABASE "modest_dagster" OWNER modest; .*DAGSTER_POSTGRES_URL$'
+    )
+    with pytest.raises(DatabaseError, match=advice):
         prepare_database(given)
     with psycopg.connect(server.url("postgres"), autocommit=True) as connection:
         connection.execute("CREATE DATABASE modest_dagster OWNER modest")
     assert make_url(prepare_database(given).dagster).username == "modest"
+
+
+def test_a_role_that_may_create_nothing_is_told_each_grant_before_anything_is_changed(
+    server: EmbeddedServer, own_home: Path
+) -> None:
+    # As `CREATE DATABASE …` without OWNER leaves it since Postgres 15.
+    with psycopg.connect(server.url("postgres"), autocommit=True) as admin:
+        admin.execute("CREATE ROLE newcomer LOGIN")
+        admin.execute("CREATE DATABASE newcomers")
+        admin.execute("CREATE DATABASE newcomers_dagster")
+    url = server.url("newcomers").replace("postgres@", "newcomer@")
+    given = Environment(database_url=SecretStr(url), trading_pipelines_home=own_home)
+    grants = [
+        ("newcomers", "GRANT CREATE ON DATABASE newcomers TO newcomer;"),
+        ("newcomers", "GRANT CREATE ON SCHEMA public TO newcomer;"),
+        ("newcomers_dagster", "GRANT CREATE ON SCHEMA public TO newcomer;"),
+    ]
+    while grants:
+        with pytest.raises(DatabaseError) as refused:
+            prepare_database(given)
+        line = str(refused.value)
+        assert line.isprintable()
+        assert line.count("GRANT ") == len(grants)
+        with psycopg.connect(server.url("newcomers")) as admin:
+            made = admin.execute("SELECT to_regnamespace('trading_pipelines')").fetchone()
+            assert made == (None,)
+        database, grant = grants.pop(0)
+        assert grant in line
+        with psycopg.connect(server.url(database), autocommit=True) as admin:
+            admin.execute(grant)
+    require_storage(prepare_database(given).dagster)
+
+
+def test_a_storage_in_which_the_role_may_create_nothing_is_one_line(
+    server: EmbeddedServer,
+) -> None:
+    with psycopg.connect(server.url("postgres"), autocommit=True) as admin:
+        admin.execute("CREATE ROLE guest LOGIN")
+        admin.execute('CREATE DATABASE "the storage"')
+    url = server.url("the%20storage").replace("postgres@", "guest@")
+    with pytest.raises(DatabaseError) as refused:
+        require_storage(url)
+    assert str(refused.value) == (
+        'this role may not create Dagster\'s tables in the database "the storage": GRANT CREATE ON '
+        'SCHEMA public TO guest; (in the database "the storage")'
+    )
 
 
 def test_without_a_url_the_embedded_server_of_the_home_is_used(home: Path) -> None:
@@ -310,3 +366,55 @@ def test_without_a_url_the_embedded_server_of_the_home_is_used(home: Path) -> No
     assert make_url(urls.dagster).drivername == "postgresql+psycopg2"
     with connect(urls.market) as connection:
         assert connection.info.dbname == "trading_pipelines"
+
+
+ANY_SIGN = '바탕 화면 + 50% %41 it\'s "q" $HOME `&;#?@=\\:'
+
+
+def test_a_home_of_any_signs_is_prepared_and_found_by_every_client(own_home: Path) -> None:
+    home = own_home / ANY_SIGN
+    home.mkdir()
+    server = EmbeddedServer(home)
+    try:
+        urls = prepare_database(environment(home))
+        with connect(urls.market) as connection:
+            assert connection.info.dbname == "trading_pipelines"
+        dagster_instance.upgrade(urls.dagster)
+        for client in (urls.market, server.url("postgres")):
+            asked = [
+                str(binaries() / "psql"),
+                "-X",
+                "-A",
+                "-t",
+                "-c",
+                "SELECT 'answers'",
+                "-d",
+                client,
+            ]
+            done = subprocess.run(asked, capture_output=True, text=True, check=False)
+            assert done.stdout == "answers\n", done.stderr
+    finally:
+        assert server.stop()
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"), [("a,b", "','"), ("a\nb", r"'\n'"), ("a\udcffb", r"'\udcff'")]
+)
+def test_a_home_of_a_sign_that_postgres_cannot_bear_is_refused_and_the_sign_named(
+    own_home: Path, name: str, shown: str
+) -> None:
+    home = own_home / name
+    home.mkdir()
+    with pytest.raises(EmbeddedServerError, match=r"set TRADING_PIPELINES_HOME") as refused:
+        EmbeddedServer(home).start()
+    assert f"has a {shown} in it" in str(refused.value)
+    assert str(refused.value).isprintable()
+    assert list(home.iterdir()) == []
+
+
+def test_programs_below_a_sign_that_their_shell_cannot_bear_are_refused(
+    own_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(embedded, "binaries", lambda: Path("/home/$x/bin"))
+    with pytest.raises(EmbeddedServerError, match=r"has a '\$' in it.*move the clone"):
+        EmbeddedServer(own_home).start()

@@ -12,7 +12,7 @@ from tests.deploy.conftest import DEPLOY, ROOT, tool
 FILE = DEPLOY / "compose.yaml"
 ONE_SHOTS = {"migrate"}
 SECRETS = {"POSTGRES_PASSWORD", "N8N_WEBHOOK_SECRET", "N8N_ENCRYPTION_KEY", "DISCORD_WEBHOOK_URL"}
-MAY_BE_EMPTY = {"HEARTBEAT_URL", "REDIS_URL", "REDIS_PASSWORD"}
+MAY_BE_EMPTY = {"HEARTBEAT_URL", "NO_PROXY", "REDIS_URL", "REDIS_PASSWORD"}
 
 
 @pytest.fixture(scope="module")

@@ -117,3 +117,51 @@ def test_a_service_that_is_killed_while_up_starts_is_started_again(
     await_that(lambda: bool(installation.url), "up says where it runs")
     assert up.poll() is None
     assert installation.children["code-server"] != first
+
+
+def test_in_a_home_of_any_signs_a_backfill_is_run(
+    installation: Installation, exchange: ReplayExchange, recorded: pd.DataFrame
+) -> None:
+    odd = Installation(installation.home / '바탕 화면 %41 + it\'s "q" $HOME &#?')
+    odd.home.mkdir()
+    odd.configure(exchange.url)
+    day = date(2025, 9, 3)
+    try:
+        done = odd.backfill(day, day, "KRW-BTC")
+        assert done.returncode == 0, done.stdout + done.stderr
+        EmbeddedServer(odd.home).start()
+        days = recorded[recorded.timestamp_utc.dt.strftime("%Y-%m-%d") == "2025-09-03"]
+        assert exact(odd.stored()) == exact(days[days.symbol == "KRW-BTC"])
+    finally:
+        odd.run("down")
+
+
+def test_a_second_up_on_one_database_is_refused_until_the_first_is_gone(
+    installation: Installation, exchange: ReplayExchange
+) -> None:
+    installation.configure(exchange.url)
+    server = EmbeddedServer(installation.home)
+    first, second = (Installation(installation.home / name) for name in ("first", "second"))
+    for home in (first, second):
+        home.home.mkdir()
+        home.configure(exchange.url)
+        home.variables["DATABASE_URL"] = server.url("shared")
+    server.start()
+    with psycopg.connect(server.url("postgres"), autocommit=True) as connection:
+        connection.execute("CREATE DATABASE shared")
+    up = first.start("up", "--port", "0")
+    await_that(lambda: bool(first.url), "the first runs")
+    for command in (["up", "--port", "0"], ["backfill", "--start", "2025-09-03"]):
+        refused = second.run(*command)
+        assert refused.returncode == 1, refused.stdout + refused.stderr
+        assert f"in {first.home}, process {first.children['daemon']} " in refused.stderr
+        assert len(refused.stderr.splitlines()) == 1
+    # Its parent is killed, and its daemon works on.
+    up.kill()
+    up.wait()
+    assert f"in {first.home}" in second.run("up", "--port", "0").stderr
+    first.run("down")
+    up = second.start("up", "--port", "0")
+    await_that(lambda: bool(second.url), "the second runs")
+    up.terminate()
+    up.wait(AWAIT_SECONDS)

@@ -107,6 +107,7 @@ def test_a_served_process_replaces_ours_and_finds_code_server_and_databases(
 
     monkeypatch.setattr(os, "execve", become)
     monkeypatch.setattr(processes, "fail_orphaned_runs", lambda _: None)
+    monkeypatch.setattr(processes, "refuse_where_held", lambda *_: None)
     client = "trading_pipelines.monitoring.dagster_instance.DagsterGrpcClient"
     monkeypatch.setattr(f"{client}.get_server_id", lambda _: "the id of the code server")
     environment = environment_of(

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr, ValidationError
 
-from trading_pipelines.settings.environment import Environment, load_environment
+from trading_pipelines.settings.environment import Environment, load_environment, without_secrets
 from trading_pipelines.settings.errors import SettingsError
 
 ROOT = Path(__file__).parents[2]
@@ -298,6 +298,82 @@ def test_a_wrong_place_of_a_process_is_named(
     variables.setenv(variable, value)
     with pytest.raises(SettingsError, match=rf"^{variable}: .*; allowed: "):
         load_environment()
+
+
+@pytest.mark.parametrize("variable", ["DATABASE_URL", "DAGSTER_POSTGRES_URL"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://u:p%20w%2B%25@db/coinpilot?sslmode=require&channel_binding=require",
+        "postgresql://u:pw@first:5432,second:5433/coinpilot?target_session_attrs=read-write",
+        "postgresql://u:pw@%2Frun%2Fpostgresql/coinpilot",
+        "postgresql+asyncpg://u:pw@[::1]/coinpilot?ssl=true&application_name=a+b",
+    ],
+)
+def test_every_url_that_libpq_takes_is_taken(
+    variables: pytest.MonkeyPatch, variable: str, url: str
+) -> None:
+    variables.setenv(variable, url)
+    assert getattr(load_environment(), variable.lower()) == SecretStr(url)
+
+
+@pytest.mark.parametrize("variable", ["DATABASE_URL", "DAGSTER_POSTGRES_URL"])
+@pytest.mark.parametrize(
+    ("url", "named"),
+    [
+        ("u:s3cret@db/coinpilot?ssl=s3cret", "can't read ssl after the ?"),
+        (
+            "u:s3cret@db/coinpilot?pgbouncer=true&sslmode=require&schema=s3cret",
+            "can't read pgbouncer, schema after the ?",
+        ),
+        ("u:s3cret@db/coinpilot?options=-c%20a=s3cret", "can't read options after the ?"),
+        ("u:s3cret@db/coinpilot?application_name=%s3cret", "can't read application_name after"),
+        ("u:s3cret@db/coinpilot?oauth_client_secret=s3cret", "can't read oauth_client_secret"),
+        ("u:s3cret@db/coinpilot?s3cret", "can't read what stands after the ?"),
+        ("u:s3cret@db/coinpilot?%ED%95%9C=s3cret", "can't read what stands after the ?"),
+        *[
+            (f"{place}/coinpilot", "has a host, a port or a password that can't be read")
+            for place in (
+                "u:%s3cret@db",
+                "u:x@s3cret@db",
+                "u:s3cret@[::1",
+                "u:s3cret@[]",
+                "u:s3cret%",
+            )
+        ],
+    ],
+)
+def test_what_libpq_does_not_take_is_one_line_with_the_parameter_and_no_value(
+    variables: pytest.MonkeyPatch, variable: str, url: str, named: str
+) -> None:
+    variables.setenv(variable, f"postgresql://{url}")
+    with pytest.raises(SettingsError) as caught:
+        load_environment()
+    line = str(caught.value)
+    assert line.startswith(f"{variable}: ")
+    assert named in line
+    assert "\n" not in line
+    assert "s3cret" not in "".join(traceback.format_exception(caught.value))
+
+
+def test_a_traceback_shows_no_secret_of_the_environment(variables: pytest.MonkeyPatch) -> None:
+    hook = "https://discord.com/api/webhooks/1/t0ken"
+    secrets = {
+        "DATABASE_URL": "postgresql://bot:p%20s3cret@db/coinpilot?password=x",
+        "REDIS_URL": "redis://:redis-s3cret@cache",
+        "N8N_WEBHOOK_SECRET": "n8n-s3cret",
+        "DISCORD_WEBHOOK_URL": hook,
+    }
+    for name, value in secrets.items():
+        variables.setenv(name, value)
+    text = (
+        "invalid dsn: bot:p%20s3cret, decoded 'p s3cret'; redis-s3cret; X-Webhook-Secret: "
+        f"n8n-s3cret; HTTPError for {hook}?wait=true; /api/webhooks/1/t0ken?wait=true"
+    )
+    shown = without_secrets(text)
+    assert "s3cret" not in shown
+    assert "t0ken" not in shown
+    assert shown.startswith("invalid dsn: bot:***, decoded '***'; ***; X-Webhook-Secret: ***")
 
 
 def test_importing_reads_nothing_and_needs_no_dagster(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import contextlib
 import json
 import re
 from collections.abc import Mapping
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 
 import ccxt
@@ -23,6 +23,7 @@ from trading_pipelines.candles.page import (
     TooManyRequestsError,
     UnknownMarketError,
 )
+from trading_pipelines.settings.environment import spare_from_proxies
 
 # Seconds, up to 115 days. Anything else, a date included, counts as no Retry-After.
 RETRY_AFTER = re.compile("[0-9]{1,7}")
@@ -39,9 +40,13 @@ class Upbit:
                 # The limiter is per instance, so of no use to several processes: see rate_limit.
                 "enableRateLimit": False,
                 "timeout": int(timeout_seconds * 1000),
+                # Proxies and certificates, of which ccxt's own session would not know.
+                "requests_trust_env": True,
             }
         )
-        # ccxt's own session: it takes no proxy and no password from the environment.
+        spare_from_proxies()
+        # But no password of a ~/.netrc.
+        self._client.session.auth = lambda request: request
         self._client.session.hooks["response"].append(self._keep)
 
     def minutes(self, symbol: str, to: datetime) -> object:
@@ -58,7 +63,7 @@ class Upbit:
                     "timeframe": "minutes",
                     "unit": 1,
                     "market": symbol,
-                    "to": f"{to:%Y-%m-%dT%H:%M:%S}.000Z",
+                    "to": f"{to.astimezone(UTC):%Y-%m-%dT%H:%M:%S}.000Z",
                     "count": PAGE_SIZE,
                 }
             )

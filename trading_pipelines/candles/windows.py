@@ -15,10 +15,15 @@ DAY = timedelta(days=1)
 
 @dataclass(frozen=True, order=True)
 class Interval:
-    """The time [start, end), both aware UTC and on the minute."""
+    """The time [start, end), on the minute; aware moments of any zone, which are made UTC."""
 
     start: datetime
     end: datetime
+
+    def __post_init__(self) -> None:
+        """Make both UTC: the day that they are asked for is the UTC day."""
+        object.__setattr__(self, "start", self.start.astimezone(UTC))
+        object.__setattr__(self, "end", self.end.astimezone(UTC))
 
     @property
     def minutes(self) -> int:

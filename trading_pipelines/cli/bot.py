@@ -45,7 +45,7 @@ def _add_command(
         as_json: JsonOption = False,
     ) -> None:
         if symbol is not None:
-            with usage_error():
+            with usage_error(symbols="--symbol"):
                 StrategySettings(symbols=[symbol])
         start = datetime.now(UTC) - time_span(since)
         with market_connection(load_environment()) as connection:

@@ -35,6 +35,7 @@ from trading_pipelines.database.connection import (
     database_urls,
     prepare_database,
     refresh_korean_views,
+    require_storage,
 )
 from trading_pipelines.korean_time import kst
 from trading_pipelines.runtime.backfill import BackfillTarget
@@ -59,6 +60,7 @@ def db_upgrade() -> None:
     from trading_pipelines.monitoring import dagster_instance
 
     with prepared_database(load_environment()) as urls:
+        require_storage(urls.dagster)
         dagster_instance.upgrade(urls.dagster)
         with connect(urls.market) as connection:
             if not_refreshed := refresh_korean_views(connection):

@@ -6,9 +6,10 @@ status: 0 done, 1 failed (with the partitions named), 2 wrong usage.
 
 import signal
 import sys
+import traceback
 from importlib import import_module
 from importlib.metadata import version
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 from typer.core import TyperGroup
@@ -16,6 +17,7 @@ from typer.main import get_group
 
 from trading_pipelines.cli.render import fail, out
 from trading_pipelines.errors import OperatorError
+from trading_pipelines.settings.environment import without_secrets
 
 MODULES = {
     "init": "run",
@@ -107,10 +109,17 @@ def main() -> None:
     except OSError as error:
         # A folder that can't be written, a full disk; without a file's name it is a bug.
         if error.filename is None:
-            raise
+            _show_bug()
         fail(f"{error.filename}: {error.strerror}")
     except KeyboardInterrupt:
         sys.exit(130)
+    except Exception:  # noqa: BLE001 - a bug: its traceback is shown, and no secret in it
+        _show_bug()
+
+
+def _show_bug() -> NoReturn:
+    sys.stderr.write(without_secrets(traceback.format_exc()))
+    sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -12,8 +12,8 @@ from pydantic import ValidationError
 from trading_pipelines.candles.windows import DAY
 from trading_pipelines.runtime.backfill import BackfillTarget
 from trading_pipelines.settings.environment import Environment
-from trading_pipelines.settings.strategy import DataSettings, StrategySettings
-from trading_pipelines.settings.strategy_file import load_strategy
+from trading_pipelines.settings.strategy import StrategySettings
+from trading_pipelines.settings.strategy_file import in_words, load_strategy
 
 SymbolsOption = Annotated[
     str | None, typer.Option(help="Markets, separated by commas (default: the settings').")
@@ -56,8 +56,8 @@ def backfill_target(
         names = [name.strip() for name in symbols.split(",") if name.strip()]
     first = start.date() if start else settings.data.start_date
     last = end.date() if end else today - DAY
-    with usage_error():
-        StrategySettings(symbols=names, data=DataSettings(start_date=first))
+    with usage_error(symbols="--symbols", start_date="--start"):
+        StrategySettings.model_validate({"symbols": names, "data": {"start_date": first}})
     if first > last:
         raise typer.BadParameter(f"--start {first} is after --end {last}")
     if last > today:
@@ -66,10 +66,18 @@ def backfill_target(
 
 
 @contextlib.contextmanager
-def usage_error() -> Iterator[None]:
-    """Turn what the settings refuse of an option into wrong usage."""
+def usage_error(**options: str) -> Iterator[None]:
+    """Turn what the settings refuse of an option into wrong usage, in the words of the file.
+
+    `options` names the option of each setting.
+    """
     try:
         yield
     except ValidationError as error:
-        problems = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
-        raise typer.BadParameter("; ".join(problems)) from error
+        problems = []
+        for detail in error.errors(include_url=False):
+            loc = detail["loc"]
+            option = next(options[str(part)] for part in reversed(loc) if str(part) in options)
+            key = f" ({'.'.join(map(str, loc))})" if loc[0] == "data" else ""
+            problems.append(f"{option}{key} {in_words(detail, loc)}")
+        raise typer.BadParameter(". ".join(problems)) from error

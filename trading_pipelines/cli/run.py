@@ -13,10 +13,10 @@ from trading_pipelines.cli.options import HIGHEST_PORT
 from trading_pipelines.cli.render import fail, out
 from trading_pipelines.cli.sessions import await_interrupt
 from trading_pipelines.database.connection import (
-    connect,
     database_urls,
     embedded_server,
     prepare_database,
+    require_storage,
 )
 from trading_pipelines.runtime import processes
 from trading_pipelines.runtime.home import Home
@@ -136,8 +136,7 @@ def serve(
         )
     urls = database_urls(environment)
     if process is processes.Process.WEBSERVER:
-        with connect(urls.dagster):
-            pass  # Dagster's own error has three pages of traceback and no advice
+        require_storage(urls.dagster)
     processes.serve(
         process,
         environment,

@@ -4,6 +4,7 @@ Starting the embedded server belongs in `embedded`, taking URLs apart in `url`, 
 SQLAlchemy is not imported here. Queries belong to the packages that ask them.
 """
 
+import re
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
@@ -31,10 +32,22 @@ _ONE_UPGRADE = threading.Lock()
 PROBE_SECONDS = 3
 # A sensor's tick has 60 s, and asks Dagster, then the databases, then HEARTBEAT_URL (10 s).
 DEADLINE_SECONDS = 20
+SILENCE = {
+    "connect_timeout": f"{PROBE_SECONDS}",
+    # Without it a thread that asks a host which has vanished stays for a quarter of an hour.
+    "tcp_user_timeout": f"{PROBE_SECONDS * 1000}",
+}
 PROBE = {
     "default_transaction_read_only": "on",
     "statement_timeout": f"{PROBE_SECONDS * 1000}",
 }
+SET_ALL = (
+    "SELECT set_config(name, value, false) FROM unnest(%s::text[], %s::text[]) AS s (name, value)"
+)
+STORAGE_RIGHTS = """
+SELECT to_regclass('public.job_ticks') IS NOT NULL, has_schema_privilege('public', 'CREATE'),
+    quote_ident(current_user), quote_ident(current_database())
+"""
 VARIABLES = ("DATABASE_URL", "DAGSTER_POSTGRES_URL")
 
 
@@ -68,10 +81,10 @@ def database_urls(environment: Environment) -> DatabaseUrls:
     else:
         assert environment.database_url is not None
         market = PostgresUrl.parse(environment.database_url.get_secret_value())
-    dagster = market.with_database(f"{market.database}_dagster").render("postgresql+psycopg2")
+    dagster = market.with_database(f"{market.database}_dagster")
     if environment.dagster_postgres_url:
-        dagster = environment.dagster_postgres_url.get_secret_value()
-    return DatabaseUrls(market.render("postgresql"), dagster)
+        dagster = PostgresUrl.parse(environment.dagster_postgres_url.get_secret_value())
+    return DatabaseUrls(market.render("postgresql"), dagster.render("postgresql+psycopg2"))
 
 
 def prepare_database(environment: Environment) -> DatabaseUrls:
@@ -80,11 +93,18 @@ def prepare_database(environment: Environment) -> DatabaseUrls:
     Safe to run twice, and at once from several processes. Raises DatabaseError and
     EmbeddedServerError.
     """
+    if "%" in str(VERSIONS):
+        raise DatabaseError(
+            f"the path {VERSIONS.parents[3]} has a '%' in it, which Dagster can't bear: move the "
+            "clone (or where this is installed) to another path"
+        )
     urls = database_urls(environment)
     market = PostgresUrl.parse(urls.market)
     if server := embedded_server(environment):
         server.start()
         _create_database(market.with_database("postgres"), SCHEMA)
+    else:
+        _require_rights(urls, is_named=environment.dagster_postgres_url is not None)
     if not environment.dagster_postgres_url:
         _create_database(market, f"{market.database}_dagster")
     upgrade_database(urls.market)
@@ -106,6 +126,51 @@ END $$
 """
 
 
+def _require_rights(urls: DatabaseUrls, *, is_named: bool) -> None:
+    """Raise DatabaseError, before anything is changed, where the role may not migrate."""
+    # It imports this module, and is needed before a migration alone.
+    from trading_pipelines.database.adoption.schema import SchemaInspector  # noqa: PLC0415
+
+    try:
+        with connect(urls.market) as connection:
+            if schema_of(connection) == newest_schema():
+                return
+            inspector = SchemaInspector(connection, [])
+            missing = inspector.missing_rights(urls.dagster, is_named=is_named)
+    except psycopg.errors.InsufficientPrivilege as error:
+        raise DatabaseError(
+            f"this role may not look at our schema ({error}): take the one of `db upgrade`"
+        ) from error
+    if missing:
+        raise DatabaseError(" ".join(missing))
+
+
+def storage_fault(url: str) -> tuple[str, str] | None:
+    """Return what the role lacks in Dagster's database, and the command for it.
+
+    Raises DatabaseError where it can't be asked.
+    """
+    with probe_database(url) as connection:
+        row = connection.execute(STORAGE_RIGHTS).fetchone()
+    assert row is not None
+    has_tables, may_create, role, database = row
+    if has_tables or may_create:
+        return None
+    return (
+        f"may not create Dagster's tables in the database {database}",
+        f"GRANT CREATE ON SCHEMA public TO {role}; (in the database {database})",
+    )
+
+
+def require_storage(url: str) -> None:
+    """Raise DatabaseError where Dagster's storage can't be used.
+
+    Dagster's own error has three pages of traceback and no advice.
+    """
+    if fault := storage_fault(url):
+        raise DatabaseError(f"this role {': '.join(fault)}")
+
+
 def upgrade_database(market_url: str) -> None:
     """Migrate the market database to the newest schema; a second run changes nothing."""
     # Connected first, because Alembic's own errors have a page of traceback and no advice.
@@ -121,6 +186,7 @@ def migrate(market_url: str, revision: str = "head") -> None:
     from alembic import command
     from alembic.config import Config
     from alembic.util.exc import CommandError
+    from sqlalchemy.exc import DBAPIError  # noqa: PLC0415
 
     config = Config()
     config.set_main_option("script_location", "trading_pipelines:database/migrations")
@@ -132,6 +198,13 @@ def migrate(market_url: str, revision: str = "head") -> None:
         raise DatabaseError(
             f"the schema can't be migrated: {error}. Where a newer version of this project has "
             "been at work on the database, take that one, or restore a backup of before"
+        ) from error
+    except DBAPIError as error:
+        if not isinstance(error.orig, psycopg.errors.InsufficientPrivilege):
+            raise
+        raise DatabaseError(
+            f"the schema can't be migrated: {error.orig.diag.message_primary}; `db adopt` says "
+            "which rights the role needs"
         ) from error
 
 
@@ -161,21 +234,21 @@ def schema_of(connection: psycopg.Connection) -> str | None:
     return row[0] if row else None
 
 
-def probe_url(url: str) -> str:
-    """Return a URL whose sessions are read-only and do not wait for a silent server."""
-    parsed = PostgresUrl.parse(url)
-    query = {
-        "connect_timeout": f"{PROBE_SECONDS}",
-        # Without it a thread that asks a host which has vanished stays for a quarter of an hour.
-        "tcp_user_timeout": f"{PROBE_SECONDS * 1000}",
-        "options": _options(parsed, PROBE),
-    }
-    return parsed.with_query(query).render(parsed.scheme)
+def probe_url(url: str, *, is_pooled: bool = False) -> str:
+    """Return a URL whose sessions are read-only and do not wait for a silent server.
+
+    A pooler refuses the options by which they are read-only.
+    """
+    parsed = PostgresUrl.parse(url).with_query(SILENCE)
+    if not is_pooled:
+        options = (f"-c {name}={value}" for name, value in PROBE.items())
+        parsed = parsed.with_query({"options": " ".join([*parsed.options(), *options])})
+    return parsed.render(parsed.scheme)
 
 
 def probe_database(url: str) -> AbstractContextManager[psycopg.Connection]:
-    """Yield a connection as `connect` does, by the `probe_url`."""
-    return connect(probe_url(url))
+    """Yield a connection as `connect` does, read-only, which does not wait for a silent server."""
+    return connect(PostgresUrl.parse(url).with_query(SILENCE).render("postgresql"), PROBE)
 
 
 def within_deadline(question: Callable[[], T]) -> T:
@@ -200,30 +273,74 @@ def within_deadline(question: Callable[[], T]) -> T:
 
 
 @contextmanager
-def connect(url: str) -> Iterator[psycopg.Connection]:
-    """Yield an autocommit connection in UTC; raise DatabaseError when there is no server.
+def connect(url: str, settings: Mapping[str, str] | None = None) -> Iterator[psycopg.Connection]:
+    """Yield an autocommit connection in UTC; raise DatabaseError where none can be had.
 
-    The URL's own `options` (a search_path, say) hold.
+    The `settings` hold as long as it does, and so do the URL's own `options` (a search_path, say).
     """
-    parsed = PostgresUrl.parse(url)
-    try:
-        connection = psycopg.connect(
-            parsed.render("postgresql"),
-            autocommit=True,
-            options=_options(parsed, {"timezone": "UTC"}),
-            application_name=SCHEMA,
-        )
-    except psycopg.OperationalError as error:
-        raise DatabaseError(
-            f"the database can't be reached: {' '.join(str(error).split())}; is the server up, "
-            "and are DATABASE_URL and DAGSTER_POSTGRES_URL, where they are set, right?"
-        ) from None
-    with connection:
+    with open_session(url, settings) as connection:
         yield connection
 
 
-def _options(url: PostgresUrl, more: Mapping[str, str]) -> str:
-    return " ".join([*url.options(), *(f"-c {name}={value}" for name, value in more.items())])
+def open_session(url: str, settings: Mapping[str, str] | None = None) -> psycopg.Connection:
+    """Return what `connect` yields; to be closed by whoever asked for it."""
+    try:
+        return _open_session(PostgresUrl.parse(url).render("postgresql"), settings or {})
+    except (psycopg.OperationalError, psycopg.ProgrammingError) as error:
+        # A value that can't be read (a port, an sslmode) is quoted.
+        reason = re.sub(r"""(value[\w :]*) (["']).*?\2""", r"\1", " ".join(str(error).split()))
+        raise DatabaseError(
+            f"the database can't be reached: {reason}; is the server up, "
+            "and are DATABASE_URL and DAGSTER_POSTGRES_URL, where they are set, right?"
+        ) from None
+
+
+def _open_session(target: str, settings: Mapping[str, str]) -> psycopg.Connection:
+    connection = psycopg.connect(target, autocommit=True, application_name=SCHEMA)
+    try:
+        # Before anything is set: in such a pool it would stay for whoever comes next.
+        if is_pooled(connection) and _pools_transactions(target, connection):
+            raise DatabaseError(
+                "the database is asked through a pooler that changes sessions between transactions "
+                "(pool_mode transaction or statement), where locks and settings are lost: let "
+                "DATABASE_URL and DAGSTER_POSTGRES_URL lead to the server itself, or to a pool in "
+                "session mode"
+            )
+        # Not by `options`, which a pooler drops or refuses: in New York's zone 160 of 960 minutes
+        # were stored, and the others taken for quiet.
+        settings = {"TimeZone": "UTC", **settings}
+        connection.execute(SET_ALL, [[*settings], [*settings.values()]])
+        if connection.info.parameter_status("TimeZone") != "UTC":
+            raise DatabaseError("the session's time zone can't be set to UTC")
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def is_pooled(connection: psycopg.Connection) -> bool:
+    """Whether a pooler stands before the server: it names another process than the server does."""
+    return _backend(connection) != connection.info.backend_pid
+
+
+def _backend(connection: psycopg.Connection) -> int:
+    row = connection.execute("SELECT pg_backend_pid()").fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+_pool_modes: dict[str, bool] = {}
+
+
+def _pools_transactions(target: str, connection: psycopg.Connection) -> bool:
+    """Whether one session of the server serves several connections, asked once a process."""
+    if target not in _pool_modes:
+        # A pool gives the session that was free last, or one after the other.
+        own = {_backend(connection) for _ in range(3)}
+        with psycopg.connect(target, autocommit=True) as other:
+            others = within_deadline(lambda: {_backend(other) for _ in range(3)})
+        _pool_modes[target] = len(own) > 1 or len(others) > 1 or own == others
+    return _pool_modes[target]
 
 
 def _create_database(server: PostgresUrl, name: str) -> None:
@@ -240,6 +357,6 @@ def _create_database(server: PostgresUrl, name: str) -> None:
         except psycopg.errors.InsufficientPrivilege as error:
             raise DatabaseError(
                 f"this role may not create the database {name!r}, which Dagster's storage needs: "
-                f"create it yourself (CREATE DATABASE {name}), or set DAGSTER_POSTGRES_URL to "
-                "another one (postgresql+psycopg2://…)"
+                f"create it yourself (CREATE DATABASE {name} OWNER {connection.info.user}), or set "
+                "DAGSTER_POSTGRES_URL to another one"
             ) from error

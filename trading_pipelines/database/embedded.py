@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TypedDict
+from urllib.parse import quote
 
 from trading_pipelines.errors import OperatorError
 
@@ -48,7 +49,7 @@ class EmbeddedServer:
 
     def url(self, database: str) -> str:
         """Return the URL of `database` for libpq; it holds no secret."""
-        return f"postgresql://postgres@/{database}?host={self._socket}"
+        return f"postgresql://postgres@/{database}?host={quote(str(self._socket))}"
 
     def is_running(self) -> bool:
         """Ask the server itself; a pid file may name a process of an earlier boot."""
@@ -59,11 +60,7 @@ class EmbeddedServer:
 
         Safe to call from many processes at once. Raises EmbeddedServerError.
         """
-        if len(os.fsencode(self._socket)) > LONGEST_SOCKET_DIRECTORY:
-            raise EmbeddedServerError(
-                f"{self._socket}: too long for a Unix socket (at most {LONGEST_SOCKET_DIRECTORY} "
-                "bytes); set TRADING_PIPELINES_HOME to a shorter path, or DATABASE_URL"
-            )
+        self._refuse_path()
         with self._lock():
             if self.is_running():
                 return False
@@ -73,17 +70,18 @@ class EmbeddedServer:
                 shutil.rmtree(fresh, ignore_errors=True)
                 self._run_or_fail(
                     "initdb",
-                    *("-D", fresh, "-U", "postgres", "--auth=trust"),
+                    *("-D", fresh.name, "-U", "postgres", "--auth=trust"),
                     *("--encoding=UTF8", "--locale=C", "--data-checksums"),
                 )
                 fresh.rename(self._data)
+            # pg_ctl gives all of it to a shell: names relative to our folder need no quotes there.
             options = (
-                f"-c listen_addresses= -c unix_socket_directories='{self._socket}' "
+                f"-c listen_addresses= -c unix_socket_directories=../{self._socket.name} "
                 "-c unix_socket_permissions=0700 -c timezone=UTC -c max_connections=200"
             )
             start = (
                 *("pg_ctl", "start", "-w", "-t", str(START_SECONDS)),
-                *("-D", self._data, "-l", self.log, "-o", options),
+                *("-D", self._data.name, "-l", self.log.name, "-o", options),
             )
             # A killed postmaster that nobody has reaped yet holds postmaster.pid for a moment.
             for _ in range(3):
@@ -100,8 +98,21 @@ class EmbeddedServer:
         with self._lock():
             if not self.is_running():
                 return False
-            self._run_or_fail("pg_ctl", "stop", "-m", "fast", "-w", "-D", self._data)
+            self._run_or_fail("pg_ctl", "stop", "-m", "fast", "-w", "-D", self._data.name)
             return True
+
+    def _refuse_path(self) -> None:
+        if len(os.fsencode(self._socket)) > LONGEST_SOCKET_DIRECTORY:
+            raise EmbeddedServerError(
+                f"{self._socket}: too long for a Unix socket (at most {LONGEST_SOCKET_DIRECTORY} "
+                "bytes); set TRADING_PIPELINES_HOME to a shorter path, or DATABASE_URL"
+            )
+        # libpq splits a host at its commas.
+        elsewhere = "set TRADING_PIPELINES_HOME to another path, or DATABASE_URL"
+        _refuse(self._root.parent, ",", elsewhere)
+        # They start each other through a shell, with their path in double quotes.
+        moved = "move the clone (or where this is installed) to another path, or set DATABASE_URL"
+        _refuse(binaries(), '"$`\\', moved)
 
     @contextmanager
     def _lock(self) -> Iterator[None]:
@@ -134,7 +145,7 @@ class EmbeddedServer:
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=out,
-                cwd="/",
+                cwd=self._root,
                 **self._user(),
             ).returncode
         except PermissionError as error:
@@ -158,6 +169,16 @@ class EmbeddedServer:
         raise EmbeddedServerError(
             f"{program} failed in {self._root} (its log: {self.log}): {message}{hint}"
         )
+
+
+def _refuse(path: Path, signs: str, advice: str) -> None:
+    """Refuse a path that has one of the signs in it, or one that breaks a line of text."""
+    for sign in str(path):
+        if sign in signs or not sign.isprintable():
+            shown = "".join(s if s.isprintable() else repr(s)[1:-1] for s in str(path))
+            raise EmbeddedServerError(
+                f"the path {shown} has a {sign!r} in it, which Postgres can't bear: {advice}"
+            )
 
 
 def binaries() -> Path:

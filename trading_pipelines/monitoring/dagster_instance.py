@@ -37,6 +37,7 @@ from dagster._utils.schedules import schedule_execution_time_iterator
 
 from trading_pipelines.database.connection import (
     DatabaseError,
+    is_pooled,
     probe_database,
     probe_url,
     within_deadline,
@@ -91,12 +92,13 @@ def _ask(url: str, question: Callable[[dg.DagsterInstance], T]) -> T | Unknown:
     try:
         with probe_database(url) as connection:
             table = connection.execute("SELECT to_regclass('public.job_ticks')").fetchone()
+            probe = probe_url(url, is_pooled=is_pooled(connection))
     except (DatabaseError, psycopg.Error):
         return Unknown("see database")
     if table is None or table[0] is None:
         return NEVER_RAN
     # Without the probe, opening it would create tables, and try six times where nobody answers.
-    with _open(probe_url(url)) as instance:
+    with _open(probe) as instance:
         return question(instance)
 
 

@@ -1,9 +1,9 @@
-"""Dagster's daemon, which ends with its code server: `python -m trading_pipelines.runtime.daemon`.
+"""Dagster's daemon, the only one on its databases: `python -m trading_pipelines.runtime.daemon`.
 
-`serve` runs it, where each process is watched by itself. When a code server dies, its runs die with
-it. They are reported as failed, and so started again, before the next daemon starts: `processes`
-does that, for `up` too. Where a cluster starts the runs, it is asked beside the daemon for those
-that do not start.
+`up` and `serve` run it. In `serve`, where each process is watched by itself, it ends with its code
+server. When a code server dies, its runs die with it. They are reported as failed, and so started
+again, before the next daemon starts: `processes` does that, for `up` too. Where a cluster starts
+the runs, it is asked beside the daemon for those that do not start.
 """
 
 import os
@@ -15,11 +15,14 @@ from functools import partial
 
 import dagster as dg
 
+from trading_pipelines.database.connection import VARIABLES, DatabaseUrls
+from trading_pipelines.errors import OperatorError
 from trading_pipelines.monitoring.dagster_instance import (
     CodeServer,
     fail_runs_that_will_not_start,
     run_daemon,
 )
+from trading_pipelines.runtime.daemon_lock import WAIT_SECONDS, DaemonLock
 
 # A daemon that looks at its workspace meanwhile fails the backfills in flight ("Asset existed at
 # storage-time, but no longer does"): seen once, when this was 6 s and it was given time to end.
@@ -31,11 +34,25 @@ ASK_SECONDS = 15
 STARTING_FOR = timedelta(seconds=30)
 
 
-def main(host: str, port: str, begun_on: str, workspace: str) -> None:
-    """Run the daemon until it is told to end, or the code server with the id `begun_on` ends."""
-    server = CodeServer(host, int(port))
-    threading.Thread(target=_end_with, args=[server, begun_on], daemon=True).start()
-    threading.Thread(target=_give_up_what_does_not_start, daemon=True).start()
+def main(workspace: str, *code_server: str) -> None:
+    """Run the daemon until it is told to end, or the code server does.
+
+    Of that it takes host, port and id where it has to watch it.
+    """
+    urls = DatabaseUrls(*(os.environ[name] for name in VARIABLES))
+    lock = DaemonLock(
+        urls, "serve daemon" if code_server else "up", os.environ["TRADING_PIPELINES_HOME"]
+    )
+    try:
+        lock.take(WAIT_SECONDS)
+    except OperatorError as error:
+        sys.exit(str(error))
+    threading.Thread(target=lock.keep, daemon=True).start()
+    if code_server:
+        host, port, begun_on = code_server
+        server = CodeServer(host, int(port))
+        threading.Thread(target=_end_with, args=[server, begun_on], daemon=True).start()
+        threading.Thread(target=_give_up_what_does_not_start, daemon=True).start()
     run_daemon(workspace)
 
 

@@ -10,11 +10,13 @@ from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, NoReturn
+from urllib.parse import quote
 
 import yaml
 
-from trading_pipelines.database.connection import DatabaseUrls, connect
+from trading_pipelines.database.connection import DatabaseUrls, require_storage
 from trading_pipelines.errors import OperatorError
+from trading_pipelines.runtime.daemon_lock import WAIT_SECONDS, refuse_where_held
 from trading_pipelines.runtime.home import Home
 from trading_pipelines.settings.environment import Environment
 from trading_pipelines.settings.errors import SettingsError
@@ -65,7 +67,12 @@ def variables(environment: Environment, urls: DatabaseUrls, config: Path) -> dic
 
 def code_server_on(socket: Path) -> list[str]:
     """Return the command of a code server that reports an error in the code instead of ending."""
-    return _python("dagster", "code-server", "start", "-s", str(socket), *_MODULE)
+    return _python("dagster", "code-server", "start", "-s", grpc_path(socket), *_MODULE)
+
+
+def grpc_path(socket: Path) -> str:
+    """Return the path as gRPC reads it, which takes it for part of a URL."""
+    return quote(str(socket))
 
 
 def webserver(workspace: Path, host: str, port: int, *, read_only: bool = False) -> list[str]:
@@ -76,9 +83,9 @@ def webserver(workspace: Path, host: str, port: int, *, read_only: bool = False)
     return _python("trading_pipelines.runtime.webserver", *options)
 
 
-def daemon(workspace: Path) -> list[str]:
-    """Return the command of the daemon; only one may run at a time."""
-    return _python("dagster._daemon", "run", "-w", str(workspace))
+def daemon(workspace: Path, *code_server: str) -> list[str]:
+    """Return the command of the daemon, which ends with the code server where that is given."""
+    return _python("trading_pipelines.runtime.daemon", str(workspace), *code_server)
 
 
 def _python(*arguments: str) -> list[str]:
@@ -128,8 +135,7 @@ def fail_orphaned_runs(environment: Mapping[str, str], *, all_ended: bool = Fals
 
     from trading_pipelines.monitoring import dagster_instance
 
-    with connect(environment["DAGSTER_POSTGRES_URL"]):
-        pass  # Dagster's own error has three pages of traceback and no advice
+    require_storage(environment["DAGSTER_POSTGRES_URL"])
     # dagster.yaml names the storage by this variable, in our own process too.
     os.environ["DAGSTER_POSTGRES_URL"] = environment["DAGSTER_POSTGRES_URL"]
     with dg.DagsterInstance.from_config(environment["DAGSTER_HOME"]) as instance:
@@ -166,10 +172,10 @@ def serve(
             command = webserver(workspace, host, port, read_only=read_only)
         case Process.DAEMON:
             begun_on = _await_code_server(name, int(number))
+            # Not before: the runs of another daemon are not orphaned.
+            refuse_where_held(urls, WAIT_SECONDS)
             fail_orphaned_runs(own_variables)
-            command = _python(
-                "trading_pipelines.runtime.daemon", name, number, begun_on, str(workspace)
-            )
+            command = daemon(workspace, name, number, begun_on)
     os.execve(command[0], command, own_variables)  # noqa: S606
 
 

@@ -22,6 +22,7 @@ import tenacity
 from trading_pipelines.database.connection import DatabaseUrls, embedded_server
 from trading_pipelines.database.embedded import EmbeddedServer, EmbeddedServerError
 from trading_pipelines.runtime import graphql, processes
+from trading_pipelines.runtime.daemon_lock import refuse_where_held
 from trading_pipelines.runtime.home import (
     STOP_SECONDS,
     Home,
@@ -57,6 +58,7 @@ class Supervisor:
         self._home = Home.of(environment)
         self._stop_flag = environment.stop_flag
         self._server = embedded_server(environment)
+        self._urls = urls
         self._port = port or _free_port()
         self.url = f"http://{HOST}:{self._port}"
         self._variables = processes.variables(environment, urls, config)
@@ -85,6 +87,7 @@ class Supervisor:
                 raise ServicesError(
                     f"port {self._port} is taken: choose another with --port, or stop what is there"
                 )
+            refuse_where_held(self._urls)
             # Services that were killed have left theirs behind.
             self._stop_flag.unlink(missing_ok=True)
             self._record()
@@ -109,7 +112,8 @@ class Supervisor:
 
     def _write_instance(self) -> None:
         processes.write_instance_settings(self._environment)
-        processes.write_workspace(self._environment, {"socket": str(self._home.code_socket)})
+        path = processes.grpc_path(self._home.code_socket)
+        processes.write_workspace(self._environment, {"socket": path})
         self._home.logs.mkdir(exist_ok=True)
 
     def _start(self, name: str) -> None:

@@ -3,9 +3,11 @@
 A secret never appears in an error's text.
 """
 
+import os
 import re
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, get_args
+from urllib.parse import unquote
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -14,6 +16,8 @@ from trading_pipelines.settings.errors import SettingsError, settings_problem, s
 
 # Own patterns, because the errors of urllib quote the URL, password included.
 _DATABASE_URL = r"(postgres|postgresql(\+\w+)?)://[^/?#\s]*/[^/?#@\s]+(\?[^#\s]*)?"
+# Unknown to the libpq 17 of psycopg2, by which Dagster asks its storage.
+_SINCE_LIBPQ_18 = r"(min|max)_protocol_version|scram_(client|server)_key|oauth_\w+|sslkeylogfile"
 _DOCS_URL = r"https?://[^/?#@\s]+(/[^?#@\s]*)?"
 _EXCHANGE_URL = rf"{_DOCS_URL}(?<!/v1)"
 # Of the options, those that say where and as whom: the time-outs are not the operator's.
@@ -27,6 +31,7 @@ _REDIS_URL = (
 _N8N_URL = r"https?://[^/?#@\s]+(/[^?#@\s]*)?(?<!/webhook)(?<!/webhook/)"
 _DISCORD_URL = r"https?://[^?#@\s]+(\?[^#\s]*)?"
 _HEARTBEAT_URL = r"https?://[^/?#@\s]+(/[^?#@\s]*)?(\?[^#\s]*)?"
+LOOPBACK = ("localhost", "127.0.0.1", "127.0.0.0/8", "::1")
 _SECRET = r"[!-~]+"  # noqa: S105
 _HOST = r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?"
 
@@ -40,6 +45,45 @@ def _matching(pattern: str, wrong: str, allowed: str) -> AfterValidator:
         return value
 
     return AfterValidator(check)
+
+
+def _libpq_takes(url: str) -> bool:
+    """Ask libpq, whose errors quote the URL."""
+    # Imported where a database of the operator's is named: most commands import nothing for it.
+    import psycopg.conninfo  # noqa: PLC0415
+
+    try:
+        names = psycopg.conninfo.conninfo_to_dict(url)
+    except psycopg.Error:
+        return False
+    return not any(re.fullmatch(_SINCE_LIBPQ_18, name) for name in names)
+
+
+def _for_libpq(value: SecretStr | None) -> SecretStr | None:
+    """Demand a URL that libpq takes; the error names a parameter and never its value."""
+    if value is None:
+        return None
+    place, _, query = value.get_secret_value().partition("://")[2].partition("?")
+    if place.count("@") > 1 or not _libpq_takes(f"postgresql://{place}"):
+        raise settings_problem(
+            "has a host, a port or a password that can't be read",
+            "postgresql://user:password@host:5432/database, with % @ and spaces in the password "
+            "as %XX, and an IPv6 address in brackets",
+        )
+    pairs = (pair.partition("=") for pair in query.split("&"))
+    wrong = [
+        (name, eq)
+        for name, eq, text in pairs
+        if not _libpq_takes(f"postgresql:///?{name}{eq}{text}")
+    ]
+    if wrong:
+        names = [name for name, eq in wrong if eq and re.fullmatch(r"\w{1,40}", name)]
+        raise settings_problem(
+            f"PostgreSQL's clients can't read {', '.join(names) or 'what stands'} after the ?",
+            "libpq's parameters, such as sslmode=require in the place of ssl, with % and = as "
+            "%XX; leave away what only other clients know (schema, pgbouncer)",
+        )
+    return value
 
 
 def _plain(pattern: str, allowed: str) -> AfterValidator:
@@ -89,9 +133,9 @@ class Environment(BaseSettings):
         SecretStr | None,
         Field(
             description=(
-                "your Postgres, `postgresql://user:password@host/database`; without it an embedded "
-                "one runs in the home. The bot's own database is fine: its tables are adopted with "
-                "their rows"
+                "your Postgres (14 to 18), `postgresql://user:password@host/database`, with the "
+                "parameters of libpq; without it an embedded one runs in the home. The bot's own "
+                "database is fine: its tables are adopted with their rows"
             )
         ),
         _matching(
@@ -99,15 +143,23 @@ class Environment(BaseSettings):
             "not a PostgreSQL URL with a database name",
             "postgresql://user:password@host:5432/database, with / ? # @ in the password as %XX",
         ),
+        AfterValidator(_for_libpq),
     ] = None
     dagster_postgres_url: Annotated[
         SecretStr | None,
         Field(
             description=(
-                "Dagster's storage, `postgresql+psycopg2://…`; without it `<database>_dagster` on "
-                "the same server"
+                "Dagster's storage, a URL of the same form; without it `<database>_dagster` on the "
+                "same server"
             )
         ),
+        _matching(
+            _DATABASE_URL,
+            "not a PostgreSQL URL with a database name",
+            "postgresql+psycopg2://user:password@host:5432/database, with / ? # @ in the password "
+            "as %XX",
+        ),
+        AfterValidator(_for_libpq),
     ] = None
     redis_url: Annotated[
         SecretStr | None,
@@ -238,10 +290,49 @@ class Environment(BaseSettings):
         return self.trading_pipelines_home / "stopping"
 
 
+def without_secrets(text: str) -> str:
+    """Return the text without what the environment's secrets hold, however they are written.
+
+    Where a variable holds a URL, its password and the last part of its path count as well.
+    """
+    secrets: set[str] = set()
+    for name, field in Environment.model_fields.items():
+        value = os.environ.get(name.upper(), "")
+        if SecretStr in get_args(field.annotation):
+            password = re.search(r"://[^/?#]*?:([^/?#]*)@", value)
+            path = re.search(r"https?://.*/([^/?#]+)", value)
+            secrets |= {value, *(match[1] for match in (password, path) if match)}
+    written = {form for secret in secrets for form in (secret, unquote(secret)) if form}
+    for form in sorted(written, key=len, reverse=True):
+        text = text.replace(form, "***")
+    return text
+
+
+def spare_from_proxies(*hosts: str) -> None:
+    """Let nothing for this machine or for `hosts` go to a proxy, from this process or its children.
+
+    What else goes to one, and which certificates are believed, is the environment's to say
+    (HTTPS_PROXY, HTTP_PROXY, NO_PROXY, REQUESTS_CA_BUNDLE): of this `requests`, gRPC and what we
+    start read the same variables.
+    """
+    for name in ("no_proxy", "no_grpc_proxy"):
+        operators = os.environ.get(name) or os.environ.get(name.upper()) or ""
+        spared = [host for host in re.split(r"[,\s]+", operators) if host]
+        # A star alone spares everything, and beside other names nothing; gRPC's own is rarely set.
+        if "*" not in spared and (operators or name == "no_proxy"):
+            spared = [*dict.fromkeys([*spared, *LOOPBACK, *hosts])]
+            os.environ[name] = os.environ[name.upper()] = ",".join(spared)
+
+
 def load_environment() -> Environment:
-    """Read the environment; raises SettingsError with every wrong variable, never its value."""
+    """Read the environment; raises SettingsError with every wrong variable, never its value.
+
+    Proxies are kept away from what is ours, as `spare_from_proxies` does.
+    """
     try:
         environment = Environment()
+        # gRPC would ask the proxy for the code server.
+        spare_from_proxies(environment.code_server.rpartition(":")[0])
         if not environment.n8n_url or environment.n8n_webhook_secret:
             return environment
         problems = ["N8N_WEBHOOK_SECRET: not set; N8N_URL is, and n8n refuses what has no secret"]

@@ -76,9 +76,15 @@ class _StrategyFile:
             wrong = "unknown key" + "".join(f", did you mean {key}?" for key in near)
             allowed = ", ".join(keys)
         else:
-            wrong = context.get("wrong") or f"is {shown_value(error['input'])}"
-            allowed = context.get("allowed") or allowed_text(setting_schema(loc))
+            return self.lines[loc], f"{_dotted(loc)}: {in_words(error, loc)}"
         return self.lines[loc], f"{_dotted(loc)}: {wrong}; allowed: {allowed}"
+
+
+def in_words(error: ErrorDetails, loc: Place) -> str:
+    """Return what is wrong with the value of a setting, and what is allowed there."""
+    context = error.get("ctx", {})
+    wrong = context.get("wrong") or f"is {shown_value(error['input'])}"
+    return f"{wrong}; allowed: {context.get('allowed') or allowed_text(setting_schema(loc))}"
 
 
 def _line(node: yaml.Node) -> int:

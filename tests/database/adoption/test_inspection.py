@@ -499,10 +499,29 @@ def test_a_database_for_dagster_is_named_where_it_is_missing_and_wanted_where_it
     assert inspection.adds == adds[:-1]
     (told,) = (one for one in inspection.findings if one.level is MEND)
     assert (told.about, told.advice) == (
-        "DAGSTER_POSTGRES_URL", 'where it is not there: CREATE DATABASE "not_there";'
-    )  # fmt: skip
+        "DAGSTER_POSTGRES_URL",
+        'where it is not there: CREATE DATABASE "not_there" OWNER "postgres";',
+    )
     assert "not_there" in told.what
     there = url.replace("not_there", "postgres")
+    assert inspect(empty_url, storage=there, is_named=True).can_be_adopted
+
+
+@pytest.mark.usefixtures("_roles")
+def test_a_database_for_dagster_in_which_the_role_may_create_nothing_is_to_be_mended(
+    empty_url: str, server: EmbeddedServer
+) -> None:
+    with psycopg.connect(empty_url) as connection:
+        connection.execute("CREATE TABLE public.job_ticks ()")
+    url = server.url("postgres").replace("postgres@", "newcomer@")
+    for is_named in (True, False):
+        inspection = inspect(empty_url, storage=url, is_named=is_named)
+        assert not inspection.can_be_adopted
+        assert "GRANT CREATE ON SCHEMA public TO newcomer; (in the database postgres)" in {
+            finding.advice for finding in inspection.findings
+        }
+    # Where its tables are there, nothing has to be created.
+    there = empty_url.replace("postgres@", "newcomer@")
     assert inspect(empty_url, storage=there, is_named=True).can_be_adopted
 
 

@@ -28,7 +28,7 @@ from trading_pipelines.database.connection import (
     SCHEMA,
     DatabaseError,
     newest_schema,
-    probe_database,
+    storage_fault,
 )
 from trading_pipelines.database.url import PostgresUrl
 
@@ -52,13 +52,23 @@ class SchemaInspector(Inspector):
 
     def judge(self, storage: str, *, is_named: bool) -> tuple[str, set[str]]:
         """Judge all of it; return the role's name and the tables whose rows can be read."""
+        role = self._judge_rights_to_add(storage, is_named=is_named)
+        readable = {name for name in self.relations if self._judge_table(name, role.name)}
+        return role.name, readable
+
+    def missing_rights(self, storage: str, *, is_named: bool) -> list[str]:
+        """Return what the role may not do that `db upgrade` does, each with the command for it."""
+        about = f"role {self._judge_rights_to_add(storage, is_named=is_named).name}"
+        lacking = [finding for finding in self.findings if finding.about == about]
+        return [f"{about} {finding.what}: {finding.advice}" for finding in lacking]
+
+    def _judge_rights_to_add(self, storage: str, *, is_named: bool) -> Any:  # noqa: ANN401
         (role,) = self.rows(ROLE, [PostgresUrl.parse(storage).database])
         if self.is_known:
             self._compare()
         self._judge_role(role)
         self._judge_storage(storage, role, is_named=is_named)
-        readable = {name for name in self.relations if self._judge_table(name, role.name)}
-        return role.name, readable
+        return role
 
     def _revision(self) -> tuple[str | None, bool]:
         """Return the revision of our schema, and whether it is one that this version knows."""
@@ -141,18 +151,9 @@ class SchemaInspector(Inspector):
             adds += [f"index {index}" for index in indexes]
 
     def _judge_storage(self, url: str, role: Any, *, is_named: bool) -> None:  # noqa: ANN401
-        name = PostgresUrl.parse(url).database
-        if is_named:
-            try:
-                with probe_database(url):
-                    return
-            except DatabaseError as error:
-                self.mend(
-                    about="DAGSTER_POSTGRES_URL",
-                    what=str(error),
-                    advice=f'where it is not there: CREATE DATABASE "{name}";',
-                )
-        elif not role.has_storage:
+        target = PostgresUrl.parse(url)
+        name, owner = target.database, target.parameters.get("user")
+        if not is_named and not role.has_storage:
             self.adds.append(f"database {name}")
             if not role.creates_databases:
                 self.mend(
@@ -160,6 +161,18 @@ class SchemaInspector(Inspector):
                     what=f"may not create the database {name}",
                     advice=f'CREATE DATABASE "{name}" OWNER {role.name}; or set '
                     "DAGSTER_POSTGRES_URL",
+                )
+            return
+        try:
+            if fault := storage_fault(url):
+                self.mend(f"role {role.name}", *fault)
+        except DatabaseError as error:
+            if is_named:
+                owned = f' OWNER "{owner}"' if owner else ""
+                self.mend(
+                    about="DAGSTER_POSTGRES_URL",
+                    what=str(error),
+                    advice=f'where it is not there: CREATE DATABASE "{name}"{owned};',
                 )
 
     def _judge_role(self, role: Any) -> None:  # noqa: ANN401
