@@ -1,4 +1,4 @@
-"""Writes config/n8n_workflows/: four workflows that differ in path, required fields and embed.
+"""Writes config/n8n_workflows/: five workflows that differ in path, required fields and embed.
 
 n8n imports the JSON; edit this file instead, and run `make docs`. The same embeds in Python, for
 when n8n is away, are in `trading_pipelines/alerts/discord.py`.
@@ -20,6 +20,8 @@ const number = (value, unit, options) => {
   return new Intl.NumberFormat('en-US', { maximumFractionDigits: 8, signDisplay: 'negative', ...options }).format(digits) + unit;
 };
 const oneDecimal = { minimumFractionDigits: 1, maximumFractionDigits: 1 };
+const regime = (value) => ['BULL (상승)', 'BEAR (하락)', 'SIDEWAYS (횡보)'].find((label) => label.startsWith(text(value) + ' ')) ?? text(value);
+const rsi = (value, note) => (Number(value) === 0 ? '-' : number(value, '', oneDecimal)) + (text(note) === '-' ? '' : ' (' + text(note) + ')');
 const time = (value) => {
   const iso = /^([0-9]{4}-[0-9]{2}-[0-9]{2})[T ]([0-9]{2}:[0-9]{2}:[0-9]{2})(?:\.[0-9]+)?(Z|[+-][0-9]{2}:[0-9]{2})?$/.exec(text(value));
   const moment = iso && DateTime.fromISO(iso[1] + 'T' + iso[2] + (iso[3] ?? 'Z'), { zone: 'Asia/Seoul' });
@@ -65,15 +67,37 @@ WORKFLOWS = {
         "ai-reject",
         ["symbol", "reason"],
         r"""
-const regime = ['BULL (상승)', 'BEAR (하락)', 'SIDEWAYS (횡보)'].find((label) => label.startsWith(text(body.regime) + ' ')) ?? text(body.regime);
 const embed = {
   title: 'AI 거절: ' + text(body.symbol),
   color: 0xE74C3C,
   fields: [
-    ['국면', regime],
-    ['RSI', Number(body.rsi) === 0 ? '-' : number(body.rsi, '', oneDecimal)],
+    ['국면', regime(body.regime)],
+    ['RSI', rsi(body.rsi, body.rsi_note)],
     ['시각', time(body.timestamp)],
     ['사유', text(body.reason), false],
+  ],
+};
+""",
+    ),
+    "ai_decision": Workflow(
+        5,
+        "ai-decision",
+        ["symbol", "decision"],
+        r"""
+const decision = text(body.decision);
+const terms = Array.isArray(body.boundary_terms) ? body.boundary_terms.map(text).join(', ') : text(body.boundary_terms);
+const boundary = body.boundary_violation === true ? [['경계 위반', terms || '-']] : [];
+const embed = {
+  title: (decision === 'CONFIRM' ? 'AI 승인' : decision === 'REJECT' ? 'AI 거절' : 'AI ' + decision) + ': ' + text(body.symbol),
+  description: text(body.reason),
+  color: decision === 'CONFIRM' ? 0x2ECC71 : decision === 'REJECT' ? 0xE74C3C : 0x95A5A6,
+  fields: [
+    ['국면', regime(body.regime)],
+    ['RSI', rsi(body.rsi, body.rsi_note)],
+    ['확신도', number(body.confidence, ' / 100')],
+    ['모델', text(body.model_used)],
+    ...boundary,
+    ['시각', time(body.timestamp)],
   ],
 };
 """,

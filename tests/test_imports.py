@@ -9,7 +9,7 @@ import pytest
 COMPUTING = {"arch", "ccxt", "matplotlib", "pandas", "redis", "scipy", "sklearn", "statsmodels"}
 DAGSTER = {"dagster"}
 DEAR = COMPUTING | DAGSTER | {"alembic", "sqlalchemy"}
-LOOKING = ["signals", "alerts list", "trades", "decisions", "risk", "rejections", "db url"]
+LOOKING = ["signals", "flags", "alerts list", "trades", "decisions", "risk", "rejections", "db url"]
 RUN = """
 import sys
 from trading_pipelines.cli.main import app

@@ -250,18 +250,30 @@ class Bot:
         return self.insert("risk_audit", **(values | more))
 
     def cooldown(
-        self, until: datetime | None, updated_at: datetime | None, day: str = "2025-09-10"
+        self,
+        until: datetime | None,
+        updated_at: datetime | None,
+        day: str = "2025-09-10",
+        *,
+        losses: int = 3,
+        is_halted: bool = False,
     ) -> str:
         """Write the day's row, or update it in place, as the bot does."""
-        values = [day, until, updated_at]
+        values = [day, losses, until, is_halted, updated_at]
         self.connection.execute(
             "INSERT INTO daily_risk_state (date, total_pnl, trade_count, consecutive_losses, "
-            "cooldown_until, is_trading_halted, updated_at) VALUES (%s, -1, 3, 3, %s, false, %s) "
+            "cooldown_until, is_trading_halted, updated_at) VALUES (%s, -1, 3, %s, %s, %s, %s) "
             "ON CONFLICT (date) DO UPDATE SET cooldown_until = excluded.cooldown_until, "
+            "consecutive_losses = excluded.consecutive_losses, "
+            "is_trading_halted = excluded.is_trading_halted, "
             "updated_at = excluded.updated_at, trade_count = daily_risk_state.trade_count + 1",
             values,
         )
         return day
+
+    def halt(self, is_halted: bool, updated_at: datetime | None, day: str = "2025-09-10") -> str:  # noqa: FBT001
+        """Halt trading, or allow it again."""
+        return self.cooldown(None, updated_at, day, is_halted=is_halted)
 
     def ledger(self, columns: str = "source_id, state", where: str = "true") -> list[Any]:
         """Return the ledger's rows in the order they were entered; one column alone as values."""

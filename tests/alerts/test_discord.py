@@ -20,6 +20,20 @@ BODIES: dict[str, Body] = {
         "timestamp": AT,
         "idempotency_key": "agent_decisions:17:ai-reject",
     },
+    "ai-decision": {
+        "symbol": "KRW-BTC",
+        "decision": "REJECT",
+        "regime": "SIDEWAYS",
+        "rsi": 27.4,
+        "rsi_note": "닫힌 1분봉 기준",
+        "confidence": 72,
+        "boundary_violation": True,
+        "boundary_terms": ["가격 한도", "거래량"],
+        "model_used": "claude-sonnet",
+        "reason": "거래량이 부족함",
+        "timestamp": AT,
+        "idempotency_key": "agent_decisions:18:ai-decision",
+    },
     "trade": {
         "symbol": "KRW-BTC",
         "side": "BUY",
@@ -56,6 +70,20 @@ SHOWN: dict[str, Body] = {
             {"name": "사유", "value": "하락 추세이며 거래량이 부족함", "inline": False},
         ],
         "footer": {"text": "agent_decisions:17:ai-reject"},
+    },
+    "ai-decision": {
+        "title": "AI 거절: KRW-BTC",
+        "description": "거래량이 부족함",
+        "color": 0xE74C3C,
+        "fields": [
+            {"name": "국면", "value": "SIDEWAYS (횡보)", "inline": True},
+            {"name": "RSI", "value": "27.4 (닫힌 1분봉 기준)", "inline": True},
+            {"name": "확신도", "value": "72 / 100", "inline": True},
+            {"name": "모델", "value": "claude-sonnet", "inline": True},
+            {"name": "경계 위반", "value": "가격 한도, 거래량", "inline": True},
+            {"name": "시각", "value": "2026-11-24 18:03:05 KST", "inline": True},
+        ],
+        "footer": {"text": "agent_decisions:18:ai-decision"},
     },
     "trade": {
         "title": "매수 체결: KRW-BTC",
@@ -143,9 +171,21 @@ def _nasty() -> dict[str, tuple[str, Body]]:
     for number in NUMBERS:
         found[f"price {number!r}"] = "trade", {**BODIES["trade"], "price": number}
         found[f"rsi {number!r}"] = "ai-reject", {**BODIES["ai-reject"], "rsi": number}
+        found[f"confidence {number!r}"] = "ai-decision", {
+            **BODIES["ai-decision"], "confidence": number, "rsi": number,
+        }  # fmt: skip
         found[f"pnl {number!r}"] = "daily-report", {**BODIES["daily-report"], "pnl": number}
     for time in TIMES:
         found[f"at {time!r}"] = "trade", {**BODIES["trade"], "executed_at": time}
+    for terms in ("가격 한도", "", [], [None], ["", "a"], [1, {"a": 2}], {"a": 1}, None):
+        for violated in (True, False, None, "true", 1):
+            found[f"boundary {violated!r} {terms!r}"] = "ai-decision", {
+                **BODIES["ai-decision"], "boundary_violation": violated, "boundary_terms": terms,
+            }  # fmt: skip
+    for decision in ("CONFIRM", "SAFE", "confirm"):
+        found[f"decision {decision}"] = "ai-decision", {
+            **BODIES["ai-decision"], "decision": decision,
+        }  # fmt: skip
     for name in ("level", "regime", "side"):
         for value in (
             "WARNING",
@@ -164,6 +204,7 @@ def _nasty() -> dict[str, tuple[str, Body]]:
 
 NEEDED = {
     "ai-reject": ["symbol", "reason"],
+    "ai-decision": ["symbol", "decision"],
     "trade": ["symbol", "side", "price", "quantity"],
     "risk": ["type", "level", "message"],
     "daily-report": ["title", "pnl", "trades", "summary"],
@@ -239,6 +280,37 @@ def test_a_price_is_grouped_and_has_at_most_eight_decimals(price: Any, shown: st
 )
 def test_a_profit_has_a_sign(pnl: Any, shown: str) -> None:
     assert _field("daily-report", "손익", pnl=pnl) == shown
+
+
+@pytest.mark.parametrize(
+    ("decision", "title", "color"),
+    [
+        ("CONFIRM", "AI 승인: KRW-BTC", 0x2ECC71),
+        ("REJECT", "AI 거절: KRW-BTC", 0xE74C3C),
+        ("SAFE", "AI SAFE: KRW-BTC", 0x95A5A6),
+    ],
+)
+def test_a_decision_has_its_word_and_its_colour(decision: str, title: str, color: int) -> None:
+    embed = _embed("ai-decision", decision=decision)
+    assert (embed["title"], embed["color"]) == (title, color)
+
+
+def test_a_decision_of_our_own_has_no_boundary_and_the_bots_post_its_terms() -> None:
+    ours = {"boundary_violation": None, "boundary_terms": None}
+    names = [field["name"] for field in _embed("ai-decision", **ours)["fields"]]
+    assert names == ["국면", "RSI", "확신도", "모델", "시각"]
+    assert _field("ai-decision", "경계 위반", boundary_terms="가격") == "가격"
+    assert _field("ai-decision", "경계 위반", boundary_terms=[]) == "-"
+
+
+def test_a_decision_shows_its_reason_of_1500_characters_whole() -> None:
+    assert _embed("ai-decision", reason="가" * 1500)["description"] == "가" * 1500
+
+
+def test_an_rsi_says_what_it_leaves_out() -> None:
+    note = "닫힌 1분봉 기준"
+    assert _field("ai-reject", "RSI", rsi_note=note) == "27.4 (닫힌 1분봉 기준)"
+    assert _field("ai-reject", "RSI", rsi_note=" ") == "27.4"
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """The bodies the contract asks for, made of the bot's rows, the incomplete ones too."""
 
 import unicodedata
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from tests.alerts.conftest import BTC, ETH, NOON, Bot
 from trading_pipelines.alerts import ledger
 from trading_pipelines.alerts.kinds import (
+    AI_DECISION,
     AI_REJECT,
     CHANNELS,
     LONGEST_REASON,
@@ -20,6 +21,7 @@ from trading_pipelines.alerts.kinds import (
     TRADE,
     cut,
 )
+from trading_pipelines.database.connection import refresh_korean_views
 from trading_pipelines.signals.regimes.regime import label_as_of
 
 HOUR, MINUTE, SECOND = timedelta(hours=1), timedelta(minutes=1), timedelta(seconds=1)
@@ -36,13 +38,14 @@ def bodies(bot: Bot, kind: str, now: datetime = NOON + HOUR) -> list[dict[str, A
     return found
 
 
-def store_hours(bot: Bot, count: int, until: datetime = NOON, symbol: str = BTC) -> None:
-    """Store hours that close one after another, the last of them at `until`."""
+def store_minutes(bot: Bot, count: int, until: datetime = NOON, symbol: str = BTC) -> None:
+    """Store minutes that close one after another, the last of them at `until`."""
     for n in range(count):
         close = 1000 + (n * n * 37) % 101
         bot.connection.execute(
-            "INSERT INTO trading_pipelines.candles_1h VALUES (%s, %s, %s, %s, %s, %s, 1, 60)",
-            [symbol, until - (count - n) * HOUR, *[close] * 4],
+            "INSERT INTO market_data (symbol, interval, timestamp, open_price, high_price, "
+            "low_price, close_price, volume) VALUES (%s, '1m', %s, %s, %s, %s, %s, 1)",
+            [symbol, until - (count - n) * MINUTE, *[close] * 4],
         )
 
 
@@ -56,11 +59,11 @@ def store_label(bot: Bot, label: str, closed_at: datetime, symbol: str = BTC) ->
 
 
 def test_a_rejection_has_the_body_of_the_contract(bot: Bot) -> None:
-    store_hours(bot, 40)
+    store_minutes(bot, 40, NOON + 5 * MINUTE)
     bot.reject(NOON + 5 * MINUTE, "RSI 71, 과매수", regime="BULL", confidence=72)
     (body,) = bodies(bot, AI_REJECT)
     assert 0 < body["rsi"] < 100
-    assert round(body["rsi"], 2) == body["rsi"]
+    assert round(body["rsi"], 1) == body["rsi"]
     assert body == {
         "symbol": BTC,
         "regime": "BULL",
@@ -134,11 +137,11 @@ def test_a_label_is_no_older_than_a_regime_may_be_and_never_of_an_hour_that_is_o
 
 
 def test_the_rsi_is_as_of_the_decision_and_0_where_there_is_none(bot: Bot) -> None:
-    store_hours(bot, 40)
+    store_minutes(bot, 40)
     for symbol in (BTC, ETH):
-        bot.reject(NOON - 3 * HOUR, symbol=symbol)
+        bot.reject(NOON - 3 * MINUTE, symbol=symbol)
         bot.reject(NOON, symbol=symbol)
-    bot.reject(NOON + 4 * HOUR)
+    bot.reject(NOON + 6 * MINUTE)
     by_time: dict[str, list[float]] = {BTC: [], ETH: []}
     for body in bodies(bot, AI_REJECT):
         by_time[body["symbol"]].append(body["rsi"])
@@ -147,6 +150,56 @@ def test_the_rsi_is_as_of_the_decision_and_0_where_there_is_none(bot: Bot) -> No
     assert min(earlier, at_noon) > 0
     assert stale == 0
     assert by_time[ETH] == [0, 0]
+
+
+def test_a_minute_that_the_bot_saw_while_it_was_forming_is_named(bot: Bot) -> None:
+    store_minutes(bot, 41, NOON + MINUTE)
+    bot.reject(NOON)
+    bot.reject(NOON + MINUTE)
+    bot.reject(NOON - 8 * HOUR)
+    _, forming, closed = bodies(bot, AI_REJECT)
+    assert forming["rsi_note"] == "닫힌 1분봉 기준, 봇의 최신 봉 2025-09-10 21:00 KST은 미완성"
+    assert "rsi_note" not in closed
+
+
+@pytest.mark.parametrize("decision", ["CONFIRM", "REJECT"])
+def test_a_decision_has_what_the_bots_table_holds_and_invents_nothing(
+    bot: Bot, decision: str
+) -> None:
+    store_minutes(bot, 40)
+    values = {"confidence": 72, "model_used": "claude-sonnet", "regime": "BULL"}
+    bot.reject(NOON, "가" * 1600, decision=decision, **values)
+    (body,) = bodies(bot, AI_DECISION)
+    assert 0 < body["rsi"] < 100
+    assert body == {
+        "symbol": BTC,
+        "decision": decision,
+        "regime": "BULL",
+        "rsi": round(body["rsi"], 1),
+        "confidence": 72,
+        "model_used": "claude-sonnet",
+        "reason": "가" * 1500,
+        "timestamp": "2025-09-10T12:00:00+00:00",
+    }
+
+
+@pytest.mark.parametrize("is_old", [False, True], ids=["newer", "older"])
+def test_a_decision_that_nothing_else_is_known_of_says_no_more(
+    bot: Bot, old_bot: Bot, *, is_old: bool
+) -> None:
+    database = old_bot if is_old else bot
+    database.reject(NOON, None, decision="CONFIRM")
+    for other in ("SAFE", "WARNING"):
+        database.reject(NOON, decision=other)
+    assert bodies(database, AI_DECISION) == [
+        {
+            "symbol": BTC,
+            "decision": "CONFIRM",
+            "regime": "UNKNOWN",
+            "reason": "",
+            "timestamp": "2025-09-10T12:00:00+00:00",
+        }
+    ]
 
 
 def test_only_rejections_are_told(bot: Bot) -> None:
@@ -226,6 +279,87 @@ def test_a_cooldown_is_told_once_and_the_second_of_a_day_too(bot: Bot) -> None:
     bot.cooldown(NOON + 3 * HOUR, NOON + 2 * HOUR)
     (second,) = bodies(bot, RISK)
     assert "2025-09-11 00:00 KST" in second["message"]
+
+
+@pytest.mark.parametrize("losses", [0, 1])
+def test_a_cooldown_whose_losses_the_bot_counts_anew_names_no_number(bot: Bot, losses: int) -> None:
+    bot.cooldown(NOON + 4 * HOUR, NOON, losses=losses)
+    (body,) = bodies(bot, RISK, NOON)
+    assert body["message"] == "쿨다운: 2025-09-11 01:00 KST까지 신규 거래 중지"
+
+
+def told(bot: Bot) -> list[tuple[str, str, str]]:
+    """Collect and return type, message and time of what is new."""
+    return [(one["type"], one["message"], one["timestamp"]) for one in bodies(bot, RISK)]
+
+
+def test_a_halt_its_end_and_the_next_are_each_told_once(bot: Bot) -> None:
+    bot.halt(False, NOON - HOUR)
+    assert told(bot) == []
+    bot.halt(True, NOON)
+    halted = "거래 정지: 손익 -1, 거래 4회, 연속 손실 3회"
+    assert told(bot) == [("HALT", halted, "2025-09-10T12:00:00+00:00")]
+    bot.halt(True, NOON + MINUTE)
+    assert told(bot) == [], "a later trade of the day only moves updated_at"
+    bot.halt(False, NOON + 2 * MINUTE)
+    lifted = "거래 정지 해제: 2025-09-10의 정지가 풀림"
+    assert told(bot) == [("HALT_LIFTED", lifted, "2025-09-10T12:02:00+00:00")]
+    bot.halt(False, NOON + 3 * MINUTE)
+    assert told(bot) == []
+    bot.halt(True, NOON + 4 * MINUTE)
+    assert [one[0] for one in told(bot)] == ["HALT"]
+    bot.halt(False, NOON + 5 * MINUTE)
+    assert [one[0] for one in told(bot)] == ["HALT_LIFTED"]
+    bot.violation(NOON)
+    levels = {body["level"] for body in bot.ledger("body") if body["type"].startswith("HALT")}
+    assert levels == {"CRITICAL"}
+
+
+def test_a_halt_ends_with_the_next_day_that_has_none(bot: Bot) -> None:
+    bot.halt(True, NOON)
+    assert [one[0] for one in told(bot)] == ["HALT"]
+    bot.halt(True, NOON + 13 * HOUR, "2025-09-11")
+    assert [one[0] for one in told(bot)] == ["HALT"], "the next day is halted as well"
+    bot.halt(False, NOON + 37 * HOUR, "2025-09-12")
+    lifted = "거래 정지 해제: 2025-09-11의 정지가 풀림"
+    assert told(bot) == [("HALT_LIFTED", lifted, "2025-09-12T01:00:00+00:00")]
+    bot.halt(False, NOON + 38 * HOUR, "2025-09-12")
+    assert told(bot) == []
+
+
+def test_an_end_whose_row_has_no_new_time_is_told_as_of_when_it_was_seen(bot: Bot) -> None:
+    bot.halt(True, NOON)
+    assert len(told(bot)) == 1
+    before = datetime.now(UTC)
+    bot.halt(False, NOON)
+    ((_, _, at),) = told(bot)
+    assert before - MINUTE < datetime.fromisoformat(at) < datetime.now(UTC) + MINUTE
+
+
+def test_halts_of_long_ago_are_not_told(bot: Bot) -> None:
+    bot.halt(True, NOON - timedelta(days=30), "2025-08-11")
+    bot.halt(False, NOON - timedelta(days=29), "2025-08-12")
+    bot.halt(False, NOON, "2025-09-10")
+    assert told(bot) == []
+    assert told(bot) == []
+
+
+def test_the_moment_of_a_risk_state_is_that_at_which_it_was_first_seen(bot: Bot) -> None:
+    first = NOON - 2 * MINUTE
+    bot.cooldown(NOON + HOUR, first, is_halted=True)
+    ledger.observe(bot.connection, RISK)
+    bot.cooldown(NOON + HOUR, NOON, losses=0, is_halted=True)
+    refresh_korean_views(bot.connection)
+    log = bot.connection.execute(
+        "SELECT type, occurred_at, message FROM trading_pipelines.risk_log_kst ORDER BY type"
+    ).fetchall()
+    found = bodies(bot, RISK)
+    assert [(one["type"], datetime.fromisoformat(one["timestamp"]), one["message"])
+            for one in sorted(found, key=lambda one: one["type"])] == log  # fmt: skip
+    assert log == [
+        ("COOLDOWN", first, "연속 손실 3회: 2025-09-10 22:00 KST까지 신규 거래 중지"),
+        ("HALT", first, "거래 정지: 손익 -1, 거래 3회, 연속 손실 3회"),
+    ]
 
 
 def test_every_source_has_a_channel_of_n8ns_and_a_key_of_its_own() -> None:

@@ -13,7 +13,14 @@ from trading_pipelines.alerts import attempts, kinds, ledger, retention
 from trading_pipelines.alerts.attempts import NextState
 from trading_pipelines.alerts.failures import Failure, missed_alerts
 from trading_pipelines.alerts.incidents import IncidentTally, reconcile
-from trading_pipelines.alerts.kinds import AI_REJECT, DAILY_REPORT, KINDS, RISK, TRADE
+from trading_pipelines.alerts.kinds import (
+    AI_DECISION,
+    AI_REJECT,
+    DAILY_REPORT,
+    KINDS,
+    RISK,
+    TRADE,
+)
 from trading_pipelines.alerts.ledger import Delivery, DeliveryState
 from trading_pipelines.alerts.periodic import due_reports, send_report
 from trading_pipelines.alerts.retention import purge
@@ -173,8 +180,9 @@ def test_a_time_that_python_can_not_hold_stops_nothing(bot: Bot, moment: str) ->
 def test_a_number_that_json_can_not_hold_stops_nothing(bot: Bot) -> None:
     for n in range(20):
         bot.connection.execute(
-            "INSERT INTO trading_pipelines.candles_1h VALUES (%s, %s, %s, %s, %s, %s, 1, 60)",
-            [BTC, NOON - (n + 1) * HOUR, *["NaN" if n == 3 else n] * 4],
+            "INSERT INTO market_data (symbol, interval, timestamp, open_price, high_price, "
+            "low_price, close_price, volume) VALUES (%s, '1m', %s, %s, %s, %s, %s, 1)",
+            [BTC, NOON - (n + 1) * MINUTE, *["NaN" if n == 3 else n] * 4],
         )
     bot.reject(NOON)
     bot.reject(NOON, symbol="KRW-ETH")
@@ -357,6 +365,88 @@ def test_a_cooldown_that_began_while_the_kind_was_off_is_not_sent(bot: Bot) -> N
     since = ledger.enable(bot.connection, RISK, None, NOON)
     bot.cooldown(NOON + HOUR, NOON + MINUTE)
     assert ledger.collect(bot.connection, RISK, since, NOON) == 0
+
+
+def decide_both(bot: Bot, at: datetime | None) -> None:
+    bot.reject(at)
+    bot.reject(at, decision="CONFIRM")
+
+
+def collect_decisions(bot: Bot) -> list[tuple[str, str]]:
+    """Collect as the sensors of both kinds do, the newer first; return decisions by channel."""
+    for kind in (AI_DECISION, AI_REJECT):
+        if since := ledger.enabled_since(bot.connection, kind):
+            collect(bot, kind, since)
+    return [
+        (body.get("decision", "REJECT"), channel)
+        for channel, body in bot.ledger("channel, body", "state = 'pending'")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("kinds_on", "told"),
+    [
+        ([], []),
+        ([AI_REJECT], [("REJECT", "ai-reject")]),
+        ([AI_DECISION], [("REJECT", "ai-decision"), ("CONFIRM", "ai-decision")]),
+        ([AI_DECISION, AI_REJECT], [("CONFIRM", "ai-decision"), ("REJECT", "ai-reject")]),
+    ],
+    ids=["none", "ai_reject", "ai_decision", "both"],
+)
+def test_either_kind_of_decision_or_both_or_none(
+    bot: Bot, kinds_on: list[str], told: list[tuple[str, str]]
+) -> None:
+    for kind in kinds_on:
+        ledger.enable(bot.connection, kind, None, NOON - HOUR)
+    decide_both(bot, NOON)
+    assert collect_decisions(bot) == told
+    assert collect_decisions(bot) == told, "and nothing again"
+
+
+@pytest.mark.parametrize("at", [NOON, None])
+@pytest.mark.parametrize("kinds", [(AI_REJECT, AI_DECISION), (AI_DECISION, AI_REJECT)])
+def test_what_one_kind_has_told_the_other_never_tells_again(
+    bot: Bot, kinds: tuple[str, str], at: datetime | None
+) -> None:
+    first, second = kinds
+    ledger.enable(bot.connection, first, NOON - HOUR, NOON)
+    bot.reject(at)
+    told = collect_decisions(bot)
+    assert len(told) == 1
+    # `alerts.since` may name a moment before all that was told.
+    ledger.enable(bot.connection, second, NOON - 5 * HOUR, NOON + HOUR)
+    assert collect_decisions(bot) == told
+    ledger.disable(bot.connection, first)
+    collect_decisions(bot)
+    assert len(bot.ledger()) == 1
+    done(bot)
+    now = purge_later(bot)
+    bot.connection.execute("UPDATE trading_pipelines.alert_kinds SET since = %s", [LONG_AGO])
+    assert ledger.collect(bot.connection, second, now - timedelta(days=30), now) == 0
+
+
+def test_two_kinds_that_find_one_rejection_at_once_tell_it_once(
+    bot: Bot, other: psycopg.Connection
+) -> None:
+    ledger.enable(bot.connection, AI_DECISION, None, NOON - HOUR)
+    bot.reject(NOON)
+    with other.transaction():
+        assert ledger.collect(other, AI_DECISION, LONG_AGO, NOON) == 1
+        bot.connection.execute("SET lock_timeout = '100ms'")
+        with pytest.raises(psycopg.errors.LockNotAvailable):
+            collect(bot, AI_REJECT)
+    assert collect(bot, AI_REJECT) == 0
+    assert bot.ledger("channel") == ["ai-decision"]
+
+
+def test_a_halt_in_force_when_the_kind_comes_on_is_not_sent_and_its_end_is(bot: Bot) -> None:
+    bot.halt(True, NOON - MINUTE)
+    since = ledger.enable(bot.connection, RISK, None, NOON)
+    bot.halt(True, NOON + MINUTE)
+    assert ledger.collect(bot.connection, RISK, since, NOON) == 0, "a trade moved updated_at"
+    bot.halt(False, NOON + 2 * MINUTE)
+    assert ledger.collect(bot.connection, RISK, since, NOON) == 1
+    assert only(bot, RISK).body["type"] == "HALT_LIFTED"
 
 
 # Odd text.

@@ -283,6 +283,32 @@ def test_the_risk_log_is_shown(bot: Bot) -> None:
     ]
 
 
+def test_the_share_of_the_time_is_shown_that_each_horizons_flag_was_up(
+    bot: Bot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tmp_path / "strategy.yaml"
+    config.write_text("volatility: {horizons: [1, 6, 24], published_horizon: 1}")
+    monkeypatch.setenv("TRADING_PIPELINES_CONFIG", str(config))
+    for hours, is_high in ((2, True), (3, False), (4, False), (5, False)):
+        as_of = datetime.now(UTC) - timedelta(hours=hours)
+        bot.connection.execute(
+            "INSERT INTO trading_pipelines.volatility_forecast (symbol, as_of, horizon, "
+            "valid_until, model_day, status, is_high_volatility) "
+            "VALUES ('KRW-BTC', %s, 24, %s, %s, 'OK', %s)",
+            [as_of, as_of, as_of.date(), is_high],
+        )
+    done = CliRunner().invoke(app, ["flags"])
+    assert done.exit_code == 0, done.stderr
+    shown = done.stdout
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in shown.splitlines()]
+    assert [row for row in rows if row] == [
+        ["1 h", "0", "no forecasts", "yes"],
+        ["6 h", "0", "no forecasts", "no"],
+        ["24 h", "4", "25.0%", "no"],
+    ]
+    assert "is_high_volatility of KRW-BTC" in shown
+
+
 def test_what_became_of_a_rejection_is_shown(bot: Bot) -> None:
     bot.connection.execute(
         "INSERT INTO trading_pipelines.reject_outcomes (symbol, day, decision_id, decided_at, "

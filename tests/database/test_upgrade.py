@@ -13,10 +13,16 @@ import pytest
 from alembic import command
 from alembic.config import Config
 
+from trading_pipelines.alerts import ledger
 from trading_pipelines.candles.page import Candle
 from trading_pipelines.candles.store import Written, write_candles
 from trading_pipelines.database.adoption.bot_columns import NEWER
-from trading_pipelines.database.connection import DatabaseError, connect, upgrade_database
+from trading_pipelines.database.connection import (
+    DatabaseError,
+    connect,
+    migrate,
+    upgrade_database,
+)
 
 # The bot's table as the fact sheet has it; the oldest databases lack the key.
 MARKET_DATA = """
@@ -118,10 +124,17 @@ INSERT INTO daily_risk_state (date, total_pnl, trade_count, consecutive_losses, 
     VALUES ('2025-09-10', -1, 3, 3, '2025-09-10 16:00Z', false, NULL);
 INSERT INTO agent_decisions (symbol, strategy_name, decision) VALUES ('KRW-BTC', 'test', 'REJECT')
 """
+RISK_STATES = """
+INSERT INTO daily_risk_state (date, total_pnl, trade_count, consecutive_losses, cooldown_until,
+    is_trading_halted, updated_at) VALUES
+    ('2025-07-01', -9, 3, 3, NULL, true, '2025-07-01 12:00Z'),
+    ('2025-07-02', 0, 0, 0, NULL, false, '2025-07-02 01:00Z'),
+    ('2025-09-10', -1, 3, 3, '2025-09-10 16:00Z', true, '2025-09-10 14:00Z')
+"""
 OUR_INDEXES = {
-    "agent_decisions": "idx_agent_decisions_rejects",
-    "trading_history": "idx_trading_history_filled",
-    "risk_audit": "idx_risk_audit_timestamp",
+    "agent_decisions": ["idx_agent_decisions_created_at", "idx_agent_decisions_rejects"],
+    "trading_history": ["idx_trading_history_filled"],
+    "risk_audit": ["idx_risk_audit_timestamp"],
 }
 INDEX = "CREATE INDEX its_index ON market_data (symbol, interval, timestamp DESC)"
 OUR_INDEX = "idx_market_data_symbol_interval_ts"
@@ -371,6 +384,26 @@ def test_upgrades_in_the_threads_of_one_process_do_not_disturb_each_other(empty_
             done.result()
 
 
+def test_risk_states_keep_the_time_they_had_at_the_upgrade_and_what_was_told_stays_told(
+    empty_url: str, aged: psycopg.Connection
+) -> None:
+    migrate(empty_url, "0007")
+    aged.execute(RISK_STATES)
+    cooldown = "2025-09-10 until 2025-09-10T16:00:00.000000Z"
+    ledger.enter(aged, "risk", "daily_risk_state", cooldown, "risk", {}, occurred_at=None)
+    upgrade_database(empty_url)
+    aged.execute("UPDATE daily_risk_state SET updated_at = '2025-09-11Z'")
+    log = "SELECT type, occurred_at FROM trading_pipelines.risk_log_kst ORDER BY 2, 1"
+    assert aged.execute(log).fetchall() == [
+        ("HALT", datetime(2025, 7, 1, 12, tzinfo=UTC)),
+        ("HALT_LIFTED", datetime(2025, 7, 2, 1, tzinfo=UTC)),
+        ("COOLDOWN", datetime(2025, 9, 10, 14, tzinfo=UTC)),
+        ("HALT", datetime(2025, 9, 10, 14, tzinfo=UTC)),
+    ]
+    since = datetime(2025, 9, 10, tzinfo=UTC)
+    assert ledger.collect(aged, "risk", since, since) == 1, "the halt alone"
+
+
 @pytest.mark.parametrize("is_newer", [False, True], ids=["older", "newer"])
 def test_the_tables_that_alerts_come_from_are_adopted_with_their_rows(
     empty_url: str, aged: psycopg.Connection, *, is_newer: bool
@@ -391,8 +424,9 @@ def test_the_tables_that_alerts_come_from_are_adopted_with_their_rows(
         columns = {str(line[1]) for line in added if len(line) == 5}
         assert columns == (set() if is_newer else NEWER.get(table, set()))
         indexes = [line for line in added if len(line) == 1]
-        assert len(indexes) == (table in OUR_INDEXES), added
-        assert all(OUR_INDEXES[table] in str(line) for line in indexes)
+        ours = OUR_INDEXES.get(table, [])
+        assert len(indexes) == len(ours), indexes
+        assert all(name in str(line) for name, line in zip(ours, indexes, strict=True))
     upgrade_database(empty_url)
     assert everything(aged) == after
 

@@ -35,7 +35,7 @@ IMPORT = f"import:workflow --separate --input={CONFIG}/n8n_workflows"
 
 
 def each(command: str) -> list[str]:
-    return [f"{command}:workflow --id=tradingAlerts00{number}" for number in (1, 3, 4, 2)]
+    return [f"{command}:workflow --id=tradingAlerts00{number}" for number in (5, 1, 3, 4, 2)]
 
 
 def test_the_credential_comes_first_then_the_workflows_and_each_is_published(

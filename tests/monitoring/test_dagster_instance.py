@@ -74,8 +74,9 @@ SCHEDULES = [
     *("update_reject_outcomes", "make_daily_report", "make_reject_summary", "housekeeping"),
 ]
 SENSORS = [
-    *("ai_reject_alerts", "trade_alerts", "risk_alerts", "daily_report_alerts"),
-    *("reject_summary_alerts", "pipeline_failure_alerts", "observe_bot_tables"),
+    *("ai_reject_alerts", "ai_decision_alerts", "trade_alerts", "risk_alerts"),
+    *("daily_report_alerts", "reject_summary_alerts", "pipeline_failure_alerts"),
+    "observe_bot_tables",
 ]
 
 

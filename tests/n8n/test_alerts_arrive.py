@@ -54,7 +54,10 @@ def n8n(inbox: DiscordInbox, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 def up(n8n: LocalN8n) -> Iterator[Installation]:
     with installed() as installation:
         alerts = AlertSettings(
-            messages_per_minute=150, digest_over=10 * DECISIONS, retry_waits=[2.0] * 100
+            ai_decision=True,
+            messages_per_minute=150,
+            digest_over=10 * DECISIONS,
+            retry_waits=[2.0] * 100,
         )
         dump_strategy(
             StrategySettings(data=DataSettings(refresh=False), alerts=alerts), installation.config
@@ -62,7 +65,7 @@ def up(n8n: LocalN8n) -> Iterator[Installation]:
         installation.variables |= {"N8N_URL": n8n.url, "N8N_WEBHOOK_SECRET": SECRET}
         process = installation.start("up", "--port", "0")
         await_that(lambda: bool(installation.url), "up says where it runs")
-        await_that(lambda: _kinds_on(installation) == 5, "every kind but the weekly summary is on")
+        await_that(lambda: _kinds_on(installation) == 6, "every kind but the weekly summary is on")
         yield installation
         assert process.poll() is None, "it still runs"
 
@@ -78,13 +81,16 @@ def _kinds_on(up: Installation) -> int:
 ROWS = """
 INSERT INTO agent_decisions (symbol, strategy_name, decision, reasoning, regime)
 VALUES ('KRW-ETH', 'test', 'REJECT', E'"과매수"\\n@everyone', 'BEAR');
+INSERT INTO agent_decisions
+    (symbol, strategy_name, decision, reasoning, regime, confidence, model_used)
+VALUES ('KRW-XRP', 'test', 'CONFIRM', repeat('가', 1500), 'BULL', 72, 'claude-sonnet');
 INSERT INTO trading_history
     (symbol, side, order_type, price, quantity, status, strategy_name, executed_at)
 VALUES ('KRW-SOL', 'SELL', 'MARKET', 213500.5, 1.25, 'FILLED', 'MeanReversion', now());
 INSERT INTO risk_audit (violation_type, description)
 VALUES ('MAX_POSITION', '한도 초과: 32% > 30%');
 INSERT INTO daily_risk_state VALUES
-    (current_date, -12345, 5, 3, now() + interval '2 hours', false, now())
+    (current_date, -12345, 5, 3, now() + interval '2 hours', true, now())
 """
 
 
@@ -108,7 +114,10 @@ def test_each_kind_arrives_with_its_fields(up: Installation, inbox: DiscordInbox
         made = compute_report(connection, day, ["KRW-BTC"])
         now = datetime.now(UTC)
         send_report(connection, day, report_text.body(made, now), AlertSettings(), now, resend=True)
-    await_that(lambda: len(inbox.messages) >= 5, "five messages")
+    await_that(lambda: len(inbox.messages) >= 7, "seven messages")
+    with connect(up.market_url) as connection:
+        connection.execute("UPDATE daily_risk_state SET is_trading_halted = false")
+    await_that(lambda: len(inbox.messages) >= 8, "the end of the halt")
     found = shown(inbox)
     rejected, sold = found["AI 거절: KRW-ETH"], found["매도 체결: KRW-SOL"]
     assert rejected["국면"] == "BEAR (하락)"
@@ -116,6 +125,16 @@ def test_each_kind_arrives_with_its_fields(up: Installation, inbox: DiscordInbox
     assert (sold["가격"], sold["수량"]) == ("213,500.5 KRW", "1.25")
     assert found["[WARNING] MAX_POSITION"][""] == "한도 초과: 32% > 30%"
     assert found["[CRITICAL] COOLDOWN"][""].startswith("연속 손실 3회: ")
+    assert found["[CRITICAL] HALT"][""] == "거래 정지: 손익 -12345, 거래 5회, 연속 손실 3회"
+    assert found["[CRITICAL] HALT_LIFTED"][""].startswith("거래 정지 해제: ")
+    confirmed = found["AI 승인: KRW-XRP"]
+    assert confirmed[""] == "가" * 1500
+    assert (confirmed["국면"], confirmed["확신도"]) == ("BULL (상승)", "72 / 100")
+    assert confirmed["모델"] == "claude-sonnet"
+    keys = [message.payload["embeds"][0]["footer"]["text"] for message in inbox.messages]
+    assert [key.rpartition(":")[2] for key in keys if key.startswith("agent_decisions:1:")] == [
+        "ai-reject"
+    ], "the rejection is told by one of the two kinds"
     reported = found["일일 리포트 2026-01-02 (KST)"]
     assert (reported["거래 수"], reported["승률"]) == ("0", "-")
     assert "체결 없음" in reported[""]
@@ -129,7 +148,7 @@ def test_a_wrong_secret_is_refused_and_seen(up: Installation, inbox: DiscordInbo
     wrong = Installation(up.home)
     wrong.variables = {**up.variables, "N8N_WEBHOOK_SECRET": "wrong"}
     tested, checked = wrong.run("alerts", "test"), wrong.run("n8n", "check")
-    assert (tested.returncode, tested.stdout.count("n8n answers 403")) == (1, 4)
+    assert (tested.returncode, tested.stdout.count("n8n answers 403")) == (1, 5)
     assert checked.returncode == 1
     assert len(inbox.messages) == before
 

@@ -1,4 +1,4 @@
-"""The four workflows in a real n8n: what reaches Discord, and what the caller is told of it."""
+"""The five workflows in a real n8n: what reaches Discord, and what the caller is told of it."""
 
 import json
 import subprocess
@@ -26,6 +26,7 @@ from trading_pipelines.simulators.discord import DiscordInbox, FaultKind
 WORKFLOWS = shipped("config/n8n_workflows")
 FILES = {
     "ai-reject": "ai_reject",
+    "ai-decision": "ai_decision",
     "trade": "trade_notification",
     "daily-report": "daily_report",
     "risk": "risk_alert",
@@ -57,7 +58,7 @@ def test_the_committed_workflows_are_those_that_are_written(tmp_path: Path) -> N
     assert written == {path.name: path.read_bytes() for path in WORKFLOWS.iterdir()}, "make docs"
     assert sorted(written) == sorted(f"{name}.json" for name in FILES.values())
     ids = {workflow(channel)["id"] for channel in FILES}
-    assert ids == {f"tradingAlerts00{number}" for number in (1, 2, 3, 4)}, "n8n knows them by these"
+    assert ids == {f"tradingAlerts00{number}" for number in range(1, 6)}, "n8n knows them by these"
 
 
 @pytest.mark.parametrize("channel", FILES)
@@ -190,9 +191,11 @@ def answering(*answers: tuple[int, str]) -> Iterator[str]:
 
 
 def verdict(url: str, secret: str = SECRET) -> str:
-    """Return what the check says of all four alike."""
+    """Return what the check says of all five alike."""
     checked = check_workflows(url, secret, 5)
-    assert [one.channel for one in checked] == ["ai-reject", "trade", "risk", "daily-report"]
+    assert [one.channel for one in checked] == [
+        "ai-reject", "ai-decision", "trade", "risk", "daily-report"
+    ]  # fmt: skip
     (words,) = {one.finding for one in checked}
     assert {one.is_good for one in checked} == {words == "there, guarded and ours"}
     return words
@@ -271,15 +274,15 @@ def restarted(n8n: LocalN8n, **environment: str) -> Iterator[None]:
             n8n.stop()
 
 
-def test_imported_twice_there_are_the_same_four_and_a_restart_serves_them(
+def test_imported_twice_there_are_the_same_five_and_a_restart_serves_them(
     n8n: LocalN8n, inbox: DiscordInbox
 ) -> None:
-    four = {f"{workflow(channel)['id']}|{FILES[channel]}" for channel in FILES}
-    assert set(run(n8n, "list:workflow").split()) == four
+    five = {f"{workflow(channel)['id']}|{FILES[channel]}" for channel in FILES}
+    assert set(run(n8n, "list:workflow").split()) == five
     lines = import_workflows([str(n8n.command)], WORKFLOWS, n8n.environment)
-    assert [line.split()[0] for line in lines[:4]] == sorted(FILES.values())
-    assert lines[4:] == [RESTART]
-    assert sorted(run(n8n, "list:workflow").split()) == sorted(four)
+    assert [line.split()[0] for line in lines[:5]] == sorted(FILES.values())
+    assert lines[5:] == [RESTART]
+    assert sorted(run(n8n, "list:workflow").split()) == sorted(five)
     n8n.stop()
     assert verdict(n8n.url) == "n8n can't be reached (ConnectionError)"
     n8n.start()

@@ -119,6 +119,19 @@ def test_a_kind_that_is_off_is_left_to_the_bot_and_later_sends_nothing_older(
     assert inbox.messages == []
 
 
+def test_a_risk_state_is_noted_as_it_was_first_seen_though_its_kind_is_off(
+    instance: dg.DagsterInstance, connection: psycopg.Connection
+) -> None:
+    off = SETTINGS.model_copy(update={"alerts": AlertSettings(risk=False)})
+    first = datetime(2025, 9, 10, 10, 58, tzinfo=UTC)
+    Bot(connection).halt(True, first)
+    tick(instance, "risk_alerts", off)
+    Bot(connection).halt(True, datetime(2025, 9, 10, 11, 0, tzinfo=UTC))
+    tick(instance, "risk_alerts", off)
+    noted = connection.execute("SELECT type, occurred_at FROM trading_pipelines.risk_states")
+    assert noted.fetchall() == [("HALT", first)]
+
+
 def test_the_check_is_evaluated_when_the_number_of_dead_alerts_changes_and_only_then(
     instance: dg.DagsterInstance, connection: psycopg.Connection, inbox: DiscordInbox
 ) -> None:

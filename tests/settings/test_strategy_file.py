@@ -36,7 +36,7 @@ ROOT_KEYS = f"{SECTIONS}, risk_management, regime_change_policy"
 REGIME = "regime_detection"
 MINIMUM = "data.min_hourly_candles_for_regime"
 ALERT_KEYS = (
-    "ai_reject, trade, risk, daily_report, pipeline_failure, reject_summary, since, "
+    "ai_reject, ai_decision, trade, risk, daily_report, pipeline_failure, reject_summary, since, "
     "look_back_days, timeout_seconds, retry_waits, fallback_after, digest_over, "
     "messages_per_minute, repeat_after, failures_before_alert, quiet_after"
 )
@@ -227,6 +227,20 @@ def test_a_wrong_regime_setting(tmp_path: Path, text: str, expected: str) -> Non
             (
                 "2: volatility.horizons: is []; allowed: a list of hours ahead, 1 to 72, "
                 "such as [1, 24]"
+            ),
+        ),
+        (
+            "volatility:\n  horizons: [1, 24]\n  published_horizon: 6",
+            (
+                "3: volatility.published_horizon: published_horizon 6 with horizons [1, 24]; "
+                "allowed: published_horizon one of horizons"
+            ),
+        ),
+        (
+            "volatility:\n  published_horizon: longest",
+            (
+                '2: volatility.published_horizon: is the text "longest"; '
+                "allowed: one of horizons, or nothing"
             ),
         ),
         (

@@ -37,6 +37,7 @@ _TIME = re.compile(
 )
 _REGIMES = ("BULL (상승)", "BEAR (하락)", "SIDEWAYS (횡보)")
 _SIDES = {"BUY": ("매수", _GREEN), "SELL": ("매도", _BLUE)}
+_DECISIONS = {"CONFIRM": ("AI 승인", _GREEN), "REJECT": ("AI 거절", _RED)}
 _LEVELS = {"CRITICAL": _DARK_RED, "WARNING": _ORANGE}
 
 
@@ -64,14 +65,35 @@ def discord_message(channel: str, body: Body) -> dict[str, Any]:
 
 
 def _ai_reject(body: Body) -> dict[str, Any]:
-    regime, rsi = _text(body.get("regime")), _number(body.get("rsi"))
     fields = {
-        "국면": next((label for label in _REGIMES if label.startswith(f"{regime} ")), regime),
-        "RSI": "-" if rsi == 0 else _shown(rsi, places=1),
+        "국면": _regime(body.get("regime")),
+        "RSI": _rsi(body),
         "시각": _time(body.get("timestamp")),
         "사유": _text(body.get("reason")),
     }
     return {"title": f"AI 거절: {_text(body.get('symbol'))}", "color": _RED, "fields": fields}
+
+
+def _ai_decision(body: Body) -> dict[str, Any]:
+    decision = _text(body.get("decision"))
+    title, color = _DECISIONS.get(decision, (f"AI {decision}", _GREY))
+    fields = {
+        "국면": _regime(body.get("regime")),
+        "RSI": _rsi(body),
+        "확신도": _shown(_number(body.get("confidence")), " / 100"),
+        "모델": _text(body.get("model_used")),
+    }
+    # The bot's own posts say so; its table does not hold it.
+    if body.get("boundary_violation") is True:
+        terms = body.get("boundary_terms")
+        listed = ", ".join(map(_text, terms)) if isinstance(terms, list) else _text(terms)
+        fields["경계 위반"] = listed or "-"
+    return {
+        "title": f"{title}: {_text(body.get('symbol'))}",
+        "description": _text(body.get("reason")),
+        "color": color,
+        "fields": fields | {"시각": _time(body.get("timestamp"))},
+    }
 
 
 def _trade(body: Body) -> dict[str, Any]:
@@ -115,6 +137,7 @@ def _daily_report(body: Body) -> dict[str, Any]:
 
 _EMBEDS: dict[str, Callable[[Body], dict[str, Any]]] = {
     "ai-reject": _ai_reject,
+    "ai-decision": _ai_decision,
     "trade": _trade,
     "risk": _risk,
     "daily-report": _daily_report,
@@ -123,6 +146,16 @@ _EMBEDS: dict[str, Callable[[Body], dict[str, Any]]] = {
 
 def _text(value: object) -> str:
     return (value.strip(_BLANK) if isinstance(value, str) else "") or "-"
+
+
+def _regime(value: object) -> str:
+    regime = _text(value)
+    return next((label for label in _REGIMES if label.startswith(f"{regime} ")), regime)
+
+
+def _rsi(body: Body) -> str:
+    rsi, note = _number(body.get("rsi")), _text(body.get("rsi_note"))
+    return ("-" if rsi == 0 else _shown(rsi, places=1)) + ("" if note == "-" else f" ({note})")
 
 
 def _number(value: object) -> Decimal | None:

@@ -298,7 +298,6 @@ def not_entered(
             continue
         arguments = {
             "table": source.table,
-            "channel": source.channel,
             "since": max(since_of[source.kind], since),
             "until": until,
             "limit": None,

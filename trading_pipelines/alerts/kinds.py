@@ -8,6 +8,7 @@ What became of it belongs in `ledger`; alerts about the pipeline itself in `fail
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from decimal import Decimal
 from typing import Any, LiteralString
 
 import psycopg
@@ -17,15 +18,16 @@ from trading_pipelines.korean_time import kst
 from trading_pipelines.signals.regimes.regime import label_as_of
 from trading_pipelines.signals.rejections.summary import REJECT_SUMMARY
 
-AI_REJECT, TRADE, RISK = "ai_reject", "trade", "risk"
+AI_REJECT, AI_DECISION, TRADE, RISK = "ai_reject", "ai_decision", "trade", "risk"
 DAILY_REPORT, PIPELINE_FAILURE = "daily_report", "pipeline_failure"
-KINDS = (AI_REJECT, TRADE, RISK, DAILY_REPORT, PIPELINE_FAILURE, REJECT_SUMMARY)
+KINDS = (AI_REJECT, AI_DECISION, TRADE, RISK, DAILY_REPORT, PIPELINE_FAILURE, REJECT_SUMMARY)
 """Each is a switch in the settings' section `alerts`, and a sensor."""
 
-CHANNELS = ("ai-reject", "trade", "risk", "daily-report")
+CHANNELS = ("ai-reject", "ai-decision", "trade", "risk", "daily-report")
 """The webhooks of n8n: what follows /webhook/ in their URLs."""
 
 LONGEST_REASON = 500
+LONGEST_DECISION_REASON = 1500
 # Of one character, in code points; a text that begins with a longer one (Zalgo) is split in it.
 LONGEST_CLUSTER = 64
 UNKNOWN = "UNKNOWN"
@@ -40,6 +42,7 @@ class Source:
     `rows` selects `source_id` (text), `occurred_at` (UTC, NULL where the bot left no time) and
     `row` (jsonb: a column that an older database lacks is a missing key, not an error), of what
     occurred at or after `%(since)s`. `body` is given the row and when it occurred, or now.
+    `observe`, where the bot updates its rows in place, notes for `rows` what they say now.
     """
 
     kind: str
@@ -47,21 +50,49 @@ class Source:
     channel: str
     rows: LiteralString
     body: Callable[[psycopg.Connection, BotRow, datetime], dict[str, Any]]
-    is_updated_in_place: bool = False
+    observe: LiteralString | None = None
 
 
 def _reject(connection: psycopg.Connection, row: BotRow, at: datetime) -> dict[str, Any]:
-    from trading_pipelines.signals.regimes.rsi import rsi_as_of
-
-    symbol = row["symbol"]
-    rsi = rsi_as_of(connection, symbol, at)
     return {
-        "symbol": symbol,
-        "regime": row.get("regime") or label_as_of(connection, symbol, at) or UNKNOWN,
-        "rsi": round(rsi.value, 2) if rsi else 0,
+        "symbol": row["symbol"],
+        "regime": _regime(connection, row, at),
+        "rsi": 0,
+        **_rsi(connection, row, at),
         "reason": cut(row["reasoning"] or "", LONGEST_REASON),
         "timestamp": _iso(at),
     }
+
+
+def _decision(connection: psycopg.Connection, row: BotRow, at: datetime) -> dict[str, Any]:
+    """Return the bot's own post without what its table does not hold: its `boundary_…` fields."""
+    stored = {name: row.get(name) for name in ("confidence", "model_used")}
+    return {
+        "symbol": row["symbol"],
+        "decision": row["decision"],
+        "regime": _regime(connection, row, at),
+        **_rsi(connection, row, at),
+        **{name: value for name, value in stored.items() if value is not None},
+        "reason": cut(row["reasoning"] or "", LONGEST_DECISION_REASON),
+        "timestamp": _iso(at),
+    }
+
+
+def _regime(connection: psycopg.Connection, row: BotRow, at: datetime) -> str:
+    return row.get("regime") or label_as_of(connection, row["symbol"], at) or UNKNOWN
+
+
+def _rsi(connection: psycopg.Connection, row: BotRow, at: datetime) -> dict[str, Any]:
+    """Return the RSI as the bot has it, and say where the bot saw a minute more; else nothing."""
+    from trading_pipelines.signals.regimes.rsi import rsi_as_of
+
+    rsi = rsi_as_of(connection, row["symbol"], at)
+    if rsi is None:
+        return {}
+    if rsi.open_minute is None:
+        return {"rsi": round(rsi.value, 1)}
+    note = f"닫힌 1분봉 기준, 봇의 최신 봉 {kst(rsi.open_minute)}은 미완성"
+    return {"rsi": round(rsi.value, 1), "rsi_note": note}
 
 
 def _trade(_: psycopg.Connection, row: BotRow, at: datetime) -> dict[str, Any]:
@@ -85,14 +116,40 @@ def _violation(_: psycopg.Connection, row: BotRow, at: datetime) -> dict[str, An
     }
 
 
-def _cooldown(_: psycopg.Connection, row: BotRow, at: datetime) -> dict[str, Any]:
-    until = datetime.fromisoformat(row["cooldown_until"])
+def _risk_state(_: psycopg.Connection, row: BotRow, at: datetime) -> dict[str, Any]:
     return {
-        "type": "COOLDOWN",
+        "type": row["type"],
         "level": "CRITICAL",
-        "message": f"연속 손실 {row['consecutive_losses']}회: {kst(until)}까지 신규 거래 중지",
+        "message": RISK_STATES[row["type"]](row),
         "timestamp": _iso(at),
     }
+
+
+def _cooldown(row: BotRow) -> str:
+    until = kst(datetime.fromisoformat(row["cooldown_until"]))
+    return f"{_losses(row) or '쿨다운'}: {until}까지 신규 거래 중지"
+
+
+def _halt(row: BotRow) -> str:
+    pnl = f"{Decimal(str(row['total_pnl'])).normalize():f}"
+    figures = [f"손익 {pnl}", f"거래 {row['trade_count']}회", _losses(row)]
+    return f"거래 정지: {', '.join(filter(None, figures))}"
+
+
+def _lifted(row: BotRow) -> str:
+    return f"거래 정지 해제: {row['date']}의 정지가 풀림"
+
+
+def _losses(row: BotRow) -> str:
+    """Say how many losses in a row there were, unless the bot has counted anew since."""
+    return f"연속 손실 {losses}회" if (losses := row["consecutive_losses"]) > 1 else ""
+
+
+RISK_STATES: dict[str, Callable[[BotRow], str]] = {
+    "COOLDOWN": _cooldown,
+    "HALT": _halt,
+    "HALT_LIFTED": _lifted,
+}
 
 
 def _iso(moment: datetime) -> str:
@@ -110,6 +167,23 @@ SOURCES = (
         WHERE decision = 'REJECT' AND (created_at >= %(since)s OR created_at IS NULL)
         """,
         _reject,
+    ),
+    Source(
+        AI_DECISION,
+        "agent_decisions",
+        "ai-decision",
+        # A rejection is told by ai_reject where that is on: one decision is one alert.
+        """
+        SELECT id::text AS source_id, created_at AS occurred_at, to_jsonb(bot_row) AS row
+        FROM public.agent_decisions AS bot_row
+        WHERE decision IN ('CONFIRM', 'REJECT')
+            AND (created_at >= %(since)s OR created_at IS NULL)
+            AND (decision = 'CONFIRM' OR NOT EXISTS (
+                SELECT FROM trading_pipelines.alert_kinds AS other
+                WHERE kind = 'ai_reject' AND is_on
+                    AND (other.since <= created_at OR created_at IS NULL)))
+        """,
+        _decision,
     ),
     Source(
         TRADE,
@@ -139,17 +213,21 @@ SOURCES = (
         RISK,
         "daily_risk_state",
         "risk",
-        # One alert a cooldown, not a day: a second one of the day moves cooldown_until. A later
-        # trade of the day moves updated_at, so one from before the kind came on is skipped.
+        # One alert a cooldown, a halt and its end, not a day. A later trade of the day moves
+        # updated_at, so that each is kept as it was first seen.
         """
-        SELECT concat(date, ' until ', to_char(cooldown_until AT TIME ZONE 'UTC',
-                'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')) AS source_id,
-            updated_at AS occurred_at, to_jsonb(bot_row) AS row
-        FROM public.daily_risk_state AS bot_row
-        WHERE cooldown_until > %(since)s AND (updated_at >= %(since)s OR updated_at IS NULL)
+        SELECT source_id, occurred_at, bot_row || jsonb_build_object('type', type) AS row
+        FROM trading_pipelines.risk_states
+        WHERE (occurred_at >= %(since)s OR occurred_at IS NULL)
+            AND (type <> 'COOLDOWN' OR (bot_row ->> 'cooldown_until')::timestamptz > %(since)s)
         """,
-        _cooldown,
-        is_updated_in_place=True,
+        _risk_state,
+        observe="""
+        INSERT INTO trading_pipelines.risk_state_history
+            (source_id, date, type, occurred_at, bot_row)
+        SELECT source_id, date, type, occurred_at, bot_row
+        FROM trading_pipelines.unseen_risk_states() ON CONFLICT DO NOTHING
+        """,
     ),
 )
 
@@ -164,6 +242,9 @@ def sample_bodies(now: datetime) -> dict[str, dict[str, Any]]:
     return {
         "ai-reject": {
             "symbol": "KRW-BTC", "regime": UNKNOWN, "rsi": 0, "reason": text, **marked
+        },
+        "ai-decision": {
+            "symbol": "KRW-BTC", "decision": "CONFIRM", "regime": UNKNOWN, "reason": text, **marked
         },
         "trade": {**trade, "strategy": "test", "executed_at": at, **marked},
         "risk": {"type": "TEST", "level": "INFO", "message": text, **marked},

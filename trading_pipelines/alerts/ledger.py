@@ -107,6 +107,7 @@ def enable(
     if since:
         return since
     with connection.transaction():
+        observe(connection, kind)
         first = first_since or now
         enabled = connection.execute(ENABLE_KIND, [kind, first, now]).fetchone()
         if enabled:
@@ -117,7 +118,7 @@ def enable(
                         "kind": kind,
                         "table": source.table,
                         "channel": source.channel,
-                        "in_place": source.is_updated_in_place,
+                        "in_place": source.observe is not None,
                         "since": datetime.min.replace(tzinfo=UTC),
                         "now_since": enabled[0],
                     },
@@ -149,13 +150,13 @@ def disable(connection: psycopg.Connection, kind: str) -> int:
         ).rowcount
 
 
-# A time that Python can't hold (infinity) counts as no time.
+# A time that Python can't hold (infinity) counts as no time. Entered is entered, whatever the
+# channel: a rejection that one kind has told is not told by the other.
 UNDELIVERED: LiteralString = """
 SELECT source_id, CASE WHEN occurred_at < '9999-12-31' THEN occurred_at END AS occurred_at, row
 FROM ({rows}) AS source_row
 WHERE NOT EXISTS (SELECT FROM trading_pipelines.alert_deliveries AS entered
-    WHERE entered.source = %(table)s AND entered.source_id = source_row.source_id
-      AND entered.channel = %(channel)s)
+    WHERE entered.source = %(table)s AND entered.source_id = source_row.source_id)
 ORDER BY occurred_at NULLS LAST LIMIT %(limit)s
 """
 
@@ -166,13 +167,13 @@ def collect(connection: psycopg.Connection, kind: str, since: datetime, now: dat
     By anti-join, never by a greatest id: a serial number is taken before its transaction commits,
     so a lower one may appear later. A row that no body can be made of is entered as dead.
     """
+    observe(connection, kind)
     entered = 0
     for source in sources_of(kind):
         rows = connection.execute(
             UNDELIVERED.format(rows=source.rows),
             {
                 "table": source.table,
-                "channel": source.channel,
                 "since": since,
                 "limit": COLLECTED_AT_ONCE,
             },
@@ -190,6 +191,13 @@ def collect(connection: psycopg.Connection, kind: str, since: datetime, now: dat
                 problem=problem,
             )
     return entered
+
+
+def observe(connection: psycopg.Connection, kind: str) -> None:
+    """Note what the bot's rows say that are updated in place: the next update moves their time."""
+    for source in sources_of(kind):
+        if source.observe:
+            connection.execute(source.observe)
 
 
 def _body(

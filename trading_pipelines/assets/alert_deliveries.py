@@ -13,7 +13,7 @@ from trading_pipelines.alerts.kinds import DAILY_REPORT
 from trading_pipelines.assets.about import ARRIVES, describe
 from trading_pipelines.assets.bot_tables import BOT_TABLES
 from trading_pipelines.assets.table_checks import TableCheck
-from trading_pipelines.partitions import CANDLES_1H
+from trading_pipelines.partitions import CANDLES_1M
 from trading_pipelines.signals.catalogue import REGIME_LABELS
 from trading_pipelines.signals.rejections.summary import REJECT_SUMMARY
 
@@ -25,7 +25,7 @@ def build_assets() -> list[dg.AssetSpec]:
     return [
         dg.AssetSpec(
             ALERT_DELIVERIES,
-            deps=[*BOT_TABLES, CANDLES_1H, REGIME_LABELS.asset, DAILY_REPORT, REJECT_SUMMARY],
+            deps=[*BOT_TABLES, CANDLES_1M, REGIME_LABELS.asset, DAILY_REPORT, REJECT_SUMMARY],
             **describe(
                 "The alerts: what each says, which webhook it goes to and whether it has arrived; "
                 "each attempt is a row of `trading_pipelines.alert_attempts`. Delivered means that "

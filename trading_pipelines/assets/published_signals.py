@@ -28,6 +28,7 @@ DIAGNOSED = timedelta(days=90)
 
 def build_assets(settings: StrategySettings) -> list[dg.AssetsDefinition]:
     """Return current_signals and signals_overview."""
+    horizon = settings.volatility.published_horizon
 
     @dg.asset(
         name=CURRENT_SIGNALS,
@@ -36,7 +37,11 @@ def build_assets(settings: StrategySettings) -> list[dg.AssetsDefinition]:
             "The signals as they are now, for the bot and for people: per symbol the newest label "
             "and since when, the newest volatility, whether it is high, as of when and until when. "
             "Where REDIS_URL is set, also the bot's keys `market:regime:{symbol}` and "
-            "`coinpilot:volatility_state`, which expire `redis_ttl_seconds` after their as-of.",
+            "`coinpilot:volatility_state`, which expire `redis_ttl_seconds` after their as-of. "
+            "**The bot refuses every entry, in every regime, while `is_high_volatility` in that "
+            "state is true**: it is the first symbol's flag of `volatility.published_horizon`, or "
+            "of the longest horizon, and `trading-pipelines flags` shows how much of the time each "
+            "horizon's was up.",
             row="per symbol, of a view on the tables of labels and forecasts",
             unit="annualised volatility as a fraction, 1 is 100 % a year",
             refreshed="by `update_regime` and `update_volatility`, with each hour's labels and "
@@ -51,7 +56,7 @@ def build_assets(settings: StrategySettings) -> list[dg.AssetsDefinition]:
         context: dg.AssetExecutionContext, database: DatabaseResource, redis: RedisResource
     ) -> dg.MaterializeResult[None]:
         with database.connect() as connection:
-            signals = read_current_signals(connection, settings.symbols)
+            signals = read_current_signals(connection, settings.symbols, horizon)
         published = redis.publish(signals, settings, datetime.now(UTC))
         metadata: dict[str, Any] = {"signals": table(signal.shown() for signal in signals)}
         if published:
@@ -85,7 +90,7 @@ def build_assets(settings: StrategySettings) -> list[dg.AssetsDefinition]:
         now = datetime.now(UTC)
         with database.connect() as connection:
             drawn = overview.draw(connection, settings.symbols, now)
-            signals = read_current_signals(connection, settings.symbols)
+            signals = read_current_signals(connection, settings.symbols, horizon)
             diagnosed = diagnostics.read(
                 connection, settings.symbols, now - DIAGNOSED, settings.regime_detection
             )

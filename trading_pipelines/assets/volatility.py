@@ -77,8 +77,9 @@ ABOUT = {
         VOLATILITY_FORECAST,
         "The variance of a symbol's next hours (`volatility.horizons`) as of the close of each "
         "hour of a UTC day, by the newest volatility_model of that moment, with a 90 % "
-        "interval, the symbol's own threshold and whether it is high. The last forecast of day D "
-        "is about D + 1.",
+        "interval, the symbol's own threshold and whether it is high: that flag, "
+        "`is_high_volatility`, keeps the bot from every entry where it is published "
+        "(`volatility.published_horizon`). The last forecast of day D is about D + 1.",
         row="per symbol, hour's close (as_of) and horizon",
         unit="mean hourly variance; annualised volatility as a fraction, 1 is 100 % a year",
         refreshed="by `update_volatility` when the hour has closed, and again when variances or "

@@ -30,6 +30,7 @@ MODULES = {
     "status": "watch",
     "health": "watch",
     "signals": "watch",
+    "flags": "watch",
     "trades": "bot",
     "decisions": "bot",
     "risk": "bot",

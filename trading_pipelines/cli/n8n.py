@@ -32,7 +32,7 @@ def n8n_import(
         ),
     ] = None,
 ) -> None:
-    """Import the four workflows and their credential, and publish them.
+    """Import the five workflows and their credential, and publish them.
 
     It may be run again at any time: what is there is replaced. n8n itself needs N8N_WEBHOOK_SECRET
     and DISCORD_WEBHOOK_URL in its environment. Where it runs in a container, the folder has to be

@@ -20,6 +20,7 @@ from trading_pipelines.monitoring.facts import Check
 from trading_pipelines.monitoring.status import DuePartition, lines_by_interval
 from trading_pipelines.runtime.backfill import BackfillOutcome, BackfillProgress
 from trading_pipelines.signals.published.current import CurrentSignal
+from trading_pipelines.signals.published.flags import DAYS, FlagShare
 
 PLAIN_PROGRESS_SECONDS = 5.0
 WAITING_FOR_DAGSTER = "Dagster takes it up within 30 s"
@@ -176,6 +177,19 @@ def print_signals(signals: Sequence[CurrentSignal]) -> None:
     for row in rows:
         table.add_row(*row.values())
     out.print(table if signals else "no signals yet")
+
+
+def print_flags(symbol: str, shares: Sequence[FlagShare], published: int) -> None:
+    """Print how much of the time the bot would have refused every entry, by horizon."""
+    title = f"is_high_volatility of {symbol}, last {DAYS} days: the bot refuses every entry if up"
+    table = Table(title=title, title_justify="left")
+    for heading in ("horizon", "hours with a forecast", "flag up", "read by the bot"):
+        table.add_column(heading, justify="right")
+    for share in shares:
+        up = f"{share.hours_up / share.hours:.1%}" if share.hours else "no forecasts"
+        is_read = "yes" if share.horizon == published else "no"
+        table.add_row(f"{share.horizon} h", f"{share.hours:,}", up, is_read)
+    out.print(table)
 
 
 def exit_by(outcome: BackfillOutcome) -> None:

@@ -1,4 +1,4 @@
-"""`status | health | signals`: the state, whether all is well, the current signals."""
+"""`status | health | signals | flags`: the state, whether all is well, what the bot reads."""
 
 import json
 import sys
@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from trading_pipelines.cli.render import out, print_health, print_signals
+from trading_pipelines.cli.render import out, print_flags, print_health, print_signals
 from trading_pipelines.database.connection import connect, database_urls
 from trading_pipelines.korean_time import kst
 from trading_pipelines.monitoring.checks import NEEDS, facts_needed, judge
@@ -24,6 +24,7 @@ from trading_pipelines.settings.environment import Environment, load_environment
 from trading_pipelines.settings.strategy import StrategySettings
 from trading_pipelines.settings.strategy_file import load_strategy
 from trading_pipelines.signals.published.current import read_current_signals
+from trading_pipelines.signals.published.flags import read_flag_shares
 
 app = typer.Typer()
 
@@ -122,4 +123,23 @@ def signals() -> None:
     environment = load_environment()
     settings = load_strategy(environment.trading_pipelines_config)
     with market_connection(environment) as connection:
-        print_signals(read_current_signals(connection, settings.symbols))
+        horizon = settings.volatility.published_horizon
+        print_signals(read_current_signals(connection, settings.symbols, horizon))
+
+
+@app.command()
+def flags() -> None:
+    """Show how much of the last 30 days each horizon's flag `is_high_volatility` was up.
+
+    The bot refuses every entry while the flag in Redis is up. It is the first symbol's, of
+    `volatility.published_horizon` or the longest horizon: look here before you change that.
+
+    Example: trading-pipelines flags
+    """
+    environment = load_environment()
+    settings = load_strategy(environment.trading_pipelines_config)
+    horizons, symbol = settings.volatility.horizons, settings.symbols[0]
+    published = settings.volatility.published_horizon or max(horizons)
+    with market_connection(environment) as connection:
+        shares = read_flag_shares(connection, symbol, horizons, datetime.now(UTC))
+    print_flags(symbol, shares, published)

@@ -98,7 +98,8 @@ def play_demo(
         outcome = run_backfill(urls, services.url, target, screen, source, with_signals=True)
         screen.show_summary(outcome, f"{target.first} to {target.last} (UTC days), from {source}")
         with connect(urls.market) as connection:
-            screen.print_signals(read_current_signals(connection, settings.symbols))
+            horizon = settings.volatility.published_horizon
+            screen.print_signals(read_current_signals(connection, settings.symbols, horizon))
             decided_at = datetime.combine(target.last + DAY, datetime.min.time(), UTC)
             _show_reject(connection, inbox, target.symbols[0], decided_at, screen)
         screen.say(f"partitions  {services.url}/assets/candles_1m?view=partitions")

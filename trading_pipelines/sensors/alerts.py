@@ -11,7 +11,14 @@ import dagster as dg
 from trading_pipelines.alerts import failures, ledger
 from trading_pipelines.alerts.delivery import Sender
 from trading_pipelines.alerts.incidents import reconcile
-from trading_pipelines.alerts.kinds import AI_REJECT, DAILY_REPORT, PIPELINE_FAILURE, RISK, TRADE
+from trading_pipelines.alerts.kinds import (
+    AI_DECISION,
+    AI_REJECT,
+    DAILY_REPORT,
+    PIPELINE_FAILURE,
+    RISK,
+    TRADE,
+)
 from trading_pipelines.assets.alert_deliveries import ALERT_DELIVERIES, NO_DEAD_ALERTS
 from trading_pipelines.assets.table_checks import CHECKED, no_partition_left_failed
 from trading_pipelines.resources.database import DatabaseResource
@@ -31,8 +38,19 @@ def build_alert_sensors(settings: StrategySettings) -> list[dg.SensorDefinition]
     """Return a sensor for each kind of alert."""
     return [
         _build(settings, AI_REJECT, "the bot's decisions that are REJECT to n8n's `ai-reject`."),
+        _build(
+            settings,
+            AI_DECISION,
+            "the bot's decisions that are CONFIRM to n8n's webhook `ai-decision`; those that are "
+            "REJECT too where `alerts.ai_reject` is off.",
+        ),
         _build(settings, TRADE, "the bot's filled orders to n8n's webhook `trade`."),
-        _build(settings, RISK, "the bot's risk violations and cooldowns to n8n's webhook `risk`."),
+        _build(
+            settings,
+            RISK,
+            "the bot's risk violations, cooldowns, trading halts and their ends to n8n's webhook "
+            "`risk`.",
+        ),
         _build(
             settings,
             DAILY_REPORT,
@@ -54,7 +72,8 @@ def _build(
 ) -> dg.SensorDefinition:
     @dg.sensor(
         name=f"{kind}_alerts",
-        minimum_interval_seconds=1 if watch else 30,
+        # A kind that is off has nothing to hurry for, and each tick is a row of Dagster's.
+        minimum_interval_seconds=1 if watch and settings.alerts.is_on(kind) else 30,
         default_status=dg.DefaultSensorStatus.RUNNING,
         description=f"Delivers {delivers}{STAYS if watch else ''}",
     )
@@ -119,6 +138,7 @@ def _deliver(
     """Deliver what is due of the kind, and say what came of it: no run is ever launched."""
     posting = webhooks.of(settings.alerts)
     with database.connect() as connection:
+        ledger.observe(connection, kind)
         if not settings.alerts.is_on(kind):
             skipped = ledger.disable(connection, kind)
             return dg.SkipReason(f"alerts.{kind} is off in the settings; {skipped} skipped")

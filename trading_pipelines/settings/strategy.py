@@ -61,6 +61,18 @@ def _each_once(values: list[Any], info: ValidationInfo) -> list[Any]:
     return values
 
 
+def _is_computed(horizon: int | None, info: ValidationInfo) -> int | None:
+    horizons = info.data.get("horizons")
+    if horizon is not None and horizons is not None and horizon not in horizons:
+        places = (("volatility", name) for name in ("published_horizon", "horizons"))
+        raise settings_problem(
+            f"published_horizon {horizon} with horizons {horizons}",
+            "published_horizon one of horizons",
+            *places,
+        )
+    return horizon
+
+
 def _day(value: object) -> object:
     return date.fromisoformat(value) if isinstance(value, str) else value
 
@@ -143,6 +155,9 @@ class VolatilitySettings(_Section):
         AfterValidator(_each_once),
         Field(min_length=1, description="a list of hours ahead, 1 to 72, such as [1, 24]"),
     ] = [1, 24]
+    published_horizon: Annotated[
+        int | None, AfterValidator(_is_computed), Field(description="one of horizons, or nothing")
+    ] = None
     ridge_alpha: _Positive = 10.0
     high_percentile: Annotated[float, Field(gt=0, lt=100)] = 90.0
     threshold_days: Annotated[int, Field(ge=14, le=90)] = 30
@@ -166,6 +181,7 @@ class AlertSettings(_Section):
     """
 
     ai_reject: bool = True
+    ai_decision: bool = False
     trade: bool = True
     risk: bool = True
     daily_report: bool = True

@@ -23,6 +23,7 @@ from trading_pipelines.signals.published.current import (
     Published,
     read_current_signals,
 )
+from trading_pipelines.signals.published.flags import FlagShare, read_flag_shares
 
 TTL = 3900
 HOUR, MINUTE = timedelta(hours=1), timedelta(minutes=1)
@@ -358,6 +359,47 @@ def test_the_reader_keeps_the_order_and_leaves_out_symbols_without_any_signal(
         ("KRW-BTC", "BULL", None),
     ]
     assert read_current_signals(connection, []) == []
+
+
+def test_the_bot_finds_the_flag_of_the_horizon_that_is_published(
+    connection: psycopg.Connection, store: Server
+) -> None:
+    cover(connection, "KRW-BTC")
+    forecast(connection, "KRW-BTC", THIS_HOUR - HOUR, 6, 0.25)
+    forecast(connection, "KRW-BTC", THIS_HOUR, 1, 0.125)
+    forecast(connection, "KRW-BTC", THIS_HOUR, 24, 0.75)
+    for horizon, volatility, is_high, as_of in (
+        (None, 0.75, True, THIS_HOUR),
+        (24, 0.75, True, THIS_HOUR),
+        (1, 0.125, False, THIS_HOUR),
+        (6, 0.25, False, THIS_HOUR - HOUR),
+    ):
+        signals = read_current_signals(connection, ["KRW-BTC"], horizon)
+        publish(store.url, signals, "KRW-BTC", 48 * 3600, NOW)
+        assert json.loads(store.client.get(STATE_KEY) or "") == {
+            "current_volatility": volatility,
+            "is_high_volatility": is_high,
+            "timestamp": as_of.isoformat(),
+            "symbol": "KRW-BTC",
+        }
+    store.client.flushall()
+    signals = read_current_signals(connection, ["KRW-BTC"], 72)
+    assert publish(store.url, signals, "KRW-BTC", 48 * 3600, NOW).keys == (), "no forecast, no flag"
+
+
+def test_the_share_of_the_time_is_of_the_hours_with_a_forecast_in_30_days(
+    connection: psycopg.Connection,
+) -> None:
+    for hours, volatility in ((0, 0.75), (1, 0.25), (2, 0.75), (3, None), (720, 0.75)):
+        forecast(connection, "KRW-BTC", THIS_HOUR - hours * HOUR, 24, volatility)
+    forecast(connection, "KRW-BTC", THIS_HOUR, 1, 0.25)
+    forecast(connection, "KRW-BTC", THIS_HOUR + HOUR, 1, 0.75)
+    forecast(connection, "KRW-ETH", THIS_HOUR, 1, 0.75)
+    assert read_flag_shares(connection, "KRW-BTC", [24, 1, 6], THIS_HOUR) == [
+        FlagShare(24, hours=4, hours_up=2),
+        FlagShare(1, hours=1, hours_up=0),
+        FlagShare(6, hours=0, hours_up=0),
+    ]
 
 
 def test_what_was_computed_arrives_at_the_bot(

@@ -71,7 +71,7 @@ def installed_n8n() -> Path | None:
 
 
 class LocalN8n:
-    """An n8n of our own with the four workflows, on loopback, while its `with` block lasts.
+    """An n8n of our own with the five workflows, on loopback, while its `with` block lasts.
 
     All it keeps is in `folder`, with its log; `environment` adds to its settings. It may be stopped
     or killed and started again meanwhile. Raises N8nError.

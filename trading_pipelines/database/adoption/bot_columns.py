@@ -95,10 +95,15 @@ FAMILIES = {
     "smallint": "integer",
 }
 INDEXES_ON_THEIRS = {
-    "agent_decisions": "idx_agent_decisions_rejects",
-    "trading_history": "idx_trading_history_filled",
-    "risk_audit": "idx_risk_audit_timestamp",
+    "0003": {
+        "idx_agent_decisions_rejects": "agent_decisions",
+        "idx_trading_history_filled": "trading_history",
+        "idx_risk_audit_timestamp": "risk_audit",
+    },
+    "0008": {"idx_agent_decisions_created_at": "agent_decisions"},
 }
+"""By the revision that makes them in one statement, all or none: each with its table."""
+
 KEY = "uq_market_data_symbol_interval_ts"
 # The revisions that create, once, what is missing of the bot's tables and of their newer columns.
 ALERTS = "0003"

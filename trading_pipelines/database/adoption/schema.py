@@ -136,19 +136,19 @@ class SchemaInspector(Inspector):
                     advice=f"ALTER TABLE public.market_data ADD CONSTRAINT {KEY} "
                     "UNIQUE (symbol, interval, timestamp);",
                 )
-        # One statement makes them all, or none.
-        indexed = INDEXES_ON_THEIRS.keys() & relations.keys()
-        names = self.rows(MISSING, [[INDEXES_ON_THEIRS[table] for table in indexed]])
-        indexes = [f"public.{name}" for (name,) in names]
-        foreign = sorted(table for table in indexed if not relations[table][0].is_owner)
-        if indexes and (foreign or (revision or "") >= ALERTS):
-            why = f"{listed(foreign)} belong to another role" if foreign else "they are gone"
-            self.note(
-                about="indexes",
-                what=f"{why}, so {listed(indexes)} are not added: the alerts' questions are slower",
-            )
-        else:
-            adds += [f"index {index}" for index in indexes]
+        for made_by, tables in INDEXES_ON_THEIRS.items():
+            indexed = {name: table for name, table in tables.items() if table in relations}
+            indexes = [f"public.{name}" for (name,) in self.rows(MISSING, [list(indexed)])]
+            foreign = sorted(t for t in indexed.values() if not relations[t][0].is_owner)
+            if indexes and (foreign or (revision or "") >= made_by):
+                why = f"{listed(foreign)} belong to another role" if foreign else "they are gone"
+                self.note(
+                    about="indexes",
+                    what=f"{why}, so {listed(indexes)} are not added: the alerts' questions are "
+                    "slower",
+                )
+            else:
+                adds += [f"index {index}" for index in indexes]
 
     def _judge_storage(self, url: str, role: Any, *, is_named: bool) -> None:  # noqa: ANN401
         target = PostgresUrl.parse(url)

@@ -37,7 +37,8 @@ def publish(
 ) -> Published:
     """Write what the bot reads, all of it or nothing; never raises because of Redis.
 
-    The bot has one volatility state: that of `volatility_symbol`.
+    The bot has one volatility state: that of `volatility_symbol`. It refuses every entry, in every
+    regime, while `is_high_volatility` there is true.
     """
     ttl = timedelta(seconds=ttl_seconds)
     entries = list(_entries(signals, volatility_symbol))

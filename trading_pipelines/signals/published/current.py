@@ -19,18 +19,26 @@ SIGNALS_OVERVIEW = "signals_overview"
 
 CURRENT = """
 SELECT current.symbol, regime, regime_since, regime_diff_pct, regime_as_of, regime_age,
-    annualized_volatility, is_high_volatility, volatility_status, volatility_horizon,
-    volatility_as_of, volatility_age, volatility_valid_until
-FROM unnest(%s::text[]) WITH ORDINALITY AS symbols (symbol, place)
+    forecast.annualized_volatility, forecast.is_high_volatility,
+    forecast.status AS volatility_status, forecast.horizon AS volatility_horizon,
+    forecast.as_of AS volatility_as_of, now() - forecast.as_of AS volatility_age,
+    forecast.valid_until AS volatility_valid_until
+FROM unnest(%(symbols)s::text[]) WITH ORDINALITY AS symbols (symbol, place)
 JOIN trading_pipelines.current_signals AS current ON current.symbol = symbols.symbol
-WHERE regime_as_of IS NOT NULL OR volatility_as_of IS NOT NULL
+LEFT JOIN LATERAL (
+    SELECT * FROM trading_pipelines.volatility_forecast AS told
+    WHERE told.symbol = symbols.symbol
+        AND told.horizon = coalesce(%(horizon)s::smallint, told.horizon)
+    ORDER BY as_of DESC, horizon DESC LIMIT 1
+) AS forecast ON true
+WHERE regime_as_of IS NOT NULL OR forecast.as_of IS NOT NULL
 ORDER BY place
 """
 
 
 @dataclass(frozen=True)
 class CurrentSignal:
-    """A row of the view `current_signals`; the regime or the forecast may be missing."""
+    """A symbol's newest label and newest forecast, either of which may be missing."""
 
     symbol: str
     regime: str | None = None
@@ -76,8 +84,11 @@ class Published:
 
 
 def read_current_signals(
-    connection: psycopg.Connection, symbols: Sequence[str]
+    connection: psycopg.Connection, symbols: Sequence[str], horizon: int | None = None
 ) -> list[CurrentSignal]:
-    """Return the newest signals in the order of `symbols`, without the symbols that have none."""
+    """Return the newest signals in the order of `symbols`, without the symbols that have none.
+
+    Their volatility is the newest forecast of the horizon (hours ahead), or of the longest.
+    """
     with connection.cursor(row_factory=class_row(CurrentSignal)) as cursor:
-        return cursor.execute(CURRENT, [list(symbols)]).fetchall()
+        return cursor.execute(CURRENT, {"symbols": list(symbols), "horizon": horizon}).fetchall()

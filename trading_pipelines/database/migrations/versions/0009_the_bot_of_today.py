@@ -11,7 +11,7 @@ Revision ID: 0009
 from alembic import op
 
 revision = "0009"
-down_revision = "0007"
+down_revision = "0008"
 
 NEWER_COLUMNS = {
     "trading_history": {
