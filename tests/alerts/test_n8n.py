@@ -109,22 +109,21 @@ def bots(channel: str = "trade", **changes: Any) -> dict[str, Any]:
 
 
 def coinpilots_settings(folder: Path) -> Path:
-    """Return the strategy file of a folder whose workflows have our names and no ids."""
+    """Return the strategy file of a folder whose workflows have our names and no id, or another."""
     (folder / "n8n_workflows").mkdir(parents=True)
     for file in shipped(WORKFLOWS).iterdir():
         (folder / "n8n_workflows" / file.name).write_text(
             json.dumps({"name": "Bot's", "nodes": [], "connections": {}})
         )
+    weekly = {"id": "botsWeekly", "name": "Weekly", "nodes": [], "connections": {}}
+    (folder / "n8n_workflows" / "weekly-exit-report-workflow.json").write_text(json.dumps(weekly))
     strategy = folder / "strategy_v3.yaml"
     shutil.copy(shipped(CONFIG) / "strategy.yaml", strategy)
     return strategy
 
 
 def run(*arguments: str, **environment: str) -> Result:
-    # Without NO_COLOR and a width the lines would be broken for the terminal of whoever tests.
-    return CliRunner().invoke(
-        app, ["n8n", *arguments], env={"COLUMNS": "500", "NO_COLOR": "1", **environment}
-    )
+    return CliRunner().invoke(app, ["n8n", *arguments], env=environment)
 
 
 @pytest.mark.parametrize(
@@ -187,9 +186,10 @@ def test_of_a_folder_that_holds_both_only_ours_are_imported(
     own = json.loads(OURS["tradingAlerts002"].read_text()) | {"name": "edited"}
     (strategy.parent / "n8n_workflows" / "own.json").write_text(json.dumps(own))
     done = run("import", "--command", str(stand_in.command), TRADING_PIPELINES_CONFIG=str(strategy))
-    assert (done.exit_code, done.stdout.splitlines()[0]) == (
-        0,
-        "own (tradingAlerts002) imported and activated",
+    imported, *missing = done.stdout.splitlines()
+    assert (done.exit_code, imported) == (0, "own (tradingAlerts002) imported and activated")
+    assert [line.partition(" is not in ")[0] for line in missing[:-1]] == sorted(
+        f"{file.stem} ({key})" for key, file in OURS.items() if key != "tradingAlerts002"
     )
     assert {key: one["name"] for key, one in stand_in.workflows.items()} == {
         "tradingAlerts002": "edited"

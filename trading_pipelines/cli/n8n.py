@@ -46,7 +46,7 @@ def n8n_import(
     Example: trading-pipelines n8n import --command "npx n8n"
     """
     for line in import_workflows(shlex.split(command), folder or _workflows(), os.environ):
-        out.print(escape(line))
+        out.print(escape(line), soft_wrap=True)
     for channel, names in _others(command).items():
         for name in names:
             out.print(
@@ -55,6 +55,7 @@ def n8n_import(
                     "answer: deactivate it before you restart n8n"
                 ),
                 style="yellow",
+                soft_wrap=True,
             )
 
 
@@ -76,7 +77,7 @@ def n8n_check(command: Command = "n8n") -> None:
         names = ", ".join(others.get(check.channel, [])) if check.is_another else ""
         finding = check.finding + (names and f": deactivate {names} and restart n8n")
         colour = "green" if check.is_good else "red"
-        out.print(f"{check.channel:<13}[{colour}]{escape(finding)}[/]")
+        out.print(f"{check.channel:<13}[{colour}]{escape(finding)}[/]", soft_wrap=True)
     if wrong := [check for check in checks if not check.is_good]:
         fail(f"{len(wrong)} of {len(checks)} workflows can't be used")
 
@@ -90,5 +91,6 @@ def _others(command: str) -> dict[str, list[str]]:
     try:
         return other_workflows(shlex.split(command), os.environ)
     except N8nError as error:
-        out.print(escape(f"whether other workflows have our webhooks is not known: {error}"))
+        note = f"whether other workflows have our webhooks is not known: {error}"
+        out.print(escape(note), soft_wrap=True)
         return {}

@@ -90,8 +90,16 @@ def import_workflows(
             raise refused from None
     for workflow_id in ours:
         run(*activation.on, f"--id={workflow_id}")
-    done = f"imported and {activation.done}"
-    return [*(f"{file.stem} ({key}) {done}" for key, file in ours.items()), RESTART]
+    return [
+        *(f"{file.stem} ({key}) imported and {activation.done}" for key, file in ours.items()),
+        *(
+            f"{file.stem} ({key}) is not in {folder}: if you want it, copy {file} to there and "
+            "import again"
+            for key, file in _by_id(shipped(WORKFLOWS)).items()
+            if key not in ours
+        ),
+        RESTART,
+    ]
 
 
 def other_workflows(command: Sequence[str], environment: Mapping[str, str]) -> dict[str, list[str]]:
