@@ -15,6 +15,7 @@ import requests
 
 from deploy.write_n8n_workflows import write
 from tests.alerts.test_discord import BODIES, NASTY, NEEDED, SHOWN, texts_of
+from tests.integration.conftest import await_that
 from tests.n8n.conftest import SECRET
 from trading_pipelines.alerts.discord import discord_message
 from trading_pipelines.alerts.n8n import local
@@ -311,7 +312,8 @@ def test_a_workflow_of_the_bots_in_the_place_of_ours_is_found(
 ) -> None:
     ours, bots = workflow("trade")["id"], {"id": "botsTrade0000001", "name": "Trade"}
     parameters = {"httpMethod": "POST", "path": "trade", "responseMode": "onReceived"}
-    webhook = workflow("trade")["nodes"][0] | {"parameters": parameters}
+    webhook = workflow("trade")["nodes"][0] | {"parameters": parameters, "webhookId": "bots"}
+    del webhook["credentials"]
     file = tmp_path / "trade.json"
     file.write_text(json.dumps(bots | {"nodes": [webhook], "connections": {}}))
     run(n8n, "import:workflow", f"--input={file}")
@@ -320,6 +322,8 @@ def test_a_workflow_of_the_bots_in_the_place_of_ours_is_found(
     try:
         found = other_workflows([str(n8n.command)], n8n.environment)
         with restarted(n8n):
+            # `restarted` waits for another of the workflows, and this one is started after it.
+            await_that(lambda: post(n8n, "trade", {}, None)[0] == 200, "the bot's answers")
             wrong = [one for one in check_workflows(n8n.url, SECRET, 5) if not one.is_good]
     finally:
         run(n8n, "publish:workflow", f"--id={ours}")
@@ -327,7 +331,9 @@ def test_a_workflow_of_the_bots_in_the_place_of_ours_is_found(
             database.execute("DELETE FROM workflow_entity WHERE id = ?", [bots["id"]])
             database.commit()
     assert [names for names in found.values() if names] == [["Trade (botsTrade0000001)"]]
-    assert [(one.channel, one.is_another) for one in wrong] == [("trade", True)]
+    assert [(one.channel, one.finding) for one in wrong] == [
+        ("trade", "open: answers 200 without a secret; another workflow answers in our place")
+    ]
 
 
 def test_an_n8n_without_the_secret_lets_nobody_in_and_the_check_says_why(
