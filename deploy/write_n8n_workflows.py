@@ -125,15 +125,16 @@ const embed = {
         "daily-report",
         ["title", "pnl", "trades", "summary"],
         r"""
+const asWritten = (shown, value) => shown === '-' ? text(value) : shown;
 const embed = {
   title: text(body.title),
   description: text(body.summary),
   color: 0x9B59B6,
   fields: [
-    ['손익', number(body.pnl, ' KRW', { signDisplay: 'exceptZero' })],
-    ['거래 수', number(body.trades, '')],
-    ['승률', number(body.win_rate, ' %', oneDecimal)],
-    ['최대 낙폭', number(body.mdd, ' KRW')],
+    ['손익', asWritten(number(body.pnl, ' KRW', { signDisplay: 'exceptZero' }), body.pnl)],
+    ['거래 수', asWritten(number(body.trades, ''), body.trades)],
+    ['승률', asWritten(number(body.win_rate, ' %', oneDecimal), body.win_rate)],
+    ['최대 낙폭', asWritten(number(body.mdd, ' KRW'), body.mdd)],
     ['시각', time(body.timestamp)],
   ],
 };

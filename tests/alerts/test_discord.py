@@ -114,6 +114,19 @@ SHOWN: dict[str, Body] = {
         ],
     },
 }
+BOTS_REPORT: Body = {
+    "title": "📅 CoinPilot Daily Report (2026-11-24)",
+    "pnl": "-12,345 KRW",
+    "trades": 5,
+    "sell_trades": 2,
+    "win_rate": "50.0%",
+    "mdd": "0.12%",
+    "exit_breakdown": {"STOP_LOSS": {"count": 1, "avg_pnl_pct": -3.1, "avg_post_1h_pct": None}},
+    "notes": [],
+    "summary": "오늘은 손절 1건이 있었습니다.",
+    "timestamp": AT,
+}
+"""The bot writes the units itself."""
 
 TEXTS = {
     "quotes": """그는 "매도"라 했다 'x' `y` \\n \\ \\" {"a": 1}""",
@@ -168,6 +181,7 @@ def _nasty() -> dict[str, tuple[str, Body]]:
         **dict.fromkeys(BODIES["daily-report"], "가" * 5000), "idempotency_key": "k" * 5000,
         **dict.fromkeys(["pnl", "trades", "win_rate", "mdd"], "9" * 30 + "e99"),
     }  # fmt: skip
+    found["daily-report: as the bot posts it"] = "daily-report", BOTS_REPORT
     for number in NUMBERS:
         found[f"price {number!r}"] = "trade", {**BODIES["trade"], "price": number}
         found[f"rsi {number!r}"] = "ai-reject", {**BODIES["ai-reject"], "rsi": number}
@@ -319,6 +333,23 @@ def test_an_rsi_says_what_it_leaves_out() -> None:
 )
 def test_an_rsi_has_one_decimal_and_0_is_none(rsi: Any, shown: str) -> None:
     assert _field("ai-reject", "RSI", rsi=rsi) == shown
+
+
+@pytest.mark.parametrize(
+    ("posted", "shown"),
+    [
+        ({}, ["-12,345 KRW", "5", "50.0%", "0.12%"]),
+        ({"win_rate": "N/A", "mdd": "0.00%"}, ["-12,345 KRW", "5", "N/A", "0.00%"]),
+        ({"pnl": "12.50 USDT", "trades": "5건"}, ["12.50 USDT", "5건", "50.0%", "0.12%"]),
+        ({"pnl": "0 KRW", "trades": None, "mdd": " "}, ["0 KRW", "-", "50.0%", "-"]),
+    ],
+)
+def test_a_report_of_the_bots_own_is_shown_with_every_field(posted: Body, shown: list[str]) -> None:
+    embed = discord_message("daily-report", BOTS_REPORT | posted)["embeds"][0]
+    names = ["손익", "거래 수", "승률", "최대 낙폭", "시각"]
+    expected = dict(zip(names, [*shown, "2026-11-24 18:03:05 KST"], strict=True))
+    assert {field["name"]: field["value"] for field in embed["fields"]} == expected
+    assert (embed["title"], embed["description"]) == (BOTS_REPORT["title"], BOTS_REPORT["summary"])
 
 
 def test_without_a_closed_trade_there_is_no_win_rate_and_no_drawdown() -> None:

@@ -1,10 +1,11 @@
 """The five workflows in a real n8n: what reaches Discord, and what the caller is told of it."""
 
 import json
+import sqlite3
 import subprocess
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,18 @@ import requests
 
 from deploy.write_n8n_workflows import write
 from tests.alerts.test_discord import BODIES, NASTY, NEEDED, SHOWN, texts_of
+from tests.integration.conftest import await_that
 from tests.n8n.conftest import SECRET
 from trading_pipelines.alerts.discord import discord_message
 from trading_pipelines.alerts.n8n import local
 from trading_pipelines.alerts.n8n.check import check_workflows
 from trading_pipelines.alerts.n8n.local import LocalN8n
-from trading_pipelines.alerts.n8n.workflows import RESTART, N8nError, import_workflows
+from trading_pipelines.alerts.n8n.workflows import (
+    RESTART,
+    N8nError,
+    import_workflows,
+    other_workflows,
+)
 from trading_pipelines.settings.shipped import shipped
 from trading_pipelines.simulators.discord import DiscordInbox, FaultKind
 
@@ -303,6 +310,35 @@ def test_a_workflow_that_is_not_published_is_the_one_that_is_not_there(n8n: Loca
     assert "import and publish" in wrong[0].finding
 
 
+def test_a_workflow_of_the_bots_in_the_place_of_ours_is_found(
+    n8n: LocalN8n, tmp_path: Path
+) -> None:
+    ours, bots = workflow("trade")["id"], {"id": "botsTrade0000001", "name": "Trade"}
+    parameters = {"httpMethod": "POST", "path": "trade", "responseMode": "onReceived"}
+    webhook = workflow("trade")["nodes"][0] | {"parameters": parameters, "webhookId": "bots"}
+    del webhook["credentials"]
+    file = tmp_path / "trade.json"
+    file.write_text(json.dumps(bots | {"nodes": [webhook], "connections": {}}))
+    run(n8n, "import:workflow", f"--input={file}")
+    run(n8n, "publish:workflow", f"--id={bots['id']}")
+    run(n8n, "unpublish:workflow", f"--id={ours}")
+    try:
+        found = other_workflows([str(n8n.command)], n8n.environment)
+        with restarted(n8n):
+            # `restarted` waits for another of the workflows, and this one is started after it.
+            await_that(lambda: post(n8n, "trade", {}, None)[0] == 200, "the bot's answers")
+            wrong = [one for one in check_workflows(n8n.url, SECRET, 5) if not one.is_good]
+    finally:
+        run(n8n, "publish:workflow", f"--id={ours}")
+        with closing(sqlite3.connect(n8n.folder / ".n8n" / "database.sqlite")) as database:
+            database.execute("DELETE FROM workflow_entity WHERE id = ?", [bots["id"]])
+            database.commit()
+    assert [names for names in found.values() if names] == [["Trade (botsTrade0000001)"]]
+    assert [(one.channel, one.finding) for one in wrong] == [
+        ("trade", "open: answers 200 without a secret; another workflow answers in our place")
+    ]
+
+
 def test_an_n8n_without_the_secret_lets_nobody_in_and_the_check_says_why(
     n8n: LocalN8n, inbox: DiscordInbox
 ) -> None:
@@ -344,12 +380,12 @@ def test_an_n8n_that_does_not_get_ready_is_ended_and_its_log_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     script = tmp_path / "n8n"
-    script.write_text('#!/bin/sh\ntest "$1" != start || exit 3\n')
+    script.write_text('#!/bin/sh\necho 2.41.1\ntest "$1" != start || exit 3\n')
     script.chmod(0o755)
     ended = LocalN8n(tmp_path / "a", secret="x", discord_url="http://x", command=script)
     with pytest.raises(N8nError, match=r"it ended by itself; see .*a/n8n\.log"), ended:
         pass
-    script.write_text('#!/bin/sh\ntest "$1" != start || exec sleep 60\n')
+    script.write_text('#!/bin/sh\necho 2.41.1\ntest "$1" != start || exec sleep 60\n')
     monkeypatch.setattr(local, "START_SECONDS", 0.5)
     deaf = LocalN8n(tmp_path / "b", secret="x", discord_url="http://x", command=script)
     with pytest.raises(N8nError, match=r"it is not ready; see .*b/n8n\.log"), deaf:

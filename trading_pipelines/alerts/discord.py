@@ -121,10 +121,10 @@ def _risk(body: Body) -> dict[str, Any]:
 
 def _daily_report(body: Body) -> dict[str, Any]:
     fields = {
-        "손익": _shown(_number(body.get("pnl")), " KRW", plus="+"),
-        "거래 수": _shown(_number(body.get("trades"))),
-        "승률": _shown(_number(body.get("win_rate")), " %", places=1),
-        "최대 낙폭": _shown(_number(body.get("mdd")), " KRW"),
+        "손익": _as_written(body.get("pnl"), " KRW", plus="+"),
+        "거래 수": _as_written(body.get("trades")),
+        "승률": _as_written(body.get("win_rate"), " %", places=1),
+        "최대 낙폭": _as_written(body.get("mdd"), " KRW"),
         "시각": _time(body.get("timestamp")),
     }
     return {
@@ -174,6 +174,12 @@ def _shown(number: Decimal | None, unit: str = "", *, plus: str = "", places: in
         digits = f"{number:z,.{places or 8}f}"
     digits = digits if places else digits.rstrip("0").rstrip(".")
     return f"{'' if digits.startswith('-') or digits == '0' else plus}{digits}{unit}"
+
+
+def _as_written(value: object, unit: str = "", *, plus: str = "", places: int = 0) -> str:
+    """Return a number as `_shown` does, a text as it is: the bot's have units ("-1,234 KRW")."""
+    number = _number(value)
+    return _text(value) if number is None else _shown(number, unit, plus=plus, places=places)
 
 
 def _time(value: object) -> str:

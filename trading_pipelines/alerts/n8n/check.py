@@ -10,6 +10,8 @@ from trading_pipelines.alerts.kinds import CHANNELS
 STARTING = "n8n is starting up"
 """What n8n answers until it is ready, with 200: a 200 alone proves nothing."""
 
+ANOTHER = "another workflow answers in our place"
+
 
 @dataclass(frozen=True)
 class WorkflowCheck:
@@ -18,6 +20,11 @@ class WorkflowCheck:
     channel: str
     is_good: bool
     finding: str
+
+    @property
+    def is_another(self) -> bool:
+        """Whether something else than our workflow answers."""
+        return self.finding.endswith(ANOTHER)
 
 
 def check_workflows(url: str, secret: str, timeout: float) -> list[WorkflowCheck]:
@@ -61,7 +68,8 @@ def _unguarded(answer: requests.Response) -> str | None:
             "N8N_BLOCK_ENV_ACCESS_IN_NODE is not false; set both and restart it"
         )
     if status < 300 or _is_ours(answer):
-        return f"open: answers {status} without a secret; anybody can post"
+        what = "anybody can post" if _is_ours(answer) else ANOTHER
+        return f"open: answers {status} without a secret; {what}"
     return f"answers {status} without a secret, not 403: is this n8n?"
 
 
@@ -71,7 +79,7 @@ def _unusable(answer: requests.Response) -> str | None:
     if status in {401, 403}:
         return f"refuses our secret ({status}): n8n's N8N_WEBHOOK_SECRET differs"
     if status != 400 or not _is_ours(answer):
-        return f"answers {status} to an empty body: this is not our workflow"
+        return f"answers {status} to an empty body: this is not our workflow; {ANOTHER}"
     return None
 
 
