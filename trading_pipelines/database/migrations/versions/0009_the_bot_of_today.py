@@ -52,6 +52,18 @@ DO $$ BEGIN
 END $$
 """
 
+NAME_KEY_AS_BEFORE = """
+DO $$ BEGIN
+    IF EXISTS (SELECT FROM pg_constraint WHERE conrelid = 'public.market_data'::regclass
+        AND conname = 'market_data_symbol_interval_timestamp_key')
+        AND to_regclass('public.uq_market_data_symbol_interval_ts') IS NULL
+    THEN
+        ALTER TABLE public.market_data RENAME CONSTRAINT market_data_symbol_interval_timestamp_key
+            TO uq_market_data_symbol_interval_ts;
+    END IF;
+END $$
+"""
+
 
 def upgrade() -> None:
     """Add what is missing, and give the key of our own market_data its own name."""
@@ -64,5 +76,5 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Refuse: the bot may have come to need the columns; restore a backup instead."""
-    raise NotImplementedError("there is no way back from 0009: restore a backup")
+    """Give our key the bot's name again, where the bot has none; the columns stay the bot's."""
+    op.execute(NAME_KEY_AS_BEFORE)
