@@ -8,6 +8,8 @@ Asking again belongs in `exchange`, judging the rows in `page`.
 import contextlib
 import json
 import re
+import socket
+import ssl
 from collections.abc import Mapping
 from datetime import datetime, timedelta
 from decimal import Decimal
@@ -24,8 +26,15 @@ from trading_pipelines.candles.page import (
     UnknownMarketError,
 )
 
-# Seconds, up to 115 days. Anything else, a date included, counts as no Retry-After.
-RETRY_AFTER = re.compile("[0-9]{1,7}")
+# Seconds, up to 27 hours. Anything else, a date included, counts as no Retry-After.
+RETRY_AFTER = re.compile("[0-9]{1,5}")
+NO_SUCH_MARKET = "Code not found"
+CAUSES = (
+    (socket.gaierror, "name not resolved"),
+    (ssl.SSLCertVerificationError, "certificate refused"),
+    (ConnectionRefusedError, "connection refused"),
+    (TimeoutError, "too late"),
+)
 
 
 class Upbit:
@@ -66,7 +75,7 @@ class Upbit:
         except (ccxt.BaseError, ValueError, RecursionError) as raised:
             error = raised
         if self._answer is None:
-            raise RetryableError(f"no answer: {type(error).__name__}: {error}") from error
+            raise RetryableError(f"no answer: {type(error).__name__}: {_cause(error)}") from error
         return _content(self._answer)
 
     @property
@@ -97,9 +106,28 @@ def _content(answer: requests.Response) -> object:
     if code == 418:
         after = RETRY_AFTER.fullmatch(answer.headers.get("Retry-After", ""))
         raise BlockedAnswerError(timedelta(seconds=int(after[0])) if after else None)
-    if code == 404 and isinstance(content, dict):
+    if code == 404 and _is_of_a_market(content):
         raise UnknownMarketError(message)
-    # A 200 or 404 that is no JSON comes from something between us and the exchange.
+    # A 200 that is no JSON, and any other 404, comes from between us and the exchange.
     if code in {200, 404, 408, 425} or code >= 500:
         raise RetryableError(message)
     raise ExchangeError(message)
+
+
+def _is_of_a_market(content: object) -> bool:
+    """Return whether a 404 is Upbit's own: a gateway's knows no route, and not no market."""
+    error = content.get("error") if isinstance(content, dict) else None
+    return (
+        isinstance(error, dict)
+        and error.get("name") == 404
+        and error.get("message", NO_SUCH_MARKET) == NO_SUCH_MARKET
+    )
+
+
+def _cause(error: BaseException | None) -> str:
+    """Return in words what a request failed of: ccxt says what was asked, and wraps the cause."""
+    root = error
+    while root and (inner := root.__cause__ or root.__context__):
+        root = inner
+    words = (word for kind, word in CAUSES if isinstance(root, kind))
+    return f"{next(words, 'failed')} ({root}), {error}"

@@ -216,7 +216,9 @@ class ReplayExchange:
         kind = fault.kind if fault else ""
         now_ms = self._now_ms()
         other = next((symbol for symbol in self.market.symbols if symbol != query.symbol), None)
-        rows = faulty.faulty_page(kind, query, other, lambda q: page(self.market, q, now_ms))
+        rows = faulty.faulty_page(
+            fault, query, other, lambda q: page(self.market, q, now_ms), now_ms
+        )
         answer = json_answer(200, rows)
         if kind == "truncated_json":
             answer = answer._replace(body=answer.body[: len(answer.body) // 2])
