@@ -31,7 +31,7 @@ from trading_pipelines.candles.download import FailedDay, download
 from trading_pipelines.candles.exchange import Exchange, RequestStats
 from trading_pipelines.candles.page import Page
 from trading_pipelines.candles.rate_limit import BlockedError
-from trading_pipelines.candles.windows import DAY, MINUTE, Interval, day_interval
+from trading_pipelines.candles.windows import DAY, HOUR, MINUTE, Interval, day_interval
 from trading_pipelines.database.connection import connect
 from trading_pipelines.simulators.upbit.faults import KINDS, Fault
 from trading_pipelines.simulators.upbit.market import Recording
@@ -340,6 +340,86 @@ def test_a_trigger_that_keeps_a_candle_out_fails_its_day_alone_and_is_no_silent_
     assert {day.status for day in bench.coverage([ETH], days(5, 7))} == {"complete"}
     assert bench.download([BTC], days(6, 6), "second") == []
     assert differences(stored_rows(bench.connection), recorded_rows([BTC, ETH], days(5, 7))) == []
+
+
+# ---- candles that the exchange does not have ----
+
+
+def ahead(rows: Rows) -> Rows:
+    """Return the rows as a collector leaves them that stores Korean time as UTC."""
+    return {(symbol, start + 9 * HOUR): values for (symbol, start), values in rows.items()}
+
+
+def unconfirmed(bench: Bench) -> Rows:
+    cursor = bench.connection.execute(
+        "SELECT symbol, timestamp, (candle->>'open_price')::numeric, "
+        "(candle->>'high_price')::numeric, (candle->>'low_price')::numeric, "
+        "(candle->>'close_price')::numeric, (candle->>'volume')::numeric "
+        "FROM trading_pipelines.unconfirmed_candles"
+    )
+    return {(symbol, start): tuple(values) for symbol, start, *values in cursor}
+
+
+@pytest.mark.parametrize("lived", [None, 1, 7, 8])
+def test_days_asked_for_whole_give_up_what_the_exchange_does_not_have(
+    bench: Bench, recorded_rows: RecordedRows, lived: int | None
+) -> None:
+    sound, false = recorded_rows([DOGE], days(5, 6)), ahead(recorded_rows([DOGE], days(3, 7)))
+    insert(bench.connection, false)
+    if lived:
+        with pytest.raises(KeyboardInterrupt):
+            bench.download([DOGE], days(5, 6), "run", Dying(bench.client(), lived))
+    assert bench.download([DOGE], days(5, 6), "run") == []
+    last = max(start for _, start in sound)
+    outside = part(false, at(3), at(5)) | part(false, last + MINUTE, at(9))
+    assert differences(stored_rows(bench.connection), sound | outside) == []
+    moved = part(false, at(5), last)
+    moved = {key: moved[key] for key in moved.keys() - sound.keys()}
+    assert moved, "there are minutes without a trade"
+    assert differences(unconfirmed(bench), moved) == []
+    first, second = bench.coverage([DOGE], days(5, 6))
+    assert first.rows == first.stored == len(part(sound, at(5), at(6)))
+    assert first.quiet == 1440 - first.rows
+    assert not first.damaged
+    assert not second.damaged
+
+
+def test_through_a_halt_of_many_windows_what_is_false_is_given_up(
+    connection: psycopg.Connection, recorded_market: Recording, recorded_rows: RecordedRows
+) -> None:
+    whole = recorded_rows([BTC], days(7, 8))
+    insert(connection, whole)
+    start, end = at(7, 3, 20), at(8, 6, 40)
+    with ReplayExchange(halted(recorded_market, BTC, start, end), rate=None) as replay:
+        bench = Bench(connection, replay)
+        assert bench.download([BTC], days(7, 8)) == []
+    left = part(whole, at(7), start) | part(whole, end, at(9))
+    assert differences(stored_rows(connection), left) == []
+    assert differences(unconfirmed(bench), part(whole, start, end)) == []
+    known = coverage.read(connection, [BTC], days(7, 8))
+    assert not any(day.damaged for day in known)
+    assert sum(day.quiet for day in known) == 1440 * 2 - len(left)
+
+
+@pytest.mark.parametrize("kind", [*SAYS_NOTHING, *LATE])
+def test_an_answer_that_breaks_off_or_is_behind_makes_nothing_give_way(
+    bench: Bench, recorded_rows: RecordedRows, kind: str
+) -> None:
+    held = recorded_rows([BTC], days(5, 5))
+    insert(bench.connection, held)
+    bench.replay.set_clock(at(6, 0, 1, 10))
+    bench.replay.set_faults([Fault(kind, between=(at(5, 20), at(6)))])
+    assert bench.download([BTC], days(5, 5)) == []
+    assert stored_rows(bench.connection).keys() == held.keys()
+    assert unconfirmed(bench) == {}
+
+
+def test_an_open_day_gives_up_nothing(bench: Bench, recorded_rows: RecordedRows) -> None:
+    held = ahead(recorded_rows([DOGE], days(9, 10)))
+    insert(bench.connection, held)
+    bench.replay.set_clock(at(10, 20, 0, 30))
+    assert bench.download([DOGE], days(10, 10)) == []
+    assert held.keys() <= stored_rows(bench.connection).keys()
 
 
 # ---- killed and started again ----
