@@ -29,7 +29,7 @@ from trading_pipelines.candles import exchange as exchange_module
 from trading_pipelines.candles.coverage import CandleCoverage, FailureKind, summarise
 from trading_pipelines.candles.download import FailedDay, download
 from trading_pipelines.candles.exchange import Exchange, RequestStats
-from trading_pipelines.candles.page import Page
+from trading_pipelines.candles.page import ExchangeError, Page
 from trading_pipelines.candles.rate_limit import BlockedError
 from trading_pipelines.candles.windows import DAY, HOUR, MINUTE, Interval, day_interval
 from trading_pipelines.database.connection import connect
@@ -422,6 +422,57 @@ def test_an_open_day_gives_up_nothing(bench: Bench, recorded_rows: RecordedRows)
     assert held.keys() <= stored_rows(bench.connection).keys()
 
 
+# ---- before the listing ----
+
+
+def ask_range(bench: Bench, first: date, last: date, symbol: str = BTC) -> int:
+    asked = bench.requests()
+    range_ = [first + DAY * n for n in range((last - first).days + 1)]
+    assert bench.download([symbol], range_, f"{first} {last}") == []
+    known = bench.coverage([symbol], range_)
+    assert {(day.status, day.holes(bench.now())) for day in known} == {("complete", 0)}
+    return bench.requests() - asked
+
+
+def test_two_years_before_a_listing_cost_a_few_requests(
+    bench: Bench, recorded_rows: RecordedRows
+) -> None:
+    requests = ask_range(bench, date(2023, 9, 3), date(2025, 9, 2))
+    # 728 days in pieces of 200: each asks for its first window and for its first day, twice.
+    assert requests <= 4 * 4 + windows(1440 * 2)
+    wanted = recorded_rows([BTC], days(1, 2))
+    assert differences(stored_rows(bench.connection), wanted) == []
+    before = bench.coverage([BTC], [date(2023, 9, 3), date(2025, 8, 31)])
+    assert [(day.rows, day.quiet) for day in before] == [(0, 1440)] * 2
+
+
+def test_one_day_before_a_listing_costs_less_than_a_days_windows(bench: Bench) -> None:
+    ask_range(bench, date(2025, 9, 1), date(2025, 9, 2))
+    assert ask_range(bench, date(2025, 8, 31), date(2025, 8, 31)) == 4
+    assert ask_range(bench, date(2025, 3, 1), date(2025, 8, 31)) == 4
+
+
+def test_an_exchange_that_has_nothing_for_a_while_is_not_believed_beside_stored_candles(
+    bench: Bench, recorded_rows: RecordedRows
+) -> None:
+    ask_range(bench, date(2025, 9, 1), date(2025, 9, 2))
+    bench.replay.set_faults([Fault("empty_page", count=4)])
+    bench.download([BTC], days(3, 5), "second")
+    wanted = part(recorded_rows([BTC], days(1, 5)), at(3, 6, 40), at(6))
+    got = part(stored_rows(bench.connection), at(3, 6, 40), at(6))
+    assert differences(got, wanted) == []
+
+
+def test_where_nobody_knows_the_first_day_the_windows_are_asked_one_by_one(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unable(*_: object) -> datetime:
+        raise ExchangeError("HTTP 404")
+
+    monkeypatch.setattr(Exchange, "first_day", unable)
+    assert ask_range(bench, date(2025, 8, 31), date(2025, 8, 31)) == 2 * windows(1440)
+
+
 # ---- killed and started again ----
 
 
@@ -435,6 +486,9 @@ class Dying:
 
     def closed_until(self) -> datetime:
         return self._exchange.closed_until()
+
+    def first_day(self, symbol: str, until: datetime) -> datetime:
+        return self._exchange.first_day(symbol, until)
 
     def page(self, symbol: str, window: Interval) -> Page:
         if self._left == 0:

@@ -49,6 +49,9 @@ class Upbit:
     def closed_until(self) -> datetime:
         return START + MINUTE * self.open_from
 
+    def first_day(self, symbol: str, until: datetime) -> datetime:  # noqa: ARG002
+        raise AssertionError("there is always something before")
+
     def page(self, symbol: str, window: Interval) -> Page:
         end = (window.end - START) // MINUTE
         newest = [minute for minute in self.traded if minute < end][-self.count :]

@@ -199,7 +199,8 @@ def test_what_is_made_for_a_bot_that_comes_later_is_what_the_bot_would_have_made
 ) -> None:
     for statement in (MARKET_DATA, KEY, INDEX.replace("its_index", OUR_INDEX)):
         aged.execute(statement)
-    aged.execute(REGIME_HISTORY)
+    # As wide as the settings' symbols: KRW-BIGTIME has eleven characters.
+    aged.execute(REGIME_HISTORY.replace("coin_symbol varchar(10)", "coin_symbol varchar(20)"))
     ours = "idx_regime_history_symbol_detected_at ON regime_history"
     aged.execute(f"CREATE INDEX {ours} (coin_symbol, detected_at DESC)")
     for table in ("public.market_data", "public.regime_history"):

@@ -4,6 +4,7 @@ A killed download continues where it was; a failed day leaves its neighbours alo
 asked for and believed belongs in `exchange`, when a day is due in `due`.
 """
 
+import contextlib
 import time
 from collections.abc import Collection, Iterator, Sequence
 from copy import copy
@@ -26,7 +27,7 @@ from trading_pipelines.candles.page import (
 )
 from trading_pipelines.candles.rate_limit import BlockedError
 from trading_pipelines.candles.store import NotStoredError
-from trading_pipelines.candles.windows import Interval, day_interval, first_window, merge
+from trading_pipelines.candles.windows import DAY, Interval, day_interval, first_window, merge
 from trading_pipelines.settings.strategy import HealingSettings
 
 # When the exchange is away for two days in a row, the rest is left to the next run, so that an
@@ -43,6 +44,9 @@ class PageSource(Protocol):
     def page(self, symbol: str, window: Interval) -> Page:
         """Return the candles of the window that have closed."""
 
+    def first_day(self, symbol: str, until: datetime) -> datetime:
+        """Return the start of the first day with a candle of the 200 UTC days before `until`."""
+
     def closed_until(self) -> datetime:
         """Return the start of the first minute that may still change (UTC)."""
 
@@ -57,17 +61,32 @@ class FailedDay:
 
 
 def pages(
-    exchange: PageSource, symbol: str, interval: Interval, size: int = PAGE_SIZE
+    exchange: PageSource,
+    symbol: str,
+    interval: Interval,
+    size: int = PAGE_SIZE,
+    held_from: datetime | None = None,
 ) -> Iterator[tuple[Interval, Page]]:
     """Yield the interval's pages in order, each with the part it covers, without gap or overlap.
 
-    Ends early where the exchange's clock says that the minutes have not closed yet.
+    Days before a listing are of one page. A candle that is stored, the first at `held_from`, speaks
+    against it. Ends early where the exchange's clock says that the minutes have not closed yet.
     """
-    at = interval.start
+    at, is_asked = interval.start, True
     while at < interval.end:
         window = first_window(Interval(at, interval.end), size)
         page = exchange.page(symbol, window)
         covered_until = min(window.end, page.closed_until)
+        if page.is_first and is_asked:
+            nearest = min(interval.end, page.closed_until, held_from or interval.end)
+            until = day_interval(min(nearest, at + DAY * PAGE_SIZE).date()).start
+            if until > covered_until:
+                # Whoever can't be asked for days is asked for their windows.
+                is_asked = False
+                with contextlib.suppress(ExchangeError):
+                    first = exchange.first_day(symbol, until)
+                    covered_until = max(covered_until, first)
+                    is_asked = first == until
         if covered_until <= at:
             return
         yield Interval(at, covered_until), page
@@ -187,7 +206,8 @@ def _store_pages(
     before, since = copy(exchange.stats), time.monotonic()
     # The newest minute so far that the exchange has a row of.
     newest: datetime | None = None
-    for covered, page in pages(exchange, symbol, interval):
+    held_from = store.first_candle(connection, symbol)
+    for covered, page in pages(exchange, symbol, interval, held_from=held_from):
         spent, seconds = exchange.stats.since(before), time.monotonic() - since
         with connection.transaction():
             # One writer a symbol: a backfill and the schedule may meet on the same day.

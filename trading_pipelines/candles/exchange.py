@@ -10,11 +10,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
-from typing import Any
+from typing import Any, TypeVar
 
 import tenacity
 
 from trading_pipelines.candles.page import (
+    PAGE_SIZE,
     BlockedAnswerError,
     ExchangeError,
     InvalidAnswerError,
@@ -24,12 +25,15 @@ from trading_pipelines.candles.page import (
     RetryableError,
     TooManyRequestsError,
     UnknownMarketError,
+    first_start,
     reach,
     validate,
 )
 from trading_pipelines.candles.rate_limit import Clock, RequestSlots, Slot
 from trading_pipelines.candles.windows import DAY, Interval, floor_minute
 from trading_pipelines.settings.strategy import ExchangeSettings
+
+T = TypeVar("T")
 
 # A trade of the last second of a minute may reach the candle a little after the minute has closed.
 CLOSE_MARGIN = timedelta(seconds=5)
@@ -87,7 +91,25 @@ class Exchange:
             page = page.after(older)
         return page
 
+    def first_day(self, symbol: str, until: datetime) -> datetime:
+        """Return the start of the first UTC day with a candle of the 200 days before `until`.
+
+        That is `until`, a midnight, where the exchange has none; believed when said twice. Raises
+        as `page`.
+        """
+        whole = Interval(until - DAY * PAGE_SIZE, until)
+
+        def ask(_: Mapping[str, Any]) -> datetime:
+            answer = self._request(lambda: self._api.days(symbol, until))
+            return first_start(answer, symbol, until)
+
+        first = self._retry(ask, symbol, whole)
+        return first if first < until else self._retry(ask, symbol, whole)
+
     def _ask(self, symbol: str, window: Interval) -> Page:
+        return self._retry(lambda tries: self._try(symbol, window, tries), symbol, window)
+
+    def _retry(self, ask: Callable[[Mapping[str, Any]], T], symbol: str, window: Interval) -> T:
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception_type(RetryableError),
             stop=tenacity.stop_after_attempt(self._settings.attempts),
@@ -98,7 +120,7 @@ class Exchange:
             reraise=True,
         )
         try:
-            return retrying(self._try, symbol, window, retrying.statistics)
+            return retrying(ask, retrying.statistics)
         except ExchangeError as error:
             kinds = (UnknownMarketError, InvalidAnswerError, ExchangeError)
             raise next(kind for kind in kinds if isinstance(error, kind))(
@@ -109,12 +131,12 @@ class Exchange:
     def _count_retry(self, _: tenacity.RetryCallState) -> None:
         self.stats.retries += 1
 
-    def _try(self, symbol: str, window: Interval, statistics: Mapping[str, Any]) -> Page:
+    def _request(self, ask: Callable[[], object]) -> object:
+        """Return the answer to a question that is asked in the next slot."""
         slot = self._slots.reserve()
         self.stats.requests += 1
-        asked_at = self._now()
         try:
-            answer = self._api.minutes(symbol, window.end)
+            answer = ask()
         except TooManyRequestsError:
             # The limit is counted by the second; a whole one with no request starts a new count.
             self._slots.pause(1.0)
@@ -122,14 +144,24 @@ class Exchange:
         except BlockedAnswerError as blocked:
             raise self._slots.block(blocked.retry_after) from None
         self._note_headers(slot)
+        return answer
+
+    def _try(self, symbol: str, window: Interval, tries: Mapping[str, Any]) -> Page:
+        asked_at: list[datetime] = []
+
+        def ask() -> object:
+            asked_at.append(self._now())
+            return self._api.minutes(symbol, window.end)
+
+        answer = self._request(ask)
         # As of the question: an answer that was long on its way shows minutes that were forming.
-        closed_until = self._closed_until(asked_at)
+        closed_until = self._closed_until(asked_at[0])
         odd_rows: list[OddRow] = []
         try:
             candles = validate(answer, symbol, window)
         except OddRowsError as error:
             candles, odd_rows = error.candles, [r for r in error.rows if r.start < closed_until]
-            if odd_rows and statistics["attempt_number"] < self._settings.attempts:
+            if odd_rows and tries["attempt_number"] < self._settings.attempts:
                 raise
         return Page(
             [candle for candle in candles if candle.start < closed_until],

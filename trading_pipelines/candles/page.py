@@ -168,6 +168,18 @@ def reach(answer: object, window: Interval) -> tuple[datetime | None, datetime, 
     return before, min(starts, default=window.start) if is_full else EARLIEST, not rows
 
 
+def first_start(answer: object, symbol: str, until: datetime) -> datetime:
+    """Return where the oldest candle of the answer starts, of any length; `until` without one.
+
+    Raises InvalidAnswerError.
+    """
+    starts = [_start(row) for row in _rows(answer, symbol, Interval(EARLIEST, until))]
+    known = [start for start in starts if start]
+    if len(known) < len(starts):
+        raise InvalidAnswerError("a row with a missing or broken field: candle_date_time_utc")
+    return min(known, default=until)
+
+
 def _start(row: object) -> datetime | None:
     try:
         text = row["candle_date_time_utc"]  # type: ignore[index]

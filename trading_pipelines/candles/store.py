@@ -106,6 +106,15 @@ class Written:
     """The earliest minute that changed."""
 
 
+def first_candle(connection: psycopg.Connection, symbol: str) -> datetime | None:
+    """Return the start of the first candle that is stored of a symbol."""
+    row = connection.execute(
+        "SELECT min(timestamp) FROM public.market_data WHERE symbol = %s AND interval = %s",
+        [symbol, INTERVAL],
+    ).fetchone()
+    return row[0] if row else None
+
+
 def write_candles(
     connection: psycopg.Connection, symbol: str, candles: Sequence[Candle]
 ) -> Written:

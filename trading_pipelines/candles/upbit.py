@@ -1,4 +1,4 @@
-"""Upbit's candle endpoint through ccxt's client: one request gives one answer or raises one error.
+"""Upbit's candle endpoints through ccxt's client: one request gives one answer or raises one error.
 
 ccxt knows the endpoint and sends the request. Its errors do not tell one HTTP status from another,
 and its numbers are floats: the answer is taken from its session as it came (`docs/decisions/0004`).
@@ -10,7 +10,7 @@ import json
 import re
 import socket
 import ssl
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
 from decimal import Decimal
 
@@ -59,13 +59,23 @@ class Upbit:
         That is parsed JSON, fractions as Decimal with every digit. Raises ExchangeError or one of
         its kinds, BlockedAnswerError.
         """
+        return self._get(
+            self._client.publicGetCandlesTimeframeUnit, symbol, to, timeframe="minutes", unit=1
+        )
+
+    def days(self, symbol: str, to: datetime) -> object:
+        """Return what it answers for the newest 200 candles of UTC days before `to`; likewise."""
+        return self._get(self._client.publicGetCandlesTimeframe, symbol, to, timeframe="days")
+
+    def _get(
+        self, ask: Callable[[dict[str, object]], object], symbol: str, to: datetime, **path: object
+    ) -> object:
         self._answer = None
         error: Exception | None = None
         try:
-            self._client.publicGetCandlesTimeframeUnit(
+            ask(
                 {
-                    "timeframe": "minutes",
-                    "unit": 1,
+                    **path,
                     "market": symbol,
                     "to": f"{to:%Y-%m-%dT%H:%M:%S}.000Z",
                     "count": PAGE_SIZE,

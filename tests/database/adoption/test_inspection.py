@@ -29,7 +29,7 @@ from trading_pipelines.candles.resample import resample
 from trading_pipelines.cli import render
 from trading_pipelines.cli.main import app
 from trading_pipelines.database.adoption import candles, inspection
-from trading_pipelines.database.adoption.bot_columns import CONTRACT, NEWER
+from trading_pipelines.database.adoption.bot_columns import CONTRACT, NEWER, WIDER
 from trading_pipelines.database.adoption.findings import Hole, Inspection, Level
 from trading_pipelines.database.connection import connect, upgrade_database
 from trading_pipelines.database.embedded import EmbeddedServer, binaries
@@ -671,7 +671,7 @@ def test_the_contract_is_what_the_migrations_make(connection: psycopg.Connection
     for table, columns in CONTRACT.items():
         made = {line[1]: f"{line[2]}{'*' if line[3] else ''}"
                 for line in described(connection, f"public.{table}") if len(line) == 5}  # fmt: skip
-        assert made == columns, table
+        assert made == {**columns, **WIDER.get(table, {})}, table
 
 
 def test_in_days_that_are_complete_nothing_is_found(recorded_url: str, clean: Inspection) -> None:

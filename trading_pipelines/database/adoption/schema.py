@@ -18,6 +18,7 @@ from trading_pipelines.database.adoption.bot_columns import (
     MOMENT,
     NEWER,
     VARCHAR,
+    WIDER,
     WRITTEN,
     fits,
 )
@@ -249,7 +250,8 @@ class SchemaInspector(Inspector):
         if table in WRITTEN and CONTRACT[table][name] != contract_type and not column.is_needed:
             return f"{name} may be NULL", f"ALTER COLUMN {name} SET NOT NULL;"
         # `id` is serial or bigserial, by the bot's age.
-        if column.type != contract_type and name != "id":
+        expected = {contract_type, WIDER.get(table, {}).get(name, "").rstrip("*")}
+        if column.type not in expected and name != "id":
             self.note(table, f"{name} is {column.type}, not {contract_type}, which will do")
         return None
 
