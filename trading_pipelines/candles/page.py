@@ -83,13 +83,13 @@ def validate(answer: object, symbol: str, window: Interval) -> list[Candle]:
     are at fault.
     """
     candles, odd = _judge(_rows(answer, symbol, window), window)
-    found = [candles[minute] for minute in sorted(candles)]
+    sound = [candles[minute] for minute in sorted(candles)]
     if odd:
         more = f", and {len(odd) - 1} more such rows" if len(odd) > 1 else ""
         if len(odd) > MOST_ODD_ROWS:
             raise InvalidAnswerError(odd[0].reason + more)
-        raise OddRowsError(odd[0].reason + more, found, odd)
-    return found
+        raise OddRowsError(odd[0].reason + more, sound, odd)
+    return sound
 
 
 def _rows(answer: object, symbol: str, window: Interval) -> list[object]:
@@ -174,10 +174,10 @@ def first_start(answer: object, symbol: str, until: datetime) -> datetime:
     Raises InvalidAnswerError.
     """
     starts = [_start(row) for row in _rows(answer, symbol, Interval(EARLIEST, until))]
-    known = [start for start in starts if start]
-    if len(known) < len(starts):
+    legible = [start for start in starts if start]
+    if len(legible) < len(starts):
         raise InvalidAnswerError("a row with a missing or broken field: candle_date_time_utc")
-    return min(known, default=until)
+    return min(legible, default=until)
 
 
 def _start(row: object) -> datetime | None:
