@@ -16,6 +16,7 @@ from alembic.config import Config
 from trading_pipelines.candles.page import Candle
 from trading_pipelines.candles.store import Written, write_candles
 from trading_pipelines.database.connection import DatabaseError, connect, upgrade_database
+from trading_pipelines.errors import OperatorError
 
 # The bot's table as the fact sheet has it; the oldest databases lack the key.
 MARKET_DATA = """
@@ -219,6 +220,17 @@ def test_a_table_that_the_bot_has_made_stays_as_it_is(
     assert {table: after[table] for table in before} == before
     doubles = aged.execute("SELECT to_regclass('trading_pipelines.market_data_doubles')")
     assert doubles.fetchone() == (None,)
+
+
+def test_a_view_in_the_place_of_the_bots_table_is_refused_in_words(
+    empty_url: str, aged: psycopg.Connection
+) -> None:
+    aged.execute("CREATE VIEW market_data AS SELECT 1 AS id")
+    with pytest.raises(OperatorError, match="no table: `trading-pipelines db adopt` says"):
+        upgrade_database(empty_url)
+    assert aged.execute("SELECT to_regclass('trading_pipelines.candle_coverage')").fetchone() == (
+        None,
+    )
 
 
 def test_a_key_that_is_an_index_or_has_another_order_will_do(

@@ -496,7 +496,7 @@ def test_a_clock_that_is_not_the_exchanges_is_told(
         slots.note_clock(Clock(timedelta(seconds=-59), None))
         assert bad(checked(environment)) == {}
         connection.execute(
-            "UPDATE trading_pipelines.request_slots SET clock_ahead = %s, clock_problem = %s",
+            "UPDATE trading_pipelines.exchange_clocks SET ahead = %s, problem = %s",
             [ahead, problem],
         )
     assert bad(checked(environment)) == {"clock": found}

@@ -54,9 +54,9 @@ RETURNING blocked_until
 """
 
 NOTE_CLOCK = """
-UPDATE trading_pipelines.request_slots
-SET clock_ahead = %(ahead)s, clock_problem = %(problem)s, clock_read_at = clock_timestamp()
-WHERE exchange = %(exchange)s
+INSERT INTO trading_pipelines.exchange_clocks (exchange, ahead, problem)
+VALUES (%(exchange)s, %(ahead)s, %(problem)s) ON CONFLICT (exchange) DO UPDATE
+SET ahead = excluded.ahead, problem = excluded.problem, read_at = clock_timestamp()
 """
 
 
@@ -166,8 +166,7 @@ def blocked_until(connection: psycopg.Connection) -> datetime | None:
 def read_clock(connection: psycopg.Connection, exchange: str) -> Clock:
     """Return what was last found of the exchange's clock; nothing where it was never asked."""
     row = connection.execute(
-        "SELECT clock_ahead, clock_problem FROM trading_pipelines.request_slots "
-        "WHERE exchange = %s",
+        "SELECT ahead, problem FROM trading_pipelines.exchange_clocks WHERE exchange = %s",
         [exchange],
     ).fetchone()
     return Clock(*(row or (None, None)))

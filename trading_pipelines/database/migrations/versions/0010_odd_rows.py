@@ -42,16 +42,18 @@ COMMENT ON COLUMN trading_pipelines.candle_coverage.revised_at IS
 COMMENT ON COLUMN trading_pipelines.candle_coverage.repaired IS
     'rows that differed from the exchange''s and were replaced or moved away, in the last pass';
 
-ALTER TABLE trading_pipelines.request_slots
-    ADD COLUMN clock_ahead interval,
-    ADD COLUMN clock_problem text,
-    ADD COLUMN clock_read_at timestamptz;
-COMMENT ON COLUMN trading_pipelines.request_slots.clock_ahead IS
-    'how far the exchange''s clock is ahead of ours';
-COMMENT ON COLUMN trading_pipelines.request_slots.clock_problem IS
+CREATE TABLE trading_pipelines.exchange_clocks (
+    exchange text PRIMARY KEY,
+    ahead interval,
+    problem text,
+    read_at timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+COMMENT ON COLUMN trading_pipelines.exchange_clocks.ahead IS
+    'how far the exchange''s clock is ahead of ours; empty where it is not believed';
+COMMENT ON COLUMN trading_pipelines.exchange_clocks.problem IS
     'why the exchange''s clock is not believed, and ours is used; empty where it is';
-COMMENT ON COLUMN trading_pipelines.request_slots.clock_read_at IS
-    'when the exchange''s clock was last found to have changed';
+COMMENT ON COLUMN trading_pipelines.exchange_clocks.read_at IS
+    'when a run last found this, or found it changed';
 """
 # As in 0002, but an open day also has a new version when a minute of a closed hour has changed.
 INPUT_VERSIONS = """
@@ -86,8 +88,6 @@ def downgrade() -> None:
     """Take away what was added; the candles that were moved away go back."""
     op.execute(PUT_BACK)
     op.execute(INPUT_VERSIONS.format(revised=""))
-    for table in ("set_aside_rows", "unconfirmed_candles"):
+    for table in ("set_aside_rows", "unconfirmed_candles", "exchange_clocks"):
         op.drop_table(table, schema="trading_pipelines")
     op.drop_column("candle_coverage", "revised_at", schema="trading_pipelines")
-    for column in ("clock_ahead", "clock_problem", "clock_read_at"):
-        op.drop_column("request_slots", column, schema="trading_pipelines")
