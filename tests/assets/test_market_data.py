@@ -74,7 +74,7 @@ def test_each_partition_says_what_it_holds_and_what_it_cost(
 
 
 def test_a_failed_symbol_fails_alone(dagster: Dagster, exchange: ReplayExchange) -> None:
-    exchange.set_faults([Fault.parse(f"null_fields:market={DOGE}")])
+    exchange.set_faults([Fault.parse(f"wrong_market:market={DOGE}")])
     result = dagster.run(JOB, FIRST_DAY, FIRST_DAY, [BTC, DOGE])
     assert not result.success
     assert dagster.materialized(CANDLES_1M) == {f"{FIRST_DAY}|{BTC}"}
@@ -84,6 +84,20 @@ def test_a_failed_symbol_fails_alone(dagster: Dagster, exchange: ReplayExchange)
     assert "1 of 2 partitions failed" in (said.description or "")
     assert DOGE in (said.description or "")
     assert dagster.materialized(CANDLES_1H) == {f"{FIRST_DAY}|{BTC}"}, "the good day has its hours"
+
+
+def test_an_odd_row_is_red_in_the_check_of_its_partition_and_the_hours_are_computed(
+    dagster: Dagster, exchange: ReplayExchange
+) -> None:
+    exchange.set_faults([Fault.parse(f"impossible_row:market={DOGE},at=2025-09-01T10:07")])
+    result = dagster.run(JOB, FIRST_DAY, FIRST_DAY, [BTC, DOGE])
+    assert result.success
+    (red,) = [check for check in result.get_asset_check_evaluations() if not check.passed]
+    assert (red.check_name, red.severity) == ("no_row_set_aside", dg.AssetCheckSeverity.ERROR)
+    assert "contradict" in str(red.metadata["findings"])
+    assert metadata(result, CANDLES_1M)[f"{FIRST_DAY}|{DOGE}"]["set_aside"] == 1
+    assert metadata(result, CANDLES_1M)[f"{FIRST_DAY}|{BTC}"]["set_aside"] == 0
+    assert metadata(result, CANDLES_1H)[f"{FIRST_DAY}|{DOGE}"]["rows"] == 24
 
 
 def test_a_broken_contract_keeps_the_hours_from_being_computed_and_backs_off(

@@ -87,7 +87,8 @@ def market_url(_url: str) -> str:
     with psycopg.connect(_url, autocommit=True) as connection:
         connection.execute(
             "TRUNCATE public.market_data, trading_pipelines.candle_coverage, "
-            "trading_pipelines.candles_1h, trading_pipelines.request_slots"
+            "trading_pipelines.candles_1h, trading_pipelines.request_slots, "
+            "trading_pipelines.set_aside_rows, trading_pipelines.unconfirmed_candles"
         )
     return _url
 

@@ -9,7 +9,14 @@ from hypothesis import strategies as st
 
 from trading_pipelines.candles.download import pages
 from trading_pipelines.candles.exchange import RequestStats
-from trading_pipelines.candles.page import PAGE_SIZE, Candle, InvalidAnswerError, Page, validate
+from trading_pipelines.candles.page import (
+    PAGE_SIZE,
+    Candle,
+    InvalidAnswerError,
+    OddRowsError,
+    Page,
+    validate,
+)
 from trading_pipelines.candles.windows import MINUTE, Interval
 
 START = datetime(2025, 9, 1, tzinfo=UTC)
@@ -41,6 +48,9 @@ class Upbit:
 
     def closed_until(self) -> datetime:
         return START + MINUTE * self.open_from
+
+    def first_day(self, symbol: str, until: datetime) -> datetime:  # noqa: ARG002
+        raise AssertionError("there is always something before")
 
     def page(self, symbol: str, window: Interval) -> Page:
         end = (window.end - START) // MINUTE
@@ -107,7 +117,16 @@ WINDOW = Interval(START, START + MINUTE * 3)
         ([row(0, high_price=10**12)], "contradict"),
         ([row(0, candle_acc_trade_volume=-1)], "volume"),
         ([row(0), row(1)], "out of order"),
-        ([row(1), row(1)], "out of order"),
+        ([row(1), row(1, trade_price=Decimal(300))], "doubled"),
+        ([row(1), row(1, market=None)], "doubled"),
+        ([row(2), None, row(0)], "no object"),
+        ([row(2), row(-9), row(0)], "out of order"),
+        ([row(2), row(9), row(0)], "out of order"),
+        ([row(0, market=None)], "without a market"),
+        ([row(0, candle_acc_trade_volume=10**12)], "volume"),
+        ([row(0, candle_acc_trade_volume=Decimal("999999999999.999999999"))], "volume"),
+        ([row(0, candle_acc_trade_volume=Decimal("1e999999"))], "volume"),
+        ([row(0, low_price=Decimal("1e-9"))], "don't fit"),
         ([row(3)], "at or after the end"),
         ([row(n) for n in range(300, 99, -1)], "201 rows"),
     ],
@@ -117,9 +136,36 @@ def test_an_answer_with_anything_wrong_is_not_believed_at_all(answer: object, re
         validate(answer, SYMBOL, WINDOW)
 
 
-def test_a_broken_row_from_before_the_window_spoils_the_page() -> None:
-    with pytest.raises(InvalidAnswerError):
-        validate([row(1), row(-5, high_price=1)], SYMBOL, WINDOW)
+def test_what_lies_before_the_window_is_not_judged() -> None:
+    before = [row(-5, high_price=1), {}, None, row(-6), row(-6), row(-3)]
+    assert validate([row(0), *before], SYMBOL, WINDOW) == validate([row(0)], SYMBOL, WINDOW)
+    assert validate([row(-5, high_price=1)], SYMBOL, WINDOW) == []
+
+
+def test_the_same_row_twice_is_one() -> None:
+    twice = [row(2), row(2), row(1), row(0), row(1)]
+    assert [c.start for c in validate(twice, SYMBOL, WINDOW)] == [
+        START + MINUTE * n for n in (0, 1, 2)
+    ]
+
+
+def test_a_few_odd_rows_leave_the_others_and_are_told_with_their_minutes() -> None:
+    window = Interval(START, START + MINUTE * 20)
+    answer = [row(n) for n in reversed(range(20))]
+    answer[4:6] = [{"market": SYMBOL}, row(14, low_price=0)]
+    with pytest.raises(OddRowsError, match="and 1 more") as odd:
+        validate(answer, SYMBOL, window)
+    assert [row.start for row in odd.value.rows] == [START + MINUTE * n for n in (15, 14)]
+    assert [candle.start for candle in odd.value.candles] == [
+        START + MINUTE * n for n in range(20) if n not in (14, 15)
+    ]
+
+
+@pytest.mark.parametrize("rows", [[None] * 30, [row(n, low_price=0) for n in range(29, 18, -1)]])
+def test_many_odd_rows_are_an_odd_page(rows: list[object]) -> None:
+    with pytest.raises(InvalidAnswerError) as odd:
+        validate(rows, SYMBOL, Interval(START, START + MINUTE * 30))
+    assert not isinstance(odd.value, OddRowsError)
 
 
 def test_rows_from_before_the_window_are_dropped_and_digits_kept() -> None:

@@ -1,11 +1,16 @@
 """What the client makes of answers that the replay exchange does not give, byte by byte."""
 
+import contextlib
+import itertools
 import socket
+import ssl
+import subprocess
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -20,7 +25,7 @@ from trading_pipelines.candles.page import (
     RetryableError,
     UnknownMarketError,
 )
-from trading_pipelines.candles.rate_limit import RequestSlots
+from trading_pipelines.candles.rate_limit import RequestSlots, read_clock
 from trading_pipelines.candles.upbit import Upbit
 from trading_pipelines.candles.windows import MINUTE, Interval
 
@@ -154,6 +159,9 @@ def test_a_redirect_to_nowhere_is_refused() -> None:
         ("Retry-After: 1.5", None),
         ("Retry-After: \xb2", None),
         ("Retry-After: 99999999999999999999", None),
+        ("Retry-After: 100000000000000", None),
+        ("Retry-After: 9999999", None),
+        ("Retry-After: ", None),
         ("X: y", None),
     ],
 )
@@ -191,6 +199,12 @@ def test_no_proxy_and_no_password_is_taken_from_the_environment(
         "Date: today",
         "Date: Wed, 03 Sep 2025 12:00:00 -0000",
         "Date: Wed, 99 Sep 2025 12:00:00 GMT",
+        "Date: ",
+        "Date: Thu, 01 Jan 1970 00:00:00 GMT",
+        "Date: Fri, 31 Dec 9999 23:59:59 GMT",
+        "Date: Mon, 01 Jan 0001 00:00:00 +2359",
+        "Date: Wed, 03 Sep 2025 12:00:00 GMT\r\nDate: today",
+        f"Remaining-Req: sec={'9' * 5000}",
         "Remaining-Req: sec=\xb2",
         "Remaining-Req: sec",
         "Remaining-Req: =;;=",
@@ -205,6 +219,103 @@ def test_a_header_that_can_not_be_read_costs_no_page(
         exchange = Exchange(url, slots, FAST, now=lambda: TO + MINUTE)
         page = exchange.page("KRW-BTC", Interval(TO - MINUTE, TO))
     assert [candle.start for candle in page.candles] == [TO - MINUTE]
+
+
+NO_TIME = ["", "today", "Wed, 03 Sep 2025 12:00:00 -0000", "Thu, 01 Jan 1970 00:00:00 GMT"]
+
+
+@pytest.mark.parametrize("date", NO_TIME)
+def test_without_a_clock_of_the_exchange_ours_is_used_with_twice_the_margin_and_it_is_said(
+    connection: psycopg.Connection, date: str
+) -> None:
+    window = Interval(TO - MINUTE, TO)
+    pages = []
+    for seconds in (9, 10):
+        now = TO + timedelta(seconds=seconds)
+        with server(*[answer("200 OK", ROW, f"Date: {date}")] * 2) as url:
+            slots = RequestSlots(connection, url, 500)
+            exchange = Exchange(url, slots, FAST, now=itertools.repeat(now).__next__)
+            pages.append(exchange.page("KRW-BTC", window))
+            clock = read_clock(connection, url)
+    assert [len(page.candles) for page in pages] == [0, 1]
+    assert clock.ahead is None
+    assert f"{date!r} is no time" in str(clock.problem)
+
+
+def test_a_clock_once_believed_is_kept_where_a_later_answer_has_none(
+    connection: psycopg.Connection,
+) -> None:
+    dates = ["Wed, 03 Sep 2025 12:20:00 GMT", "nonsense"]
+    with server(*[answer("200 OK", ROW, f"Date: {date}") for date in dates]) as url:
+        exchange = Exchange(url, RequestSlots(connection, url, 500), FAST, now=lambda: TO)
+        exchange.page("KRW-BTC", Interval(TO - MINUTE, TO))
+        assert read_clock(connection, url).ahead == timedelta(minutes=20)
+        exchange.page("KRW-BTC", Interval(TO - MINUTE, TO))
+        assert read_clock(connection, url).problem is not None
+        assert exchange.closed_until() == TO + timedelta(minutes=19)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"message":"no Route matched with those values"}',
+        b'{"message":"Not Found"}',
+        b'{"timestamp":"2025-09-03T12:00:00Z","status":404,"error":"Not Found","path":"/v1"}',
+        b'{"error":{"name":404,"message":"no such path"}}',
+        b'{"error":{"name":"not_found"}}',
+        b'{"error":null}',
+        b"{}",
+        b"[]",
+        b"null",
+        b"404",
+        b"<html>404 page not found</html>",
+        b"",
+    ],
+)
+def test_a_404_that_is_not_the_exchanges_says_nothing_of_a_market(body: bytes) -> None:
+    with pytest.raises(RetryableError, match="HTTP 404:"):
+        asked(answer("404 Not Found", body))
+
+
+def test_only_the_exchanges_own_answer_says_that_a_market_is_not_there() -> None:
+    with pytest.raises(UnknownMarketError, match="Code not found"):
+        asked(answer("404 Not Found", b'{"error":{"name":404,"message":"Code not found"}}'))
+
+
+def refusing() -> str:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        return f"http://127.0.0.1:{listening.getsockname()[1]}"
+
+
+def test_a_request_that_failed_names_its_cause() -> None:
+    with pytest.raises(RetryableError, match=r"no answer: .*connection refused"):
+        Upbit(refusing(), 5).minutes("KRW-BTC", TO)
+    with pytest.raises(RetryableError, match=r"no answer: .*name not resolved"):
+        Upbit("http://no-such-name.invalid", 5).minutes("KRW-BTC", TO)
+
+
+def test_a_certificate_that_is_refused_is_named(
+    tmp_path: Path,
+) -> None:
+    files = [tmp_path / "key.pem", tmp_path / "certificate.pem"]
+    names = ["-subj", "/CN=127.0.0.1", "-keyout", str(files[0]), "-out", str(files[1])]
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", *names],
+        check=True,
+        capture_output=True,
+    )
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(files[1], files[0])
+    listening = socket.create_server(("127.0.0.1", 0))
+
+    def serve() -> None:
+        connection, _ = listening.accept()
+        with contextlib.suppress(OSError), connection:
+            context.wrap_socket(connection, server_side=True)
+
+    threading.Thread(target=serve, daemon=True).start()
+    with listening, pytest.raises(RetryableError, match=r"no answer: .*certificate refused"):
+        Upbit(f"https://127.0.0.1:{listening.getsockname()[1]}", 5).minutes("KRW-BTC", TO)
 
 
 def test_a_json_object_is_no_page(connection: psycopg.Connection) -> None:

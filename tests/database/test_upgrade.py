@@ -23,6 +23,7 @@ from trading_pipelines.database.connection import (
     migrate,
     upgrade_database,
 )
+from trading_pipelines.errors import OperatorError
 
 # The bot's table as the fact sheet has it; the oldest databases lack the key.
 MARKET_DATA = """
@@ -221,7 +222,8 @@ def test_what_is_made_for_a_bot_that_comes_later_is_what_the_bot_would_have_made
     key = KEY.replace(ITS_KEY, OUR_KEY)
     for statement in (MARKET_DATA, key, INDEX.replace("its_index", OUR_INDEX)):
         aged.execute(statement)
-    aged.execute(REGIME_HISTORY)
+    # As wide as the settings' symbols: KRW-BIGTIME has eleven characters.
+    aged.execute(REGIME_HISTORY.replace("coin_symbol varchar(10)", "coin_symbol varchar(20)"))
     ours = "idx_regime_history_symbol_detected_at ON regime_history"
     aged.execute(f"CREATE INDEX {ours} (coin_symbol, detected_at DESC)")
     for table in ("public.market_data", "public.regime_history"):
@@ -240,6 +242,17 @@ def test_a_table_that_the_bot_has_made_stays_as_it_is(
     assert {table: after[table] for table in before} == before
     doubles = aged.execute("SELECT to_regclass('trading_pipelines.market_data_doubles')")
     assert doubles.fetchone() == (None,)
+
+
+def test_a_view_in_the_place_of_the_bots_table_is_refused_in_words(
+    empty_url: str, aged: psycopg.Connection
+) -> None:
+    aged.execute("CREATE VIEW market_data AS SELECT 1 AS id")
+    with pytest.raises(OperatorError, match="no table: `trading-pipelines db adopt` says"):
+        upgrade_database(empty_url)
+    assert aged.execute("SELECT to_regclass('trading_pipelines.candle_coverage')").fetchone() == (
+        None,
+    )
 
 
 def test_a_key_that_is_an_index_or_has_another_order_will_do(

@@ -16,6 +16,7 @@ from pydantic import SecretStr
 from tests.conftest import FIRST_DAY, LAST_DAY, SYMBOLS, copied, new_database
 from trading_pipelines.alerts import ledger
 from trading_pipelines.candles import coverage
+from trading_pipelines.candles.rate_limit import Clock, RequestSlots
 from trading_pipelines.candles.windows import DAY, HOUR, MINUTE, day_interval
 from trading_pipelines.database.connection import (
     connect,
@@ -56,7 +57,8 @@ WELL = Orchestration(
 )
 NAMES = [
     *("database", "daemons", "schedules", "sensors", "candles", "labels", "models", "alerts"),
-    *("dead_alerts", "holes", "failed_partitions", "slots", "database_size", "disk"),
+    *("dead_alerts", "holes", "failed_partitions", "slots", "clock"),
+    *("database_size", "disk"),
 ]
 # No candle of a closed day has come lately.
 SETTLED = (
@@ -476,6 +478,28 @@ def test_a_server_that_stops_after_the_connect_is_told_at_the_deadline(
             undo()
     assert nothing_is_known_but(checks, "database", "disk")
     assert bad(checks)["database"] == "no answer within 1 s"
+
+
+@pytest.mark.parametrize(
+    ("ahead", "problem", "found"),
+    [
+        ("20 minutes", None, "1,200 s behind the exchange's"),
+        ("-61 seconds", None, "61 s ahead of the exchange's"),
+        (None, "'' is no time", "the exchange's Date '' is no time: this machine's clock is used"),
+    ],
+)
+def test_a_clock_that_is_not_the_exchanges_is_told(
+    environment: Environment, ahead: str | None, problem: str | None, found: str
+) -> None:
+    with connect(database_urls(environment).market) as connection:
+        slots = RequestSlots(connection, environment.upbit_base_url, 10)
+        slots.note_clock(Clock(timedelta(seconds=-59), None))
+        assert bad(checked(environment)) == {}
+        connection.execute(
+            "UPDATE trading_pipelines.exchange_clocks SET ahead = %s, problem = %s",
+            [ahead, problem],
+        )
+    assert bad(checked(environment)) == {"clock": found}
 
 
 def test_storage_of_dagster_that_is_away_is_told_apart(environment: Environment) -> None:

@@ -302,3 +302,45 @@ def test_a_constant_price_is_degenerate_and_the_others_are_not(bench: Bench) -> 
         "FROM trading_pipelines.volatility_forecast WHERE as_of = '2025-09-22Z' ORDER BY 1"
     ).fetchall()
     assert statuses == [(False, "OK", False, False), (True, "DEGENERATE", True, True)]
+
+
+AS_BIGTIME = """
+UPDATE market_data SET symbol = 'KRW-BIGTIME' WHERE symbol = 'KRW-ETH';
+UPDATE trading_pipelines.candles_1h SET symbol = 'KRW-BIGTIME' WHERE symbol = 'KRW-ETH';
+UPDATE trading_pipelines.candle_coverage SET symbol = 'KRW-BIGTIME' WHERE symbol = 'KRW-ETH';
+"""
+HISTORY = "SELECT coin_symbol, count(*) FROM regime_history GROUP BY 1 ORDER BY 1"
+
+
+def test_a_symbol_of_eleven_characters_has_its_labels_in_both_tables(bench: Bench) -> None:
+    bench.connection.execute(AS_BIGTIME)
+    (partition,) = bench.compute(REGIME_LABELS, ["KRW-BIGTIME"], LAST_DAY)
+    assert (partition.error, partition.warning) == (None, None)
+    assert bench.connection.execute(HISTORY).fetchall() == [("KRW-BIGTIME", 24)]
+
+
+def test_a_bots_narrower_history_costs_its_rows_alone_and_is_named_with_what_to_do(
+    bench: Bench,
+) -> None:
+    bench.connection.execute(AS_BIGTIME)
+    bench.connection.execute("ALTER TABLE regime_history ALTER coin_symbol TYPE varchar(10)")
+    big, btc = bench.compute(REGIME_LABELS, ["KRW-BIGTIME", "KRW-BTC"], LAST_DAY)
+    assert (big.error, btc.error, btc.warning) == (None, None, None)
+    assert len(bench.rows("regime_labels", "symbol = 'KRW-BIGTIME'")) == 24
+    assert bench.connection.execute(HISTORY).fetchall() == [("KRW-BTC", 24)]
+    said, _, alter = (big.warning or "").partition("ALTER")
+    assert "does not take 24 rows of KRW-BIGTIME" in said
+    bench.connection.execute(f"ALTER{alter}".encode())
+    (again,) = bench.compute(REGIME_LABELS, ["KRW-BIGTIME"], LAST_DAY)
+    assert again.warning is None
+    assert bench.connection.execute(HISTORY).fetchall() == [("KRW-BIGTIME", 24), ("KRW-BTC", 24)]
+
+
+def test_one_row_that_the_bots_history_refuses_leaves_its_neighbours(bench: Bench) -> None:
+    bench.connection.execute(
+        "ALTER TABLE regime_history ADD CHECK (detected_at <> '2025-09-21 07:00Z')"
+    )
+    (partition,) = bench.compute(REGIME_LABELS, ["KRW-BTC"], LAST_DAY)
+    assert partition.error is None
+    assert "does not take 1 rows of KRW-BTC" in (partition.warning or "")
+    assert bench.connection.execute(HISTORY).fetchall() == [("KRW-BTC", 23)]

@@ -60,6 +60,9 @@ def materialize(
     with database.connect() as connection:
         computed = compute(connection, signal, requested.symbols, requested.days, settings, run_id)
     partitions = {partition_key(p.symbol, p.day): p for p in computed}
+    for warning in dict.fromkeys(partition.warning for partition in computed):
+        if warning:
+            context.log.warning(warning)
     errors = [f"{key}: {p.error}" for key, p in partitions.items() if p.error]
     for key, partition in partitions.items():
         values = metadata_values(partition.figures)

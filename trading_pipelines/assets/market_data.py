@@ -116,6 +116,7 @@ def _minutes_metadata(day: coverage.CandleCoverage) -> dict[str, Any]:
         "rows": day.stored,
         "repaired": day.repaired,
         "quiet": day.quiet,
+        "set_aside": day.set_aside,
         "holes": day.holes(datetime.now(UTC)),
         "requests": day.requests,
         "waits": day.waits,
@@ -172,7 +173,7 @@ def build_checks(settings: StrategySettings) -> list[dg.AssetChecksDefinition]:
             dg.AssetCheckSpec(
                 name, asset=CANDLES_1M, blocking=name in checks.BLOCKING, description=text
             )
-            for name, text in (checks.BLOCKING | checks.WARNING).items()
+            for name, text in (checks.BLOCKING | checks.SERIOUS | checks.WARNING).items()
         ],
         can_subset=True,
     )
@@ -207,9 +208,9 @@ def build_checks(settings: StrategySettings) -> list[dg.AssetChecksDefinition]:
                 check_name=name,
                 passed=not breaches,
                 severity=(
-                    dg.AssetCheckSeverity.ERROR
-                    if name in checks.BLOCKING
-                    else dg.AssetCheckSeverity.WARN
+                    dg.AssetCheckSeverity.WARN
+                    if name in checks.WARNING
+                    else dg.AssetCheckSeverity.ERROR
                 ),
                 description=(f"{len(breaches)} findings in " if breaches else "nothing found in ")
                 + f"{', '.join(symbols)}, {days[0]} to {days[-1]}",

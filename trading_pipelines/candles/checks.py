@@ -21,6 +21,10 @@ BLOCKING = {
     "no_overlap": "One candle a minute, and each starts on its minute.",
     "ohlc_valid": "Prices are positive, low <= open, close <= high.",
 }
+# The day goes on without the row, and its check is red.
+SERIOUS = {
+    "no_row_set_aside": "Each row that the exchange gave is a candle: none was set aside.",
+}
 WARNING = {
     "prices_continuous": "No candle opens more than 5 % away from the close before it.",
     "fresh": "The open day is at most 15 minutes old; a closed day is complete in an hour.",
@@ -67,6 +71,15 @@ AND NOT (0 < low_price AND low_price <= least(open_price, close_price)
     AND 0 <= volume AND volume < 'NaN')
 GROUP BY 1, 2 ORDER BY 1, 2
 """
+ODD_ROWS = """
+SELECT symbol, (timestamp AT TIME ZONE 'UTC')::date AS day,
+    to_char(timestamp AT TIME ZONE 'UTC', 'HH24:MI') || ' UTC: ' || reason || ': ' || row AS what
+FROM trading_pipelines.set_aside_rows
+WHERE symbol = ANY(%(symbols)s)
+  AND timestamp >= %(first)s::date::timestamp AT TIME ZONE 'UTC'
+  AND timestamp < (%(last)s::date + 1)::timestamp AT TIME ZONE 'UTC'
+ORDER BY symbol, timestamp
+"""
 JUMPS = f"""
 SELECT symbol, (timestamp AT TIME ZONE 'UTC')::date AS day,
     'from ' || trim_scale(before) || ' to ' || trim_scale(open_price) || ' at '
@@ -94,6 +107,7 @@ def find_breaches(
         "no_hole_in_a_closed_day": lambda: holes(stored, now),
         "no_overlap": lambda: overlaps(connection, symbols, days),
         "ohlc_valid": lambda: broken_ohlc(connection, symbols, days),
+        "no_row_set_aside": lambda: odd_rows(connection, symbols, days),
         "prices_continuous": lambda: jumps(connection, symbols, days),
         "fresh": lambda: stale(stored, now),
     }
@@ -157,6 +171,13 @@ def broken_ohlc(
 ) -> list[ContractBreach]:
     """Find candles whose prices contradict each other or are not positive."""
     return _find(connection, BROKEN_OHLC, symbols, days)
+
+
+def odd_rows(
+    connection: psycopg.Connection, symbols: Sequence[str], days: Sequence[date]
+) -> list[ContractBreach]:
+    """Find rows of the exchange's that can't be candles."""
+    return _find(connection, ODD_ROWS, symbols, days)
 
 
 def jumps(

@@ -6,7 +6,7 @@ belongs in `download`.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from decimal import ROUND_HALF_UP, Decimal
+from decimal import Decimal
 from statistics import median
 
 import psycopg
@@ -20,8 +20,6 @@ SELECT timestamp, open_price, high_price, low_price, close_price, volume FROM pu
 WHERE symbol = %s AND interval = '1m' AND timestamp >= %s AND timestamp < %s
 """
 VALUES = Candle._fields[1:]
-# As numeric(20, 8) rounds.
-DIGITS = Decimal("1e-8")
 
 
 @dataclass(frozen=True)
@@ -84,7 +82,7 @@ def compare(
 def _differences(ours: Candle, theirs: Candle) -> Iterator[tuple[str, float]]:
     for name in VALUES:
         old: Decimal = getattr(ours, name)
-        new = getattr(theirs, name).quantize(DIGITS, ROUND_HALF_UP)
+        new: Decimal = getattr(theirs, name)
         if old != new:
             # No share says how far from NaN, which numeric can hold, a number is.
             yield name, float(abs(new - old) / max(abs(old), new)) if old.is_finite() else 1.0

@@ -7,13 +7,14 @@ do about it belongs in `due`; the rows themselves in `store`.
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import date, datetime
+from datetime import date, datetime, timedelta
 from enum import StrEnum
 
 import psycopg
 from psycopg.rows import class_row
 
 from trading_pipelines.candles.back_off import BACK_OFF, back_off_parameters
+from trading_pipelines.candles.page import PAGE_SIZE
 from trading_pipelines.candles.store import INTERVAL
 from trading_pipelines.candles.windows import MINUTE, Interval, day_interval
 from trading_pipelines.settings.strategy import HealingSettings
@@ -63,6 +64,9 @@ class CandleCoverage:
     """Candles in the table now, up to fetched_until."""
     first: datetime | None
     last: datetime | None
+    set_aside: int = 0
+    """Rows of the exchange's that can't be candles."""
+    set_aside_from: datetime | None = None
 
     @property
     def complete(self) -> bool:
@@ -90,6 +94,8 @@ class FetchedInterval:
     day_closed: bool
     inserted: int
     repaired: int
+    changed_from: datetime | None
+    """The earliest minute that was inserted or repaired."""
     requests: int
     retries: int
     seconds: float
@@ -110,7 +116,7 @@ SELECT symbols.symbol, days.day,
     hours.computed_from IS NOT DISTINCT FROM minutes.changed_at
         AND (hours.status = 'complete') IS NOT DISTINCT FROM (minutes.status = 'complete')
         AS hours_current,
-    candles.stored, candles.first, candles.last
+    candles.stored, candles.first, candles.last, odd.set_aside, odd.set_aside_from
 FROM unnest(%(symbols)s::text[]) WITH ORDINALITY AS symbols (symbol, place)
 CROSS JOIN unnest(%(days)s::date[]) AS days (day)
 CROSS JOIN LATERAL (SELECT days.day::timestamp AT TIME ZONE 'UTC' AS day_start) AS start
@@ -124,6 +130,12 @@ CROSS JOIN LATERAL (
     WHERE candle.symbol = symbols.symbol AND candle.interval = '1m'
       AND candle.timestamp >= day_start AND candle.timestamp < minutes.fetched_until
 ) AS candles
+CROSS JOIN LATERAL (
+    SELECT count(*) AS set_aside, min(timestamp) AS set_aside_from
+    FROM trading_pipelines.set_aside_rows AS odd_row
+    WHERE odd_row.symbol = symbols.symbol
+      AND odd_row.timestamp >= day_start AND odd_row.timestamp < day_start + interval '1 day'
+) AS odd
 ORDER BY place, days.day
 """
 
@@ -154,12 +166,25 @@ ON CONFLICT (symbol, interval, day) DO UPDATE SET
     seconds = excluded.seconds
         + known.seconds * coalesce(known.run_id = excluded.run_id, false)::int,
     source = excluded.source, run_id = excluded.run_id,
-    changed_at = CASE WHEN %(changed)s THEN clock_timestamp() ELSE known.changed_at END
+    changed_at = CASE WHEN %(changed)s THEN clock_timestamp() ELSE known.changed_at END,
+    revised_at = CASE WHEN %(changed_from)s < date_trunc('hour', known.fetched_until, 'UTC')
+        THEN clock_timestamp() ELSE known.revised_at END
+"""
+AMEND = """
+UPDATE trading_pipelines.candle_coverage
+SET repaired = repaired + %(repaired)s, changed_at = clock_timestamp()
+WHERE symbol = %(symbol)s AND interval = %(interval)s AND day = %(day)s
 """
 COUNT = """
 UPDATE trading_pipelines.candle_coverage AS known
 SET rows = stored.rows,
     quiet = extract(epoch FROM known.fetched_until - %(day_start)s) / 60 - stored.rows
+        - (SELECT count(*) FROM trading_pipelines.set_aside_rows AS odd
+           WHERE symbol = %(symbol)s
+             AND timestamp >= %(day_start)s AND timestamp < known.fetched_until
+             AND NOT EXISTS (SELECT FROM public.market_data AS candle
+                WHERE candle.symbol = %(symbol)s AND candle.interval = %(interval)s
+                  AND candle.timestamp = odd.timestamp))
 FROM (SELECT count(*) AS rows FROM public.market_data
       WHERE symbol = %(symbol)s AND interval = %(interval)s
         AND timestamp >= %(day_start)s
@@ -246,8 +271,9 @@ def record(connection: psycopg.Connection, fetched: FetchedInterval) -> None:
         "start": fetched.interval.start,
         "end": fetched.interval.end,
         "closed": fetched.day_closed,
-        "changed": fetched.inserted + fetched.repaired > 0,
+        "changed": fetched.changed_from is not None,
         "repaired": fetched.repaired,
+        "changed_from": fetched.changed_from,
         "requests": fetched.requests,
         "waits": fetched.retries,
         "seconds": fetched.seconds,
@@ -259,6 +285,19 @@ def record(connection: psycopg.Connection, fetched: FetchedInterval) -> None:
     if fetched.interval.end == whole.end or not fetched.day_closed:
         # Pages before the one that fails are no success of the day.
         connection.execute(CLEAR, arguments | {"days": [day], "contract_kept": False})
+
+
+def amend(connection: psycopg.Connection, symbol: str, day: date, repaired: int) -> None:
+    """Record that candles of a day came, were repaired or moved away outside of a pass over it."""
+    arguments = {
+        "symbol": symbol,
+        "interval": INTERVAL,
+        "day": day,
+        "day_start": day_interval(day).start,
+        "repaired": repaired,
+    }
+    connection.execute(AMEND, arguments)
+    connection.execute(COUNT, arguments)
 
 
 def record_contract_kept(connection: psycopg.Connection, symbol: str, days: Iterable[date]) -> None:
@@ -299,16 +338,27 @@ def record_failure(
     )
 
 
-def interval_to_fetch(coverage: CandleCoverage, closed_until: datetime, run_id: str) -> Interval:
+def interval_to_fetch(
+    coverage: CandleCoverage,
+    closed_until: datetime,
+    run_id: str,
+    overlap: timedelta = timedelta(0),
+) -> Interval:
     """Return what is still to be fetched of the day; minutes before `closed_until` have closed.
 
-    An open day is topped up from where it stands; a closed one is asked for whole once more, or
-    from where an earlier attempt stopped. A complete day is asked for again, whole, unless this
-    very run (before it was killed and retried) has done so: `run_id` is the root run's.
+    An open day is topped up from `overlap` before where it stands, which may be on the day before:
+    a minute may come late, or be revised. What was set aside is asked for again where that takes no
+    request of its own. A closed day is asked for whole once more, or from where an earlier attempt
+    stopped. A complete day is asked for again, whole, unless this very run (before it was killed
+    and retried) has done so: `run_id` is the root run's.
     """
     whole = day_interval(coverage.day)
     if closed_until < whole.end:
-        return Interval(coverage.fetched_until, closed_until)
+        if closed_until <= coverage.fetched_until:
+            return Interval(coverage.fetched_until, closed_until)
+        start = coverage.fetched_until - overlap
+        odd, page = coverage.set_aside_from, closed_until - MINUTE * PAGE_SIZE
+        return Interval(min(start, odd) if odd and odd >= page else start, closed_until)
     if coverage.complete and coverage.run_id != run_id:
         return whole
     return Interval(coverage.confirmed_until, whole.end)

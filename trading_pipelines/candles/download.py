@@ -4,11 +4,12 @@ A killed download continues where it was; a failed day leaves its neighbours alo
 asked for and believed belongs in `exchange`, when a day is due in `due`.
 """
 
+import contextlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass
-from datetime import date, datetime
+from datetime import date, datetime, timedelta
 from typing import Protocol
 
 import psycopg
@@ -25,11 +26,13 @@ from trading_pipelines.candles.page import (
     UnknownMarketError,
 )
 from trading_pipelines.candles.rate_limit import BlockedError
-from trading_pipelines.candles.windows import Interval, day_interval, first_window, merge
+from trading_pipelines.candles.store import NotStoredError
+from trading_pipelines.candles.windows import DAY, Interval, day_interval, first_window, merge
 from trading_pipelines.settings.strategy import HealingSettings
 
-# When two days in a row fail, the symbol or the exchange is at fault and not the days: the rest is
-# left to the next run, so that an outage does not cost an attempt for every day.
+# When the exchange is away for two days in a row, the rest is left to the next run, so that an
+# outage does not cost an attempt for every day. A day that was answered, however badly, says
+# nothing about the next.
 FAILED_DAYS_IN_A_ROW = 2
 
 
@@ -40,6 +43,9 @@ class PageSource(Protocol):
 
     def page(self, symbol: str, window: Interval) -> Page:
         """Return the candles of the window that have closed."""
+
+    def first_day(self, symbol: str, until: datetime) -> datetime:
+        """Return the start of the first day with a candle of the 200 UTC days before `until`."""
 
     def closed_until(self) -> datetime:
         """Return the start of the first minute that may still change (UTC)."""
@@ -55,17 +61,32 @@ class FailedDay:
 
 
 def pages(
-    exchange: PageSource, symbol: str, interval: Interval, size: int = PAGE_SIZE
+    exchange: PageSource,
+    symbol: str,
+    interval: Interval,
+    size: int = PAGE_SIZE,
+    held_from: datetime | None = None,
 ) -> Iterator[tuple[Interval, Page]]:
     """Yield the interval's pages in order, each with the part it covers, without gap or overlap.
 
-    Ends early where the exchange's clock says that the minutes have not closed yet.
+    Days before a listing are of one page. A candle that is stored, the first at `held_from`, speaks
+    against it. Ends early where the exchange's clock says that the minutes have not closed yet.
     """
-    at = interval.start
+    at, is_asked = interval.start, True
     while at < interval.end:
         window = first_window(Interval(at, interval.end), size)
         page = exchange.page(symbol, window)
         covered_until = min(window.end, page.closed_until)
+        if page.is_first and is_asked:
+            nearest = min(interval.end, page.closed_until, held_from or interval.end)
+            until = day_interval(min(nearest, at + DAY * PAGE_SIZE).date()).start
+            if until > covered_until:
+                # Whoever can't be asked for days is asked for their windows.
+                is_asked = False
+                with contextlib.suppress(ExchangeError):
+                    first = exchange.first_day(symbol, until)
+                    covered_until = max(covered_until, first)
+                    is_asked = first == until
         if covered_until <= at:
             return
         yield Interval(at, covered_until), page
@@ -112,24 +133,38 @@ def _download_symbol(
     healing: HealingSettings,
 ) -> list[FailedDay]:
     closed_until = exchange.closed_until()
+    overlap = timedelta(minutes=healing.overlap_minutes)
+    asked = candle_coverage.read(connection, [symbol], days)
+    intervals = [
+        candle_coverage.interval_to_fetch(coverage, closed_until, run_id, overlap)
+        for coverage in asked
+    ]
+    # Of the day before, only one that is complete is looked at again.
+    before = {interval.start.date() for interval in intervals} - {day.day for day in asked}
+    complete = {
+        day.day for day in candle_coverage.read(connection, [symbol], before) if day.complete
+    }
     failed: list[FailedDay] = []
-    in_a_row = 0
+    away_in_a_row = 0
     for interval in merge(
-        candle_coverage.interval_to_fetch(coverage, closed_until, run_id)
-        for coverage in candle_coverage.read(connection, [symbol], days)
+        interval if interval.start.date() in complete else interval.clip(day_interval(coverage.day))
+        for coverage, interval in zip(asked, intervals, strict=True)
     ):
         at, end = interval.start, interval.end
         while at < interval.end:
             try:
                 for covered in _store_pages(
-                    connection, exchange, symbol, Interval(at, end), run_id
+                    connection, exchange, symbol, Interval(at, end), run_id, complete, overlap
                 ):
-                    at, in_a_row = covered.end, 0
+                    at, away_in_a_row = covered.end, 0
                 if at < end:
                     break  # the rest has not closed yet
                 end = interval.end
-            except ExchangeError as error:
+            except (ExchangeError, NotStoredError) as error:
                 midnight = day_interval(at.date()).end
+                if at.date() in complete:
+                    at = midnight  # the day that was not asked for has lost nothing
+                    continue
                 if first_window(Interval(at, end), PAGE_SIZE).end > midnight:
                     end = midnight  # the next day may be at fault, so ask without it
                     continue
@@ -141,8 +176,8 @@ def _download_symbol(
                         connection, symbol, day, str(error), run_id, kind, healing
                     )
                 failed.append(FailedDay(symbol, remaining[0], str(error)))
-                in_a_row += 1
-                if is_unknown_market or in_a_row == FAILED_DAYS_IN_A_ROW:
+                away_in_a_row = away_in_a_row + 1 if kind is FailureKind.AWAY else 0
+                if is_unknown_market or away_in_a_row == FAILED_DAYS_IN_A_ROW:
                     return failed + [
                         FailedDay(symbol, day, f"not asked for after: {error}")
                         for day in remaining[1:]
@@ -151,10 +186,11 @@ def _download_symbol(
     return failed
 
 
-def _failure_kind(error: ExchangeError) -> FailureKind:
+def _failure_kind(error: ExchangeError | NotStoredError) -> FailureKind:
     if isinstance(error, UnknownMarketError):
         return FailureKind.MARKET
-    return FailureKind.ANSWER if isinstance(error, InvalidAnswerError) else FailureKind.AWAY
+    was_answered = isinstance(error, InvalidAnswerError | NotStoredError)
+    return FailureKind.ANSWER if was_answered else FailureKind.AWAY
 
 
 def _store_pages(
@@ -163,20 +199,29 @@ def _store_pages(
     symbol: str,
     interval: Interval,
     run_id: str,
+    complete: Collection[date],
+    overlap: timedelta,
 ) -> Iterator[Interval]:
+    """Store the interval page by page; of the `complete` days, which are not asked for, amend."""
     before, since = copy(exchange.stats), time.monotonic()
-    for covered, page in pages(exchange, symbol, interval):
+    # The newest minute so far that the exchange has a row of.
+    newest: datetime | None = None
+    held_from = store.first_candle(connection, symbol)
+    for covered, page in pages(exchange, symbol, interval, held_from=held_from):
         spent, seconds = exchange.stats.since(before), time.monotonic() - since
         with connection.transaction():
             # One writer a symbol: a backfill and the schedule may meet on the same day.
             connection.execute("SELECT pg_advisory_xact_lock(hashtext(%s))", [f"1m {symbol}"])
             for day in covered.days():
                 part = covered.clip(day_interval(day))
-                written = store.write_candles(
-                    connection,
-                    symbol,
-                    [c for c in page.candles if part.start <= c.start < part.end],
-                )
+                candles = [c for c in page.candles if part.start <= c.start < part.end]
+                odd_rows = [row for row in page.odd_rows if part.start <= row.start < part.end]
+                store.set_aside(connection, symbol, part, odd_rows)
+                written = store.write_candles(connection, symbol, candles)
+                if day in complete:
+                    if written.first is not None:
+                        candle_coverage.amend(connection, symbol, day, written.repaired)
+                    continue
                 candle_coverage.record(
                     connection,
                     FetchedInterval(
@@ -185,6 +230,7 @@ def _store_pages(
                         day_closed=day_interval(day).end <= page.closed_until,
                         inserted=written.inserted,
                         repaired=written.repaired,
+                        changed_from=written.first,
                         requests=spent.requests,
                         retries=spent.retries,
                         seconds=seconds,
@@ -194,5 +240,32 @@ def _store_pages(
                 )
                 # A page over midnight is the first day's cost.
                 spent, seconds = RequestStats(), 0.0
+            rows = sorted([*(c.start for c in page.candles), *(row.start for row in page.odd_rows)])
+            if rows:
+                first = newest or page.row_before or rows[0]
+                _give_up(connection, symbol, Interval(first, rows[-1]), rows, page, overlap)
+                newest = rows[-1]
         before, since = copy(exchange.stats), time.monotonic()
         yield covered
+
+
+def _give_up(
+    connection: psycopg.Connection,
+    symbol: str,
+    between: Interval,
+    rows: Sequence[datetime],
+    page: Page,
+    overlap: timedelta,
+) -> None:
+    """Move away what is stored in closed days between rows of the exchange's, where it has none.
+
+    Only between two rows is a minute without one believed to have none: an answer that breaks off
+    early, or of another moment, also lacks rows. The newest minutes may still come.
+    """
+    midnight = day_interval(page.closed_until.date()).start
+    until = min(midnight, page.closed_until - overlap)
+    moved = store.move_unconfirmed(
+        connection, symbol, between.clip(Interval(between.start, until)), [between.start, *rows]
+    )
+    for day, count in moved.items():
+        candle_coverage.amend(connection, symbol, day, count)

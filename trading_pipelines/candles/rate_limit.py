@@ -53,6 +53,12 @@ WHERE slots.exchange = grown.exchange
 RETURNING blocked_until
 """
 
+NOTE_CLOCK = """
+INSERT INTO trading_pipelines.exchange_clocks (exchange, ahead, problem)
+VALUES (%(exchange)s, %(ahead)s, %(problem)s) ON CONFLICT (exchange) DO UPDATE
+SET ahead = excluded.ahead, problem = excluded.problem, read_at = clock_timestamp()
+"""
+
 
 class BlockedError(OperatorError):
     """The exchange has blocked this address; nothing may be asked before `until` (UTC)."""
@@ -63,6 +69,22 @@ class BlockedError(OperatorError):
             "UTC; nothing is asked before then, and the schedule goes on by itself"
         )
         self.until = until
+
+
+@dataclass(frozen=True)
+class Clock:
+    """The exchange's clock as its answers tell it."""
+
+    ahead: timedelta | None
+    """How far it is ahead of ours; None: not known, or a replayed market's own."""
+    problem: str | None
+    """Why it is not believed, so that ours is used."""
+
+    def differs(self, other: "Clock") -> bool:
+        """Return whether this is another clock: a Date has whole seconds, and was on its way."""
+        changed = (self.ahead is None) != (other.ahead is None) or self.problem != other.problem
+        drift = abs((self.ahead or timedelta()) - (other.ahead or timedelta()))
+        return changed or drift > timedelta(seconds=10)
 
 
 @dataclass(frozen=True)
@@ -116,6 +138,11 @@ class RequestSlots:
         """Hold back every process of the installation, after a refused request."""
         self._connection.execute(DEFER_BY, self._arguments | {"pause": timedelta(seconds=seconds)})
 
+    def note_clock(self, clock: Clock) -> None:
+        """Record how the exchange's clock differs from ours."""
+        arguments = {"ahead": clock.ahead, "problem": clock.problem}
+        self._connection.execute(NOTE_CLOCK, self._arguments | arguments)
+
     def block(self, retry_after: timedelta | None) -> BlockedError:
         """Record that the exchange has blocked this address; return what to raise."""
         (until,) = self._row(BLOCK, retry_after=retry_after)
@@ -134,3 +161,12 @@ def blocked_until(connection: psycopg.Connection) -> datetime | None:
         "WHERE blocked_until > clock_timestamp()"
     ).fetchone()
     return row[0] if row else None
+
+
+def read_clock(connection: psycopg.Connection, exchange: str) -> Clock:
+    """Return what was last found of the exchange's clock; nothing where it was never asked."""
+    row = connection.execute(
+        "SELECT ahead, problem FROM trading_pipelines.exchange_clocks WHERE exchange = %s",
+        [exchange],
+    ).fetchone()
+    return Clock(*(row or (None, None)))

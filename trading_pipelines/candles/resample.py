@@ -22,6 +22,7 @@ WHERE symbol = %(symbol)s AND interval = '1m' AND day = %(day)s
 """
 # In numeric throughout, so that a second run gives the same digits.
 UPSERT_HOURS = """
+WITH written AS (
 INSERT INTO trading_pipelines.candles_1h AS stored
     (symbol, timestamp, open_price, high_price, low_price, close_price, volume, minutes)
 SELECT symbol, date_trunc('hour', timestamp, 'UTC'),
@@ -39,7 +40,12 @@ WHERE (stored.open_price, stored.high_price, stored.low_price, stored.close_pric
         stored.volume, stored.minutes)
     IS DISTINCT FROM (excluded.open_price, excluded.high_price, excluded.low_price,
         excluded.close_price, excluded.volume, excluded.minutes)
-RETURNING xmax = 0
+RETURNING timestamp
+)
+SELECT EXISTS (
+    SELECT FROM trading_pipelines.candles_1h AS before
+    WHERE symbol = %(symbol)s AND before.timestamp = written.timestamp)
+FROM written
 """
 DELETE_EMPTY = """
 DELETE FROM trading_pipelines.candles_1h AS hour
@@ -112,9 +118,9 @@ def resample(
                 arguments |= zip(
                     ("until", "changed_at", "status", "source"), minute_coverage, strict=True
                 )
-                was_new = [row[0] for row in cursor.execute(UPSERT_HOURS, arguments)]
+                was_there = [row[0] for row in cursor.execute(UPSERT_HOURS, arguments)]
                 removed = cursor.execute(DELETE_EMPTY, arguments).rowcount
-                arguments["repaired"] = len(was_new) - sum(was_new) + removed
-                arguments["changed"] = bool(was_new or removed)
+                arguments["repaired"] = sum(was_there) + removed
+                arguments["changed"] = bool(was_there or removed)
                 resampled += [ResampledDay(*row) for row in cursor.execute(RECORD_HOURS, arguments)]
     return resampled

@@ -1,15 +1,21 @@
 """Writing candles to the bot's `market_data` table: COPY, then an upsert that repairs.
 
-Each call is one step of the caller's transaction, so candles and the coverage that vouches for them
-are committed together. Who asks for what belongs in `download`; reading for signals, elsewhere.
+Also what is kept beside it: rows of the exchange's that can't be candles, and stored candles of
+minutes for which the exchange has none. Each call is one step of the caller's transaction, so
+candles and the coverage that vouches for them are committed together. Who asks for what belongs in
+`download`; reading for signals, elsewhere.
 """
 
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import UTC, date, datetime
 
 import psycopg
 
-from trading_pipelines.candles.page import Candle
+from trading_pipelines.candles.page import Candle, OddRow
+from trading_pipelines.candles.windows import Interval
+from trading_pipelines.errors import OperatorError
 
 INTERVAL = "1m"
 
@@ -24,20 +30,70 @@ COPY = """
 COPY candle_staging (timestamp, open_price, high_price, low_price, close_price, volume) FROM STDIN
 """
 # Rows that are equal are not touched: a re-run leaves no dead tuples, and the counts are the truth.
+# What was there before is told by the statement's snapshot: a partitioned table has no xmax to ask.
 UPSERT_CANDLES = """
-INSERT INTO public.market_data AS stored
-    (symbol, interval, timestamp, open_price, high_price, low_price, close_price, volume)
-SELECT %(symbol)s, %(interval)s, timestamp,
-    open_price, high_price, low_price, close_price, volume
-FROM candle_staging ORDER BY timestamp
-ON CONFLICT (symbol, interval, timestamp) DO UPDATE SET
-    open_price = excluded.open_price, high_price = excluded.high_price,
-    low_price = excluded.low_price, close_price = excluded.close_price, volume = excluded.volume
-WHERE (stored.open_price, stored.high_price, stored.low_price, stored.close_price, stored.volume)
-    IS DISTINCT FROM (excluded.open_price, excluded.high_price, excluded.low_price,
-        excluded.close_price, excluded.volume)
-RETURNING xmax = 0
+WITH written AS (
+    INSERT INTO public.market_data AS stored
+        (symbol, interval, timestamp, open_price, high_price, low_price, close_price, volume)
+    SELECT %(symbol)s, %(interval)s, timestamp,
+        open_price, high_price, low_price, close_price, volume
+    FROM candle_staging ORDER BY timestamp
+    ON CONFLICT (symbol, interval, timestamp) DO UPDATE SET
+        open_price = excluded.open_price, high_price = excluded.high_price,
+        low_price = excluded.low_price, close_price = excluded.close_price,
+        volume = excluded.volume
+    WHERE (stored.open_price, stored.high_price, stored.low_price, stored.close_price,
+            stored.volume)
+        IS DISTINCT FROM (excluded.open_price, excluded.high_price, excluded.low_price,
+            excluded.close_price, excluded.volume)
+    RETURNING timestamp
+)
+SELECT timestamp, EXISTS (
+    SELECT FROM public.market_data AS before
+    WHERE symbol = %(symbol)s AND interval = %(interval)s AND before.timestamp = written.timestamp)
+FROM written
 """
+# A trigger or a rule of the bot's may drop or change what is written, without an error.
+NOT_KEPT = """
+SELECT staged.timestamp FROM candle_staging AS staged
+LEFT JOIN public.market_data AS stored
+    ON symbol = %(symbol)s AND interval = %(interval)s AND stored.timestamp = staged.timestamp
+WHERE (stored.open_price, stored.high_price, stored.low_price, stored.close_price, stored.volume)
+    IS DISTINCT FROM (staged.open_price, staged.high_price, staged.low_price,
+        staged.close_price, staged.volume)
+ORDER BY 1 LIMIT 1
+"""
+FORGET_ODD_ROWS = """
+DELETE FROM trading_pipelines.set_aside_rows
+WHERE symbol = %(symbol)s AND timestamp >= %(start)s AND timestamp < %(end)s
+    AND timestamp <> ALL(%(minutes)s)
+"""
+SET_ASIDE = """
+INSERT INTO trading_pipelines.set_aside_rows AS known (symbol, timestamp, row, reason)
+VALUES (%s, %s, %s, %s)
+ON CONFLICT (symbol, timestamp) DO UPDATE
+SET row = excluded.row, reason = excluded.reason, set_aside_at = clock_timestamp()
+WHERE (known.row, known.reason) IS DISTINCT FROM (excluded.row, excluded.reason)
+"""
+# A candle that does not start on its minute is left to `db adopt`, which says what to do.
+UNCONFIRMED = """
+FROM public.market_data AS candle
+WHERE symbol = %(symbol)s AND interval = %(interval)s
+    AND timestamp >= %(start)s AND timestamp < %(end)s AND timestamp <> ALL(%(minutes)s)
+    AND timestamp = date_trunc('minute', timestamp)
+"""
+HAS_UNCONFIRMED = f"""
+SELECT has_table_privilege('public.market_data', 'DELETE') AND EXISTS (SELECT {UNCONFIRMED})
+"""
+MOVE_UNCONFIRMED = f"""
+WITH moved AS (DELETE {UNCONFIRMED} RETURNING timestamp, to_jsonb(candle) AS content)
+INSERT INTO trading_pipelines.unconfirmed_candles (symbol, timestamp, candle)
+SELECT %(symbol)s, timestamp, content FROM moved RETURNING timestamp
+"""  # noqa: S608 - constants
+
+
+class NotStoredError(OperatorError):
+    """The bot's table does not take a candle; the message says which, and why."""
 
 
 @dataclass(frozen=True)
@@ -46,17 +102,73 @@ class Written:
 
     inserted: int
     repaired: int
+    first: datetime | None = field(default=None, compare=False)
+    """The earliest minute that changed."""
+
+
+def first_candle(connection: psycopg.Connection, symbol: str) -> datetime | None:
+    """Return the start of the first candle that is stored of a symbol."""
+    row = connection.execute(
+        "SELECT min(timestamp) FROM public.market_data WHERE symbol = %s AND interval = %s",
+        [symbol, INTERVAL],
+    ).fetchone()
+    return row[0] if row else None
 
 
 def write_candles(
     connection: psycopg.Connection, symbol: str, candles: Sequence[Candle]
 ) -> Written:
-    """Insert the candles that are missing and replace those that differ, in this transaction."""
+    """Insert the candles that are missing and replace those that differ, in this transaction.
+
+    Raises NotStoredError where the table refuses one, or a trigger of the bot's drops or changes
+    it; the transaction is then of no more use.
+    """
+    key = {"symbol": symbol, "interval": INTERVAL}
     with connection.cursor() as cursor:
         cursor.execute(STAGING)
         with cursor.copy(COPY) as copy:
             for candle in candles:
                 copy.write_row(candle)
-        cursor.execute(UPSERT_CANDLES, {"symbol": symbol, "interval": INTERVAL})
-        was_new = [row[0] for row in cursor]
-    return Written(inserted=sum(was_new), repaired=len(was_new) - sum(was_new))
+        try:
+            was_there = {row[0]: row[1] for row in cursor.execute(UPSERT_CANDLES, key)}
+        except (psycopg.IntegrityError, psycopg.errors.RaiseException) as error:
+            raise NotStoredError(
+                f"market_data takes no candle of {symbol}: {' '.join(str(error).split())}"
+            ) from error
+        if not_kept := cursor.execute(NOT_KEPT, key).fetchone():
+            raise NotStoredError(
+                f"market_data does not keep the candle of {symbol} at {not_kept[0]:%Y-%m-%d %H:%M}"
+                " UTC as it was written: see its triggers"
+            )
+    repaired = sum(was_there.values())
+    return Written(len(was_there) - repaired, repaired, min(was_there, default=None))
+
+
+def set_aside(
+    connection: psycopg.Connection, symbol: str, interval: Interval, rows: Sequence[OddRow]
+) -> None:
+    """Keep the interval's odd rows in the place of those that were set aside of it before."""
+    bounds = {"symbol": symbol, "start": interval.start, "end": interval.end}
+    connection.execute(FORGET_ODD_ROWS, bounds | {"minutes": [row.start for row in rows]})
+    for row in rows:
+        connection.execute(SET_ASIDE, [symbol, row.start, row.row, row.reason])
+
+
+def move_unconfirmed(
+    connection: psycopg.Connection, symbol: str, interval: Interval, minutes: Sequence[datetime]
+) -> Counter[date]:
+    """Move away the interval's stored candles that start in none of `minutes`, the exchange's.
+
+    Returns how many of each UTC day. A role that may not delete leaves them.
+    """
+    arguments = {
+        "symbol": symbol,
+        "interval": INTERVAL,
+        "start": interval.start,
+        "end": interval.end,
+        "minutes": list(minutes),
+    }
+    if connection.execute(HAS_UNCONFIRMED, arguments).fetchone() != (True,):
+        return Counter()
+    moved = connection.execute(MOVE_UNCONFIRMED, arguments)
+    return Counter(start.astimezone(UTC).date() for (start,) in moved)

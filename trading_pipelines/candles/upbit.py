@@ -1,4 +1,4 @@
-"""Upbit's candle endpoint through ccxt's client: one request gives one answer or raises one error.
+"""Upbit's candle endpoints through ccxt's client: one request gives one answer or raises one error.
 
 ccxt knows the endpoint and sends the request. Its errors do not tell one HTTP status from another,
 and its numbers are floats: the answer is taken from its session as it came (`docs/decisions/0004`).
@@ -8,7 +8,9 @@ Asking again belongs in `exchange`, judging the rows in `page`.
 import contextlib
 import json
 import re
-from collections.abc import Mapping
+import socket
+import ssl
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 
@@ -25,8 +27,15 @@ from trading_pipelines.candles.page import (
 )
 from trading_pipelines.settings.environment import spare_from_proxies
 
-# Seconds, up to 115 days. Anything else, a date included, counts as no Retry-After.
-RETRY_AFTER = re.compile("[0-9]{1,7}")
+# Seconds, up to 27 hours. Anything else, a date included, counts as no Retry-After.
+RETRY_AFTER = re.compile("[0-9]{1,5}")
+NO_SUCH_MARKET = "Code not found"
+CAUSES = (
+    (socket.gaierror, "name not resolved"),
+    (ssl.SSLCertVerificationError, "certificate refused"),
+    (ConnectionRefusedError, "connection refused"),
+    (TimeoutError, "too late"),
+)
 
 
 class Upbit:
@@ -55,13 +64,23 @@ class Upbit:
         That is parsed JSON, fractions as Decimal with every digit. Raises ExchangeError or one of
         its kinds, BlockedAnswerError.
         """
+        return self._get(
+            self._client.publicGetCandlesTimeframeUnit, symbol, to, timeframe="minutes", unit=1
+        )
+
+    def days(self, symbol: str, to: datetime) -> object:
+        """Return what it answers for the newest 200 candles of UTC days before `to`; likewise."""
+        return self._get(self._client.publicGetCandlesTimeframe, symbol, to, timeframe="days")
+
+    def _get(
+        self, ask: Callable[[dict[str, object]], object], symbol: str, to: datetime, **path: object
+    ) -> object:
         self._answer = None
         error: Exception | None = None
         try:
-            self._client.publicGetCandlesTimeframeUnit(
+            ask(
                 {
-                    "timeframe": "minutes",
-                    "unit": 1,
+                    **path,
                     "market": symbol,
                     "to": f"{to.astimezone(UTC):%Y-%m-%dT%H:%M:%S}.000Z",
                     "count": PAGE_SIZE,
@@ -71,7 +90,7 @@ class Upbit:
         except (ccxt.BaseError, ValueError, RecursionError) as raised:
             error = raised
         if self._answer is None:
-            raise RetryableError(f"no answer: {type(error).__name__}: {error}") from error
+            raise RetryableError(f"no answer: {type(error).__name__}: {_cause(error)}") from error
         return _content(self._answer)
 
     @property
@@ -102,9 +121,28 @@ def _content(answer: requests.Response) -> object:
     if code == 418:
         after = RETRY_AFTER.fullmatch(answer.headers.get("Retry-After", ""))
         raise BlockedAnswerError(timedelta(seconds=int(after[0])) if after else None)
-    if code == 404 and isinstance(content, dict):
+    if code == 404 and _is_of_a_market(content):
         raise UnknownMarketError(message)
-    # A 200 or 404 that is no JSON comes from something between us and the exchange.
+    # A 200 that is no JSON, and any other 404, comes from between us and the exchange.
     if code in {200, 404, 408, 425} or code >= 500:
         raise RetryableError(message)
     raise ExchangeError(message)
+
+
+def _is_of_a_market(content: object) -> bool:
+    """Return whether a 404 is Upbit's own: a gateway's knows no route, and not no market."""
+    error = content.get("error") if isinstance(content, dict) else None
+    return (
+        isinstance(error, dict)
+        and error.get("name") == 404
+        and error.get("message", NO_SUCH_MARKET) == NO_SUCH_MARKET
+    )
+
+
+def _cause(error: BaseException | None) -> str:
+    """Return in words what a request failed of: ccxt says what was asked, and wraps the cause."""
+    root = error
+    while root and (inner := root.__cause__ or root.__context__):
+        root = inner
+    words = (word for kind, word in CAUSES if isinstance(root, kind))
+    return f"{next(words, 'failed')} ({root}), {error}"

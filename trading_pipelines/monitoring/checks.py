@@ -10,6 +10,7 @@ from datetime import date, datetime, timedelta
 
 from trading_pipelines.candles.coverage import CandleCoverage
 from trading_pipelines.candles.due import REFRESHED_EVERY
+from trading_pipelines.candles.rate_limit import Clock
 from trading_pipelines.candles.windows import HOUR, contiguous, day_interval, floor_hour, named
 from trading_pipelines.monitoring.facts import (
     GIGABYTE,
@@ -30,6 +31,7 @@ from trading_pipelines.signals.catalogue import VOLATILITY_MODEL
 from trading_pipelines.signals.coverage import SignalCoverage
 
 SHOWN = 5
+WRONG_CLOCK = timedelta(minutes=1)
 
 ShowTime = Callable[[datetime], str]
 Judgement = tuple[Sequence[str], str]
@@ -48,6 +50,7 @@ NEEDS = {
     "holes": ["days", "failed", "old_gaps", "filled_at"],
     "failed_partitions": ["failed"],
     "slots": ["held_slots"],
+    "clock": ["clock"],
     "database_size": ["sizes"],
     "disk": ["free_bytes"],
 }
@@ -156,6 +159,12 @@ class _Judge:
                 f"no run without a process for {minutes}",
                 "terminate the run in the UI (Runs, Force terminate), or start again: "
                 "`trading-pipelines down`, then `trading-pipelines up`",
+            ),
+            "clock": _Rule(
+                self._clock,
+                f"at most {WRONG_CLOCK.total_seconds():g} s beside the exchange's",
+                "set this machine's clock, and keep it by NTP; candles go by the exchange's clock, "
+                "schedules and alerts by this one",
             ),
             "database_size": _Rule(
                 self._size,
@@ -303,6 +312,15 @@ class _Judge:
             if slot.quiet_since is None or slot.quiet_since < self.now - self._late
         ]
         return bad, "none held by a dead run"
+
+    def _clock(self, clock: Clock) -> Judgement:
+        if clock.problem:
+            return [f"the exchange's Date {clock.problem}: this machine's clock is used"], ""
+        if clock.ahead is None:
+            return [], "not compared yet"
+        side = "behind" if clock.ahead > timedelta(0) else "ahead of"
+        text = f"{abs(clock.ahead).total_seconds():,.0f} s {side} the exchange's"
+        return [text] if abs(clock.ahead) > WRONG_CLOCK else [], text
 
     def _size(self, sizes: Sizes) -> Judgement:
         total = (sizes.market + sizes.dagster) / GIGABYTE

@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 from datetime import date, datetime
 
 from trading_pipelines.candles.coverage import CandleCoverage
+from trading_pipelines.candles.rate_limit import Clock
 from trading_pipelines.signals.coverage import SignalCoverage
 
 GIGABYTE = 10**9
@@ -132,6 +133,8 @@ class Facts:
     alerts: AlertFacts | Unknown
     failed: Sequence[FailedPartition] | Unknown
     sizes: Sizes | Unknown
+    clock: Clock | Unknown
+    """The exchange's, as its answers told it last."""
     free_bytes: int | Unknown | None
     """On the home's disk; None where the database is on a server of the operator's."""
 

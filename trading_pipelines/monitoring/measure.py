@@ -15,7 +15,7 @@ from psycopg.rows import class_row
 
 from trading_pipelines.alerts import failures, ledger
 from trading_pipelines.alerts.kinds import KINDS
-from trading_pipelines.candles import coverage, due
+from trading_pipelines.candles import coverage, due, rate_limit
 from trading_pipelines.candles.windows import DAY
 from trading_pipelines.database import housekeeping
 from trading_pipelines.database.connection import (
@@ -178,6 +178,7 @@ def _facts(
         alerts=of("alerts", lambda c: _alerts(c, settings.alerts, now)),
         failed=of("failed", lambda c: _failed(c, symbols, settings.alerts)),
         sizes=_sizes(market, dagster, now) if "sizes" in names else NOT_ASKED,
+        clock=of("clock", lambda c: rate_limit.read_clock(c, environment.upbit_base_url)),
         free_bytes=free if "free_bytes" in names else NOT_ASKED,
         # Asked last: a connection may be lost on the way.
         unusable=_unusable(schema, market, dagster) if "unusable" in names else NOT_ASKED,

@@ -126,11 +126,16 @@ class DataSettings(_Section):
 
 
 class HealingSettings(_Section):
-    """How often a partition that failed is tried again, and how long before each try (seconds)."""
+    """How often a partition that failed is tried again, and how long before each try (seconds).
+
+    And how many minutes a refresh of the open day asks for once more, because the exchange may show
+    a minute late, or revise it.
+    """
 
     attempts: Annotated[int, Field(ge=1, le=1000)] = 8
     backoff_seconds: _Positive = 300.0
     max_backoff_seconds: _Positive = 1800.0
+    overlap_minutes: Annotated[int, Field(ge=1, le=60)] = 10
 
 
 class RegimeDetectionSettings(_Section):

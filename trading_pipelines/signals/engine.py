@@ -36,7 +36,7 @@ class PartitionRows:
 
 
 ComputeFunction = Callable[["ComputeRun", str, Sequence[SignalCoverage]], dict[date, PartitionRows]]
-AfterReplacing = Callable[[psycopg.Connection, str, Mapping[date, PartitionRows]], None]
+AfterReplacing = Callable[[psycopg.Connection, str, Mapping[date, PartitionRows]], str | None]
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Computation:
     function: ComputeFunction
     table: tables.Table
     after: AfterReplacing | None = None
-    """Called in the same transaction once the rows are replaced."""
+    """Called in the same transaction once the rows are replaced; returns a warning."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,8 @@ class ComputedPartition:
     changed: int = 0
     figures: Mapping[str, Any] = field(default_factory=dict)
     error: str | None = None
+    warning: str | None = None
+    """Of a partition that is complete all the same."""
 
 
 def compute_partitions(
@@ -123,8 +125,9 @@ def _compute_symbol(run: ComputeRun, symbol: str, days: Sequence[date]) -> list[
             [time for content in rows_of.values() for time in content.times],
             [row for content in rows_of.values() for row in content.rows],
         )
+        warning = None
         if computation.after is not None:
-            computation.after(run.connection, symbol, rows_of)
+            warning = computation.after(run.connection, symbol, rows_of)
         partitions = [
             _passed_over(coverage, signal) for coverage in coverages if coverage not in ready
         ]
@@ -142,7 +145,9 @@ def _compute_symbol(run: ComputeRun, symbol: str, days: Sequence[date]) -> list[
             )
             figures = {"rows": len(content.rows), "changed": n, "as_of": coverage.until}
             partitions.append(
-                ComputedPartition(symbol, coverage.day, n, {**figures, **content.figures})
+                ComputedPartition(
+                    symbol, coverage.day, n, {**figures, **content.figures}, warning=warning
+                )
             )
     return partitions
 

@@ -5,7 +5,7 @@ import json
 import re
 import subprocess
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from typing import LiteralString
 
 import pandas as pd
@@ -16,6 +16,7 @@ from alembic.config import Config
 from alembic.script import ScriptDirectory
 from typer.testing import CliRunner
 
+from tests.candles.conftest import Bench
 from tests.conftest import SYMBOLS, copied, copy_minutes, new_database
 from tests.database.test_upgrade import (
     BOT_TABLES,
@@ -25,13 +26,16 @@ from tests.database.test_upgrade import (
     described,
     everything,
 )
+from trading_pipelines.candles.resample import resample
 from trading_pipelines.cli import render
 from trading_pipelines.cli.main import app
-from trading_pipelines.database.adoption import inspection
-from trading_pipelines.database.adoption.bot_columns import CONTRACT, NEWER
+from trading_pipelines.database.adoption import candles, inspection
+from trading_pipelines.database.adoption.bot_columns import CONTRACT, NEWER, WIDER
 from trading_pipelines.database.adoption.findings import Hole, Inspection, Level
 from trading_pipelines.database.connection import connect, upgrade_database
 from trading_pipelines.database.embedded import EmbeddedServer, binaries
+from trading_pipelines.simulators.upbit.market import Recording
+from trading_pipelines.simulators.upbit.server import ReplayExchange
 
 NOW = datetime(2025, 9, 22, 3, tzinfo=UTC)
 
@@ -268,6 +272,30 @@ FAULTS: dict[str, tuple[LiteralString, list[tuple[Level, str, str]]]] = {
         "ALTER TABLE risk_audit RENAME TO audit; CREATE VIEW risk_audit AS SELECT * FROM audit",
         [(MEND, "risk_audit", "it is no table")],
     ),
+    "a foreign table": (
+        ("CREATE FOREIGN DATA WRAPPER away; CREATE SERVER other FOREIGN DATA WRAPPER away; "
+        "ALTER TABLE regime_history RENAME TO before; "
+        "CREATE FOREIGN TABLE regime_history (id bigint) SERVER other"),
+        [(MEND, "regime_history", "it is no table but a foreign table")],
+    ),
+    "a materialized view": (
+        ("ALTER TABLE market_data RENAME TO before; "
+        "CREATE MATERIALIZED VIEW market_data AS SELECT * FROM before LIMIT 1"),
+        [(MEND, "market_data", "it is no table but a materialized view")],
+    ),
+    "a table that others inherit from": (
+        "CREATE TABLE market_data_2024 () INHERITS (market_data)",
+        [(MEND, "market_data", "other tables inherit from it: no key spans their rows")],
+    ),
+    "a rule": (
+        'CREATE RULE "r 1" AS ON INSERT TO market_data DO ALSO NOTIFY candles',
+        [(MEND, "market_data", 'its rules ("r 1") do not go with an upsert')],
+    ),
+    "a trigger": (
+        ("CREATE FUNCTION seen() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END'; "
+        "CREATE TRIGGER seen BEFORE INSERT ON market_data FOR EACH ROW EXECUTE FUNCTION seen()"),
+        [(NOTE, "market_data", "triggers run at each of our writes: seen")],
+    ),
     "a schema of somebody else's": (
         "CREATE SCHEMA trading_pipelines; CREATE TABLE trading_pipelines.candles_1h (id int)",
         [(MEND, "trading_pipelines", ("the schema holds candles_1h, and no record of our "
@@ -304,6 +332,119 @@ def test_each_fault_is_found_and_no_other(
     assert inspection.can_be_adopted == all(level is not MEND for level, *_ in expected)
     for one in inspection.findings:
         assert one.advice or one.level is not MEND
+
+
+HOURS_OF_DAYS = """
+INSERT INTO market_data (symbol, interval, open_price, high_price, low_price, close_price, volume,
+    timestamp)
+SELECT 'KRW-NEW', '1m', 1, 1, 1, 1, (%(shares)s::numeric[])[hour + 1] * (1 + day %% 3),
+    '2025-09-01Z'::timestamptz + make_interval(days => day, hours => hour + %(ahead)s)
+FROM generate_series(0, %(days)s - 1) AS day, generate_series(0, 23) AS hour
+"""
+
+
+@pytest.mark.parametrize(("ahead", "days"), [(9, 15), (9, 6), (0, 15), (5, 15), (9, 3)])
+def test_days_whose_busy_hours_lie_nine_hours_late_are_told_and_repaired(
+    bot: psycopg.Connection, bot_url: str, ahead: int, days: int
+) -> None:
+    bot.execute("TRUNCATE market_data")
+    planted = {"shares": candles.USUAL_SHARES, "ahead": ahead, "days": days}
+    bot.execute(HOURS_OF_DAYS, planted)
+    inspection = inspect(bot_url, ["KRW-NEW"])
+    told = [one for one in inspection.findings if "Korean time stored as UTC" in one.what]
+    assert bool(told) == (ahead == 9 and days > 4)
+    assert inspection.can_be_adopted
+    for one in told:
+        assert (one.level, one.about) == (REPAIR, "KRW-NEW")
+        assert "db adopt --compare --symbols KRW-NEW --start 2025-09-" in one.advice
+
+
+def test_candles_after_now_are_told_with_their_likely_cause(
+    bot: psycopg.Connection, bot_url: str
+) -> None:
+    moved = "UPDATE market_data SET timestamp = timestamp + interval '12 hours' "
+    bot.execute(f"{moved} WHERE symbol = 'KRW-XRP' AND timestamp >= '2025-09-21 12:00Z'")
+    inspection = inspect(bot_url)
+    (told,) = [one for one in inspection.findings if one.level is MEND]
+    after = "SELECT count(*) FROM market_data WHERE timestamp > '2025-09-22 03:02Z'"
+    ((rows,),) = bot.execute(after).fetchall()
+    assert told.about == "KRW-XRP"
+    assert told.what.startswith(
+        f"{rows} candles start after now, up to 2025-09-22 11:59 UTC: Korean"
+    )
+    assert "db adopt --compare" in told.advice
+    delete = told.advice.partition("then: ")[2].partition(";")[0]
+    assert bot.execute(delete.encode()).rowcount == rows
+    assert inspect(bot_url).can_be_adopted
+
+
+PARTITIONED = {
+    "range": (
+        "PARTITION BY RANGE (timestamp)",
+        "FOR VALUES FROM ('2025-09-05Z') TO ('2025-09-06Z')",
+    ),
+    "list": ("PARTITION BY LIST (symbol)", "DEFAULT"),
+}
+
+
+@pytest.mark.parametrize("kind", PARTITIONED)
+def test_a_partitioned_table_is_adopted_and_filled_repaired_and_resampled(
+    empty_url: str, recorded_market: Recording, kind: str
+) -> None:
+    by, bounds = PARTITIONED[kind]
+    table = MARKET_DATA.replace(
+        "PRIMARY KEY (timestamp, id)", "PRIMARY KEY (timestamp, id, symbol)"
+    )
+    days = [date(2025, 9, 5)]
+    with connect(empty_url) as connection:
+        connection.execute(f"{table.rstrip()} {by}".encode())
+        connection.execute(KEY.encode())
+        connection.execute(f"CREATE TABLE part PARTITION OF market_data {bounds}".encode())
+        inspection = inspect(empty_url)
+        assert inspection.can_be_adopted
+        noted = {one.what for one in inspection.findings if one.about == "market_data"}
+        assert any("no default partition" in what for what in noted) == (kind == "range")
+        upgrade_database(empty_url)
+        with ReplayExchange(recorded_market, rate=None) as replay:
+            bench = Bench(connection, replay)
+            assert bench.download(["KRW-BTC"], days) == []
+            connection.execute("UPDATE market_data SET volume = volume + 1 WHERE id % 100 = 0")
+            spoiled = connection.execute("SELECT FROM market_data WHERE id % 100 = 0").rowcount
+            assert bench.download(["KRW-BTC"], days, "again") == []
+            (day,) = bench.coverage(["KRW-BTC"], days)
+            assert (day.status, day.repaired) == ("complete", spoiled)
+            (hours,) = resample(connection, ["KRW-BTC"], days, "run")
+            assert (hours.rows, hours.repaired) == (24, 0)
+            if kind == "range":
+                failed = bench.download(["KRW-BTC"], [date(2025, 9, 6), date(2025, 9, 7)], "on")
+                assert all("no partition of relation" in one.error for one in failed)
+                assert len(failed) == 2
+
+
+@pytest.mark.parametrize("by", ["RANGE (date_trunc('day', timestamp, 'UTC'))", "HASH (id)"])
+def test_partitions_that_no_key_can_span_are_refused_in_words(empty_url: str, by: str) -> None:
+    with connect(empty_url) as connection:
+        table = MARKET_DATA.replace("PRIMARY KEY (timestamp, id)", "CHECK (id > 0)")
+        connection.execute(f"{table.rstrip()} PARTITION BY {by}".encode())
+    inspection = inspect(empty_url)
+    assert not inspection.can_be_adopted
+    assert any("there can be no unique key" in one.what for one in inspection.findings)
+
+
+def test_rows_that_are_hidden_from_the_role_are_told(bot: psycopg.Connection, bot_url: str) -> None:
+    bot.execute(
+        "DROP ROLE IF EXISTS seer; CREATE ROLE seer LOGIN; GRANT SELECT ON ALL TABLES IN SCHEMA "
+        "public TO seer; ALTER TABLE trading_history ENABLE ROW LEVEL SECURITY"
+    )
+    try:
+        inspection = inspect(bot_url.replace("postgres@", "seer@"))
+        assert (
+            MEND,
+            "trading_history",
+            "row-level security hides rows from seer, or may",
+        ) in found(inspection)
+    finally:
+        bot.execute("DROP OWNED BY seer; DROP ROLE seer")
 
 
 def test_a_hole_is_found_with_its_ends_and_the_command_that_fills_it(
@@ -558,7 +699,7 @@ def test_the_contract_is_what_the_migrations_make(connection: psycopg.Connection
     for table, columns in CONTRACT.items():
         made = {line[1]: f"{line[2]}{'*' if line[3] else ''}"
                 for line in described(connection, f"public.{table}") if len(line) == 5}  # fmt: skip
-        assert made == columns, table
+        assert made == {**columns, **WIDER.get(table, {})}, table
 
 
 def test_in_days_that_are_complete_nothing_is_found(recorded_url: str, clean: Inspection) -> None:

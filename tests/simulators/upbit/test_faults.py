@@ -63,6 +63,9 @@ def raw(exchange: ReplayExchange, kind: str) -> bytes:
         ("504", 504, "text/html", "<html>"),
         ("html_200", 200, "text/html", "maintenance"),
         ("json_object", 200, "application/json", '{"status"'),
+        ("404_json", 404, "application/json", "no Route"),
+        ("404_html", 404, "text/html", "<html>"),
+        ("404_empty", 404, "application/json", ""),
     ],
 )
 def test_wrong_answers(
@@ -92,6 +95,17 @@ def test_spoiled_pages(exchange: ReplayExchange) -> None:
     assert [row["candle_date_time_utc"] for row in holes] == times
     assert [None in row.values() for row in holes] == [False, False, True, False, False]
 
+    for kind in ("impossible_row", "huge_volume", "undated_row"):
+        odd = struck(exchange, kind).json()
+        assert [row == good for row, good in zip(odd, sound, strict=True)].count(False) == 1
+    assert struck(exchange, "doubled_row").json() == [*sound[:3], *sound[2:4]]
+    exchange.set_faults([Fault.parse(f"impossible_row:at={times[3]}")])
+    assert [row == good for row, good in zip(get(exchange).json(), sound, strict=True)] == [
+        *[True] * 3,
+        False,
+        True,
+    ]
+
     shuffled = struck(exchange, "out_of_order").json()
     assert shuffled != sound
     assert sorted(shuffled, key=lambda row: row["timestamp"], reverse=True) == sound
@@ -106,6 +120,20 @@ def test_spoiled_pages(exchange: ReplayExchange) -> None:
     assert other[0]["market"] == "KRW-DOGE"
     assert other == get(exchange, market="KRW-DOGE").json()
     assert get(exchange).json() == sound
+
+
+def test_a_copy_that_is_behind_lacks_the_newest_minutes_or_has_them_as_they_were(
+    recorded_market: Recording,
+) -> None:
+    noon = datetime(2025, 9, 3, 12, tzinfo=UTC)
+    with ReplayExchange(recorded_market, rate=None, clock=noon) as exchange:
+        sound = get(exchange).json()
+        behind = [row for row in sound if row["candle_date_time_utc"] < "2025-09-03T11:57"]
+        assert len(behind) < len(sound)
+        assert struck(exchange, "lagging_copy").json()[: len(behind)] == behind
+        opens = [row | {"trade_price": row["opening_price"]} for row in sound]
+        unrevised = struck(exchange, "unrevised_copy").json()
+        assert unrevised == opens[: -len(behind)] + behind
 
 
 def test_truncated_json_is_a_whole_answer_with_half_a_body(exchange: ReplayExchange) -> None:

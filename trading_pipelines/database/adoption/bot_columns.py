@@ -75,6 +75,8 @@ CONTRACT: Mapping[str, Mapping[str, str]] = {
         "regime": f"{VARCHAR}(10)",
     },
 }
+# Where our DDL is wider than the bot's: as wide as the symbols that the settings allow.
+WIDER: Mapping[str, Mapping[str, str]] = {"regime_history": {"coin_symbol": f"{VARCHAR}(20)*"}}
 NEWER = {
     "trading_history": {"regime", "high_water_mark", "exit_reason", "post_exit_prices"},
     "daily_risk_state": {"buy_count", "sell_count"},

@@ -17,6 +17,28 @@ FROM pg_index WHERE indrelid = to_regclass('public.' || %s) AND indisunique AND 
          WHERE attrelid = indrelid AND attnum = ANY (indkey)) = %s
 ORDER BY 2 DESC
 """
+# What stands between a write and the rows that are read afterwards. TimescaleDB keeps its chunks as
+# children, and its own trigger on their parent.
+STORAGE = """
+SELECT relkind = 'p' AS is_partitioned,
+    partstrat IS DISTINCT FROM 'h' AND partdefid = 0 AS lacks_default,
+    EXISTS (SELECT FROM unnest(partattrs::int2[]) AS number WHERE number NOT IN (
+        SELECT attnum FROM pg_attribute
+        WHERE attrelid = pg_class.oid AND attname IN ('symbol', 'interval', 'timestamp')))
+        AS is_keyless,
+    EXISTS (SELECT FROM pg_partition_tree(pg_class.oid) AS part JOIN pg_class AS leaf
+        ON leaf.oid = part.relid WHERE leaf.relkind = 'f') AS has_foreign_parts,
+    relkind = 'r' AND EXISTS (SELECT FROM pg_inherits JOIN pg_class AS child ON child.oid = inhrelid
+        WHERE inhparent = pg_class.oid
+            AND child.relnamespace::regnamespace::text <> '_timescaledb_internal') AS has_heirs,
+    ARRAY(SELECT tgname::text FROM pg_trigger WHERE tgrelid = pg_class.oid AND NOT tgisinternal
+        AND tgenabled <> 'D' AND tgname <> 'ts_insert_blocker' ORDER BY 1) AS triggers,
+    ARRAY(SELECT quote_ident(rulename) FROM pg_rewrite WHERE ev_class = pg_class.oid
+        AND ev_type <> '1' AND ev_enabled <> 'D' ORDER BY 1) AS rules,
+    row_security_active(pg_class.oid) AS hides_rows
+FROM pg_class LEFT JOIN pg_partitioned_table ON partrelid = pg_class.oid
+WHERE pg_class.oid = to_regclass('public.' || %s)
+"""
 OURS = """
 SELECT relname::text FROM pg_class
 WHERE relnamespace = to_regnamespace('trading_pipelines') AND relkind <> 'i' ORDER BY 1
@@ -48,6 +70,34 @@ WHERE attrelid = to_regclass('public.' || %(table)s) AND attname = 'id' AND atti
 STRAYS = """
 SELECT symbol, count(*) AS rows FROM public.market_data
 WHERE timestamp NOT BETWEEN '2000-01-01Z' AND '2100-01-01Z' GROUP BY 1 ORDER BY 1
+"""
+FUTURE = """
+SELECT symbol, count(*) AS rows, min(timestamp) AS first, max(timestamp) AS last
+FROM public.market_data
+WHERE interval = '1m' AND symbol = ANY(%(symbols)s) AND timestamp > %(now)s GROUP BY 1 ORDER BY 1
+"""
+# The medians of each hour's share of its day's volume, in weeks from the first candle on; of days
+# with a candle in every hour, and of weeks with enough of them.
+HOURLY_SHARES = """
+SELECT symbol, array_agg(DISTINCT days) AS days, array_agg(share ORDER BY hour) AS shares
+FROM (
+    SELECT symbol, week, hour, percentile_cont(0.5) WITHIN GROUP (ORDER BY share) AS share,
+        array_agg(day ORDER BY day) AS days
+    FROM (
+        SELECT symbol, day, hour, (day - min(day) OVER (PARTITION BY symbol)) / 7 AS week,
+            volume / nullif(sum(volume) OVER of_day, 0) AS share, count(*) OVER of_day AS hours
+        FROM (
+            SELECT symbol, (timestamp AT TIME ZONE 'UTC')::date AS day,
+                extract(hour FROM timestamp AT TIME ZONE 'UTC')::int AS hour,
+                sum(volume)::double precision AS volume
+            FROM public.market_data
+            WHERE interval = '1m' AND symbol = ANY(%s) AND volume < 'NaN' GROUP BY 1, 2, 3
+        ) AS of_hours
+        WINDOW of_day AS (PARTITION BY symbol, day)
+    ) AS shares
+    WHERE hours = 24 AND share IS NOT NULL GROUP BY symbol, week, hour
+) AS medians
+GROUP BY symbol, week HAVING min(cardinality(days)) >= 4 AND count(*) = 24
 """
 TOTALS = """
 SELECT symbol, interval, count(*), min(timestamp), max(timestamp) FROM public.market_data

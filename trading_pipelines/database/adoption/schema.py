@@ -19,11 +19,20 @@ from trading_pipelines.database.adoption.bot_columns import (
     MOMENT,
     NEWER,
     VARCHAR,
+    WIDER,
     WRITTEN,
     fits,
 )
 from trading_pipelines.database.adoption.inspector import Inspector, listed
-from trading_pipelines.database.adoption.queries import COLUMNS, KEYS, MAY, MISSING, OURS, ROLE
+from trading_pipelines.database.adoption.queries import (
+    COLUMNS,
+    KEYS,
+    MAY,
+    MISSING,
+    OURS,
+    ROLE,
+    STORAGE,
+)
 from trading_pipelines.database.connection import (
     SCHEMA,
     DatabaseError,
@@ -31,6 +40,8 @@ from trading_pipelines.database.connection import (
     storage_fault,
 )
 from trading_pipelines.database.url import PostgresUrl
+
+KINDS = {"v": "a view", "m": "a materialized view", "f": "a foreign table"}
 
 
 class SchemaInspector(Inspector):
@@ -208,7 +219,12 @@ class SchemaInspector(Inspector):
         """Judge one table of the contract; return whether its rows can be read."""
         relation = self.relations[table]
         if relation[0].kind not in {"r", "p"}:
-            self.mend(table, "it is no table", "rename it, and `db upgrade` makes the table")
+            self.mend(
+                about=table,
+                what=f"it is no table but {KINDS.get(relation[0].kind, 'something else')}: nothing "
+                "can be stored in it, and no index made",
+                advice="rename it, and `db upgrade` makes the table; or keep the bot's own here",
+            )
             return False
         columns = {column.name: column for column in relation}
         newer = NEWER.get(table, set())
@@ -226,6 +242,7 @@ class SchemaInspector(Inspector):
         ]
         for problem, advice in wrong:
             self.mend(table, problem, f"ALTER TABLE public.{table} {advice}")
+        self._judge_storage_of(table, role)
         rights = ["SELECT"]
         if table in WRITTEN:
             self._judge_writing(table, columns)
@@ -256,7 +273,8 @@ class SchemaInspector(Inspector):
         if table in WRITTEN and CONTRACT[table][name] != contract_type and not column.is_needed:
             return f"{name} may be NULL", f"ALTER COLUMN {name} SET NOT NULL;"
         # `id` is serial or bigserial, by the bot's age.
-        if column.type != contract_type and name != "id":
+        expected = {contract_type, WIDER.get(table, {}).get(name, "").rstrip("*")}
+        if column.type not in expected and name != "id":
             self.note(table, f"{name} is {column.type}, not {contract_type}, which will do")
         return None
 
@@ -279,6 +297,55 @@ class SchemaInspector(Inspector):
                     what=f"{name} is too short for {longest}",
                     advice=f"{alter} {name} TYPE {VARCHAR}(20);",
                 )
+
+    def _judge_storage_of(self, table: str, role: str) -> None:
+        """Judge what stands between our reads and writes and the table's rows."""
+        (storage,) = self.rows(STORAGE, [table])
+        if storage.hides_rows:
+            self.mend(
+                about=table,
+                what=f"row-level security hides rows from {role}, or may",
+                advice=f"ALTER ROLE {role} BYPASSRLS; or take the role that owns the table",
+            )
+        if storage.has_heirs:
+            self.mend(
+                about=table,
+                what="other tables inherit from it: no key spans their rows",
+                advice="move the rows to one table, or to one with declarative partitions",
+            )
+        if table not in WRITTEN:
+            return
+        if storage.rules:
+            self.mend(
+                about=table,
+                what=f"its rules ({listed(storage.rules)}) do not go with an upsert",
+                advice=" ".join(f"DROP RULE {rule} ON public.{table};" for rule in storage.rules),
+            )
+        if storage.triggers:
+            self.note(
+                about=table,
+                what=f"triggers run at each of our writes: {listed(storage.triggers)}; what one "
+                "refuses, drops or changes is a failure of its day",
+            )
+        if table == "market_data" and storage.is_partitioned:
+            self._judge_partitions(storage)
+
+    def _judge_partitions(self, storage: Any) -> None:  # noqa: ANN401
+        if not self.has_key and (storage.is_keyless or storage.has_foreign_parts):
+            why = "foreign tables" if storage.has_foreign_parts else "other columns than its key's"
+            self.mend(
+                about="market_data",
+                what=f"it is partitioned by {why}: there can be no unique key on symbol, interval "
+                "and timestamp",
+                advice="partition it by timestamp or symbol, in tables of this database",
+            )
+        if storage.lacks_default:
+            self.note(
+                about="market_data",
+                what="it has no default partition: a day that no partition is for fails, alone",
+                advice="before a backfill make the partitions of its days; or: CREATE TABLE "
+                "public.market_data_default PARTITION OF public.market_data DEFAULT;",
+            )
 
     def _judge_rights(self, table: str, role: str, privileges: Sequence[str]) -> bool:
         """Judge the role's rights on a table; return whether it may read it."""

@@ -4,7 +4,7 @@ The labels themselves are made in `labels`.
 """
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import date
 from itertools import pairwise
 
@@ -42,13 +42,46 @@ WHERE label.symbol = %(symbol)s AND label.hour = added.detected_at - interval '1
 """
 
 
+# Of a row that the bot's table does not take; anything else is a failure of the partition.
+REFUSALS = (psycopg.DataError, psycopg.IntegrityError, psycopg.errors.RaiseException)
+
+
 def sync_history(
     connection: psycopg.Connection, symbol: str, rows_of: Mapping[date, PartitionRows]
-) -> None:
-    """Bring the bot's rows of `regime_history` in line with the labels just written."""
+) -> str | None:
+    """Bring the bot's rows of `regime_history` in line with the labels just written.
+
+    A label whose row the table refuses is kept; returns what was refused, and what to do.
+    """
     hours = [hour for content in rows_of.values() for hour in content.times]
-    for statement in (SYNC_HISTORY, ADD_HISTORY):
-        connection.execute(statement, {"symbol": symbol, "hours": hours})
+    refused = list(_sync(connection, symbol, hours))
+    if not refused:
+        return None
+    alter = (
+        " ALTER TABLE public.regime_history ALTER COLUMN coin_symbol TYPE varchar(20);"
+        if isinstance(refused[0], psycopg.errors.StringDataRightTruncation)
+        else ""
+    )
+    return (
+        f"public.regime_history, which the bot reads, does not take {len(refused)} rows of "
+        f"{symbol}: {' '.join(str(refused[0]).split())}. The labels are kept in "
+        f"trading_pipelines.regime_labels.{alter}"
+    )
+
+
+def _sync(
+    connection: psycopg.Connection, symbol: str, hours: Sequence[date]
+) -> Iterator[psycopg.Error]:
+    try:
+        with connection.transaction():
+            for statement in (SYNC_HISTORY, ADD_HISTORY):
+                connection.execute(statement, {"symbol": symbol, "hours": list(hours)})
+    except REFUSALS as error:
+        if len(hours) == 1:
+            yield error
+            return
+        for hour in hours:
+            yield from _sync(connection, symbol, [hour])
 
 
 def compute_regime_labels(

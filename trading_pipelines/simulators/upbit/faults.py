@@ -57,8 +57,30 @@ CANNED = TOO_MANY_REQUESTS | {
     "504": _html(504, "Gateway Time-out"),
     "html_200": _html(200, "Scheduled maintenance"),
     "json_object": json_answer(200, {"status": "maintenance"}),
+    # Of what stands before the exchange, and not the exchange's word on a market.
+    "404_json": json_answer(404, {"message": "no Route matched with those values"}),
+    "404_html": _html(404, "Not Found"),
+    "404_empty": CannedAnswer(404, b""),
 }
-_SPOILED_PAGES = ("null_fields", "out_of_order", "stale_page", "empty_page", "wrong_market")
+# A row is odd for good: the middle one of the page, or that of the minute `at`.
+ODD_ROWS: dict[str, CandleJson] = {
+    "null_fields": {"trade_price": None, "candle_acc_trade_volume": None},
+    "impossible_row": {"high_price": 0.5},
+    "huge_volume": {"candle_acc_trade_volume": 1e12},
+    "undated_row": {"candle_date_time_utc": None},
+}
+# What a copy of the exchange shows that is three minutes behind, or minutes not yet revised.
+LATE = ("lagging_copy", "unrevised_copy")
+_LAG_MS = 3 * MINUTE_MS
+_SPOILED_PAGES = (
+    *ODD_ROWS,
+    "doubled_row",
+    *LATE,
+    "out_of_order",
+    "stale_page",
+    "empty_page",
+    "wrong_market",
+)
 _BROKEN_BODIES = ("truncated_json", "short_body")
 _BROKEN_CONNECTIONS = ("reset", "timeout")
 KINDS = (*CANNED, *_SPOILED_PAGES, *_BROKEN_BODIES, *_BROKEN_CONNECTIONS)
@@ -76,7 +98,7 @@ class Fault:
     every run. `count`: at most so many. `market`: only requests for it. `between`: only those
     with first < `to` <= last, which are the pages whose newest candle lies in [first, last).
     `retry_after`: the Retry-After header in seconds, of the kinds that have a status of 4xx or
-    5xx. Raises BadFaultError.
+    5xx. `at`: the minute of the row that is odd; other rows are sound. Raises BadFaultError.
     """
 
     kind: str
@@ -86,6 +108,7 @@ class Fault:
     market: str | None = None
     between: tuple[datetime, datetime] | None = None
     retry_after: int | None = None
+    at: datetime | None = None
 
     def __post_init__(self) -> None:
         """Refuse what could never strike, or never as meant."""
@@ -98,6 +121,8 @@ class Fault:
             raise BadFaultError(f"probability={self.probability}; allowed: above 0, up to 1")
         if self.between and not EPOCH <= self.between[0] < self.between[1]:
             raise BadFaultError("between: the first time is not before the last")
+        if self.at and self.kind not in (*ODD_ROWS, "doubled_row"):
+            raise BadFaultError(f"at: allowed with {', '.join(ODD_ROWS)}, doubled_row")
         if self.retry_after is not None and (
             self.retry_after < 0 or self.kind not in CANNED or CANNED[self.kind].status == 200
         ):
@@ -132,6 +157,12 @@ def _between(text: str) -> tuple[datetime, datetime]:
     return first, last
 
 
+def parse_time(text: str) -> datetime:
+    """Read an ISO 8601 time, UTC unless it carries an offset; raises ValueError."""
+    time = datetime.fromisoformat(text)
+    return time if time.tzinfo else time.replace(tzinfo=UTC)
+
+
 _OPTIONS: dict[str, tuple[Callable[[str], object], str]] = {
     "every": (int, "a whole number from 1"),
     "probability": (float, "a number above 0, up to 1"),
@@ -139,13 +170,8 @@ _OPTIONS: dict[str, tuple[Callable[[str], object], str]] = {
     "market": (str, "a market such as KRW-DOGE"),
     "between": (_between, "two times such as 2025-09-03T00:00/2025-09-04T00:00"),
     "retry_after": (int, "whole seconds from 0"),
+    "at": (parse_time, "a minute such as 2025-09-03T10:00"),
 }
-
-
-def parse_time(text: str) -> datetime:
-    """Read an ISO 8601 time, UTC unless it carries an offset; raises ValueError."""
-    time = datetime.fromisoformat(text)
-    return time if time.tzinfo else time.replace(tzinfo=UTC)
 
 
 class FaultSchedule:
@@ -184,24 +210,54 @@ def canned(fault: Fault) -> CannedAnswer:
 
 
 def faulty_page(
-    kind: str, query: PageQuery, other: str | None, ask: Callable[[PageQuery], list[CandleJson]]
+    fault: Fault | None,
+    query: PageQuery,
+    other: str | None,
+    ask: Callable[[PageQuery], list[CandleJson]],
+    now_ms: int,
 ) -> list[CandleJson]:
     """The rows that a fault's page has; those of a sound one for a kind that spares the rows.
 
     `other` is another market, if there is one; `ask` gives the sound page of a query.
     """
+    kind = fault.kind if fault else ""
+    behind_ms = (now_ms - _LAG_MS) // MINUTE_MS * MINUTE_MS
+    match kind:
+        case "stale_page":
+            query = query._replace(to_ms=query.to_ms - query.size * query.unit * MINUTE_MS)
+        case "lagging_copy":
+            query = query._replace(to_ms=min(query.to_ms, behind_ms))
+        case "wrong_market":
+            query = query._replace(symbol=other or query.symbol)
+    rows = ask(query)
     match kind:
         case "empty_page":
             return []
-        case "stale_page":
-            earlier = query.to_ms - query.size * query.unit * MINUTE_MS
-            return ask(query._replace(to_ms=earlier))
         case "wrong_market":
-            rows = ask(query._replace(symbol=other or query.symbol))
             return [row | {"market": other or "KRW-OTHER"} for row in rows]
-    rows = ask(query)
-    if kind == "out_of_order":
-        return rows[1::2] + rows[::2]
-    if kind == "null_fields" and rows:
-        rows[len(rows) // 2] |= {"trade_price": None, "candle_acc_trade_volume": None}
+        case "out_of_order":
+            return rows[1::2] + rows[::2]
+        case "unrevised_copy":
+            since = _row_time(EPOCH + timedelta(milliseconds=behind_ms))
+            return [
+                row | {"trade_price": row["opening_price"]}
+                if row["candle_date_time_utc"] >= since
+                else row
+                for row in rows
+            ]
+    return _with_odd_row(fault, rows)[: query.size] if fault else rows
+
+
+def _with_odd_row(fault: Fault, rows: list[CandleJson]) -> list[CandleJson]:
+    at = [n for n, row in enumerate(rows) if row["candle_date_time_utc"] == _row_time(fault.at)]
+    if fault.at is None:
+        at = [len(rows) // 2] if rows else []
+    for n in at:
+        if fault.kind == "doubled_row":
+            return [*rows[:n], rows[n], *rows[n:]]
+        rows[n] |= ODD_ROWS.get(fault.kind, {})
     return rows
+
+
+def _row_time(moment: datetime | None) -> str:
+    return f"{moment:%Y-%m-%dT%H:%M:%S}" if moment else ""

@@ -13,6 +13,7 @@ import numpy as np
 from trading_pipelines.simulators.upbit.market import Array, Candles, Market
 
 UNITS = (1, 3, 5, 10, 15, 30, 60, 240)
+DAY = 1440
 MAX_COUNT = 200
 MINUTE_MS = 60_000
 
@@ -95,7 +96,7 @@ def _rows(symbol: str, unit: int, minutes: Candles, now_ms: int) -> list[CandleJ
             "timestamp": tick,
             "candle_acc_trade_price": turnover,
             "candle_acc_trade_volume": volume,
-            "unit": unit,
+            **({} if unit == DAY else {"unit": unit}),
         }
         for utc, seconds, open_, high, low, close, tick, turnover, volume in zip(
             *(column[::-1].tolist() for column in columns), strict=True

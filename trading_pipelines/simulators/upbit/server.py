@@ -30,7 +30,7 @@ from trading_pipelines.simulators.upbit.faults import (
 )
 from trading_pipelines.simulators.upbit.limits import RateLimit, RateLimitDecision
 from trading_pipelines.simulators.upbit.market import EPOCH, Market
-from trading_pipelines.simulators.upbit.pages import MAX_COUNT, UNITS, PageQuery, page
+from trading_pipelines.simulators.upbit.pages import DAY, MAX_COUNT, UNITS, PageQuery, page
 
 _HOLD_SECONDS = 60.0  # how long a `timeout` fault holds its answer: longer than any client waits
 _MILLISECOND = timedelta(milliseconds=1)
@@ -187,7 +187,7 @@ class ReplayExchange:
         return decision
 
     def _query(self, unit: str, params: dict[str, str]) -> PageQuery:
-        if unit not in map(str, UNITS):
+        if unit not in map(str, (*UNITS, DAY)):
             raise _ApiError(400, "specified unit is not valid.")
         if "market" not in params:
             raise _ApiError(400, "Missing request parameter error. Check the required parameters!")
@@ -216,7 +216,9 @@ class ReplayExchange:
         kind = fault.kind if fault else ""
         now_ms = self._now_ms()
         other = next((symbol for symbol in self.market.symbols if symbol != query.symbol), None)
-        rows = faulty.faulty_page(kind, query, other, lambda q: page(self.market, q, now_ms))
+        rows = faulty.faulty_page(
+            fault, query, other, lambda q: page(self.market, q, now_ms), now_ms
+        )
         answer = json_answer(200, rows)
         if kind == "truncated_json":
             answer = answer._replace(body=answer.body[: len(answer.body) // 2])
@@ -272,8 +274,10 @@ class _Handler(BaseHTTPRequestHandler):
             return
         if url.path == "/v1/market/all":
             answer = exchange.markets()
-        elif url.path.startswith("/v1/candles/minutes/"):
-            unit = url.path.removeprefix("/v1/candles/minutes/")
+        elif url.path.startswith("/v1/candles/minutes/") or url.path == "/v1/candles/days":
+            unit = url.path.removeprefix("/v1/candles/minutes/").replace(
+                "/v1/candles/days", f"{DAY}"
+            )
             params = dict(parse_qsl(url.query))
             answer, kind = exchange.candles(self.client_address[0], unit, params)
         else:

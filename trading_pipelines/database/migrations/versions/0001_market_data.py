@@ -6,6 +6,8 @@ Revision ID: 0001
 from alembic import op
 from sqlalchemy import text
 
+from trading_pipelines.errors import OperatorError
+
 revision = "0001"
 down_revision = None
 
@@ -33,6 +35,7 @@ ALTER TABLE public.market_data ADD CONSTRAINT uq_market_data_symbol_interval_ts
     UNIQUE (symbol, interval, timestamp)
 """
 
+KIND = "SELECT relkind::text FROM pg_class WHERE oid = to_regclass('public.market_data')"
 KEY_EXISTS = """
 SELECT EXISTS (
     SELECT FROM pg_index AS i
@@ -130,7 +133,12 @@ CREATE TABLE trading_pipelines.request_slots (
 def upgrade() -> None:
     """Adopt or create the bot's table, create ours."""
     bind = op.get_bind()
-    if bind.execute(text("SELECT to_regclass('public.market_data')")).scalar() is None:
+    kind = bind.execute(text(KIND)).scalar()
+    if kind not in (None, "r", "p"):
+        raise OperatorError(
+            "public.market_data is no table: `trading-pipelines db adopt` says what to do"
+        )
+    if kind is None:
         for statement in (MARKET_DATA, ADD_KEY, ADD_INDEX):
             op.execute(statement)
     elif not bind.execute(text(KEY_EXISTS)).scalar():

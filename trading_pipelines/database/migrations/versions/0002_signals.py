@@ -9,7 +9,8 @@ from sqlalchemy import text
 revision = "0002"
 down_revision = "0001"
 
-# The contract: the bot's own DDL, made only where the bot has not made it.
+# The contract: the bot's own DDL, made only where the bot has not made it. Its coin_symbol is
+# varchar(10), which is too short for KRW-BIGTIME.
 REGIME_HISTORY = """
 CREATE TABLE public.regime_history (
     id bigserial PRIMARY KEY,
@@ -18,7 +19,7 @@ CREATE TABLE public.regime_history (
     ma50 numeric(20, 8),
     ma200 numeric(20, 8),
     diff_pct numeric(10, 4),
-    coin_symbol varchar(10) NOT NULL
+    coin_symbol varchar(20) NOT NULL
 )
 """
 REGIME_HISTORY_INDEX = """
