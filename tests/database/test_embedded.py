@@ -319,15 +319,15 @@ def test_a_role_that_may_create_nothing_is_told_each_grant_before_anything_is_ch
 ) -> None:
     # As `CREATE DATABASE …` without OWNER leaves it since Postgres 15.
     with psycopg.connect(server.url("postgres"), autocommit=True) as admin:
-        admin.execute("CREATE ROLE newcomer LOGIN")
-        admin.execute("CREATE DATABASE newcomers")
-        admin.execute("CREATE DATABASE newcomers_dagster")
-    url = server.url("newcomers").replace("postgres@", "newcomer@")
+        admin.execute("CREATE ROLE freshman LOGIN")
+        admin.execute("CREATE DATABASE freshmen")
+        admin.execute("CREATE DATABASE freshmen_dagster")
+    url = server.url("freshmen").replace("postgres@", "freshman@")
     given = Environment(database_url=SecretStr(url), trading_pipelines_home=own_home)
     grants = [
-        ("newcomers", "GRANT CREATE ON DATABASE newcomers TO newcomer;"),
-        ("newcomers", "GRANT CREATE ON SCHEMA public TO newcomer;"),
-        ("newcomers_dagster", "GRANT CREATE ON SCHEMA public TO newcomer;"),
+        ("freshmen", "GRANT CREATE ON DATABASE freshmen TO freshman;"),
+        ("freshmen", "GRANT CREATE ON SCHEMA public TO freshman;"),
+        ("freshmen_dagster", "GRANT CREATE ON SCHEMA public TO freshman;"),
     ]
     while grants:
         with pytest.raises(DatabaseError) as refused:
@@ -335,7 +335,7 @@ def test_a_role_that_may_create_nothing_is_told_each_grant_before_anything_is_ch
         line = str(refused.value)
         assert line.isprintable()
         assert line.count("GRANT ") == len(grants)
-        with psycopg.connect(server.url("newcomers")) as admin:
+        with psycopg.connect(server.url("freshmen")) as admin:
             made = admin.execute("SELECT to_regnamespace('trading_pipelines')").fetchone()
             assert made == (None,)
         database, grant = grants.pop(0)

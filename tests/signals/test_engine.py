@@ -168,10 +168,13 @@ def test_a_symbol_in_trouble_fails_alone_and_says_why(bench: Bench) -> None:
         connection.execute("UPDATE copied SET symbol = 'KRW-BIGTIME'")
         connection.execute(f"INSERT INTO trading_pipelines.{table} SELECT * FROM copied")
         connection.execute("DROP TABLE copied")
+    connection.execute(
+        "ALTER TABLE trading_pipelines.regime_labels ADD CHECK (symbol <> 'KRW-BIGTIME')"
+    )
     found = bench.compute(REGIME_LABELS, ["KRW-SOL", "KRW-BIGTIME"], UNTIL, LAST_DAY)
     failed = [p for p in found if p.error]
     assert {p.symbol for p in failed} == {"KRW-BIGTIME"}
-    assert "value too long for type character varying(10)" in str(failed[0].error)
+    assert "violates check constraint" in str(failed[0].error)
     assert len([p for p in found if not p.error]) == 4
     (known,) = signal_coverage.read(
         connection, REGIME_LABELS, ["KRW-BIGTIME"], [UNTIL], bench.settings

@@ -181,6 +181,15 @@ def upgrade_database(market_url: str) -> None:
         refresh_korean_views(connection)
 
 
+# Of the role, or of tables that can have no unique key, as some partitioned ones.
+NOT_ADOPTABLE = (
+    psycopg.errors.FeatureNotSupported,
+    psycopg.errors.InsufficientPrivilege,
+    psycopg.errors.InvalidTableDefinition,
+    psycopg.errors.WrongObjectType,
+)
+
+
 def migrate(market_url: str, revision: str = "head") -> None:
     """Migrate the market database to the revision by Alembic; raises DatabaseError."""
     from alembic import command
@@ -200,11 +209,11 @@ def migrate(market_url: str, revision: str = "head") -> None:
             "been at work on the database, take that one, or restore a backup of before"
         ) from error
     except DBAPIError as error:
-        if not isinstance(error.orig, psycopg.errors.InsufficientPrivilege):
+        if not isinstance(error.orig, NOT_ADOPTABLE):
             raise
         raise DatabaseError(
             f"the schema can't be migrated: {error.orig.diag.message_primary}; `db adopt` says "
-            "which rights the role needs"
+            "which rights the role needs, and what to change in the bot's tables"
         ) from error
 
 

@@ -32,7 +32,7 @@ from trading_pipelines.cli.main import app
 from trading_pipelines.database.adoption import candles, inspection
 from trading_pipelines.database.adoption.bot_columns import CONTRACT, NEWER, WIDER
 from trading_pipelines.database.adoption.findings import Hole, Inspection, Level
-from trading_pipelines.database.connection import connect, upgrade_database
+from trading_pipelines.database.connection import DatabaseError, connect, upgrade_database
 from trading_pipelines.database.embedded import EmbeddedServer, binaries
 from trading_pipelines.simulators.upbit.market import Recording
 from trading_pipelines.simulators.upbit.server import ReplayExchange
@@ -429,6 +429,8 @@ def test_partitions_that_no_key_can_span_are_refused_in_words(empty_url: str, by
     inspection = inspect(empty_url)
     assert not inspection.can_be_adopted
     assert any("there can be no unique key" in one.what for one in inspection.findings)
+    with pytest.raises(DatabaseError, match=r"can't be migrated: .*`db adopt` says"):
+        upgrade_database(empty_url)
 
 
 def test_rows_that_are_hidden_from_the_role_are_told(bot: psycopg.Connection, bot_url: str) -> None:

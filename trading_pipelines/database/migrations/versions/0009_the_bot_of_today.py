@@ -29,9 +29,15 @@ NEWER_COLUMNS = {
         "regime": "varchar(10)",
     },
 }
-# Only a table's owner may add a column: elsewhere the bot's own migration does.
+# Asked first: ADD COLUMN IF NOT EXISTS waits for the table where it has nothing to do, too. Only a
+# table's owner may add a column: elsewhere the bot's own migration does.
 ADD = """
 DO $$ BEGIN
+    IF {names} <@ (SELECT array_agg(attname::text) FROM pg_attribute
+        WHERE attrelid = 'public.{table}'::regclass AND NOT attisdropped)
+    THEN
+        RETURN;
+    END IF;
     ALTER TABLE public.{table} {columns};
 EXCEPTION WHEN insufficient_privilege OR wrong_object_type THEN
     RAISE NOTICE '{table} belongs to another role or is no table: no columns were added to it';
@@ -71,7 +77,7 @@ def upgrade() -> None:
         added = ", ".join(
             f"ADD COLUMN IF NOT EXISTS {name} {kind}" for name, kind in columns.items()
         )
-        op.execute(ADD.format(table=table, columns=added))
+        op.execute(ADD.format(table=table, names=f"ARRAY{list(columns)}", columns=added))
     op.execute(RENAME_KEY)
 
 
