@@ -331,6 +331,8 @@ def test_a_workflow_of_the_bots_in_the_place_of_ours_is_found(
     finally:
         run(n8n, "publish:workflow", f"--id={ours}")
         with closing(sqlite3.connect(n8n.folder / ".n8n" / "database.sqlite")) as database:
+            # n8n keeps the path of a workflow that is gone, and ours never gets it again.
+            database.execute('DELETE FROM webhook_entity WHERE "workflowId" = ?', [bots["id"]])
             database.execute("DELETE FROM workflow_entity WHERE id = ?", [bots["id"]])
             database.commit()
     assert [names for names in found.values() if names] == [["Trade (botsTrade0000001)"]]
