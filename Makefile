@@ -41,7 +41,7 @@ test: $(DEV) redis-server pgbouncer ## Run all tests that need neither n8n nor a
 	$(BIN)/python -m pytest $(ARGS)
 
 test-e2e: $(DEV) n8n browser ## Run the tests against the real n8n and in a browser (installs both, once)
-	RUN_N8N=1 RUN_BROWSER=1 $(BIN)/python -m pytest $(or $(ARGS),tests/n8n tests/browser)
+	RUN_N8N=1 RUN_BROWSER=1 $(BIN)/python -m pytest -n 2 $(or $(ARGS),tests/n8n tests/browser)
 
 test-faults: $(DEV) faketime ## Run the faults: downtime, kills, full disks, wrong clocks
 	RUN_FAULTS=1 $(BIN)/python -m pytest $(or $(ARGS),tests/faults)
