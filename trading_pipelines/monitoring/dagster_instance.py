@@ -335,12 +335,11 @@ def fail_runs_that_will_not_start(
     """
     starting = dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTING], updated_before=before)
     for run in instance.get_runs(starting):
-        if DOCKER_IMAGE_TAG not in run.tags:
+        if DOCKER_IMAGE_TAG not in run.tags or (why := obstacle(run.run_id)) is None:
             continue
-        why = obstacle(run.run_id)
         # It may have started while the cluster was asked.
         now = instance.get_run_by_id(run.run_id)
-        if why is not None and now is not None and now.status is dg.DagsterRunStatus.STARTING:
+        if now is not None and now.status is dg.DagsterRunStatus.STARTING:
             instance.report_run_failed(now, f"the run does not start: {why}")
 
 

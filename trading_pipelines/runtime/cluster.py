@@ -24,8 +24,8 @@ FOR_A_PERSON = {
 def obstacle(run_id: str, namespace: str) -> str | None:
     """Return why the run will never start; None where it may, as one that waits for room.
 
-    A Job whose container waits for a person is deleted: it would start beside the next attempt.
-    Raises what the cluster's client raises.
+    Its Jobs are deleted then: one whose container waits for a person would start beside the next
+    attempt. Raises what the cluster's client raises.
     """
     of_run = f"dagster/run-id={run_id}"
     jobs = BatchV1Api().list_namespaced_job(namespace, label_selector=of_run).items

@@ -129,13 +129,10 @@ class SchemaInspector(Inspector):
                     what="it is gone, and `db upgrade` does not make it again",
                     advice="restore it from a backup",
                 )
-        for table, newer in NEWER.items():
-            lacking = newer - {column.name for column in relations.get(table, ())}
-            if (
-                table in relations
-                and relations[table][0].is_owner
-                and ((revision or "") < BOT_OF_TODAY)
-            ):
+        for table in NEWER.keys() & relations.keys():
+            columns = relations[table]
+            if columns[0].is_owner and (revision or "") < BOT_OF_TODAY:
+                lacking = NEWER[table] - {column.name for column in columns}
                 adds += [f"column public.{table}.{name}" for name in sorted(lacking)]
         if "market_data" in relations and not self.has_key:
             if revision is None:
