@@ -20,9 +20,10 @@ from trading_pipelines.assets import (
     volatility,
 )
 from trading_pipelines.assets.about import with_location
+from trading_pipelines.assets.partition_checks import PartitionChecks, no_partition_left_failed
 from trading_pipelines.database.connection import SCHEMA, database_urls
 from trading_pipelines.database.url import PostgresUrl
-from trading_pipelines.partitions import days, symbol_days
+from trading_pipelines.partitions import CANDLES_1M, days, symbol_days
 from trading_pipelines.resources.database import DatabaseResource
 from trading_pipelines.resources.exchange import ExchangeResource
 from trading_pipelines.resources.redis import RedisResource
@@ -34,9 +35,11 @@ from trading_pipelines.schedules.signals import REFRESH_OVERVIEW, build_signal_s
 from trading_pipelines.sensors.alerts import build_alert_sensors
 from trading_pipelines.sensors.bot_tables import build_bot_tables_observer
 from trading_pipelines.sensors.heartbeat import build_heartbeat
+from trading_pipelines.sensors.partitions import build_reconciliation
 from trading_pipelines.settings.environment import load_environment
 from trading_pipelines.settings.strategy import StrategySettings
 from trading_pipelines.settings.strategy_file import load_strategy
+from trading_pipelines.signals.catalogue import SIGNALS
 
 
 def build_definitions(
@@ -65,10 +68,8 @@ def build_definitions(
     return dg.Definitions(
         assets=dg.map_asset_specs(lambda spec: with_location(spec, database, docs_url), assets),
         asset_checks=[
-            *market_data.build_checks(settings),
-            *regimes.build_checks(settings),
+            *(checks.definition() for checks in partition_checks(settings)),
             *volatility.build_checks(settings),
-            *rejections.build_checks(settings),
             *alert_deliveries.build_checks(),
         ],
         jobs=[REFRESH_OVERVIEW],
@@ -84,6 +85,24 @@ def build_definitions(
         # The steps are small: a process for each costs 5-13 s on two cores.
         executor=dg.in_process_executor,
     )
+
+
+def partition_checks(settings: StrategySettings) -> list[PartitionChecks]:
+    """Return the checks that have a verdict for each partition, those of one asset in a row."""
+    partitions = symbol_days(settings)
+    return [
+        market_data.contract(settings, partitions),
+        no_partition_left_failed(CANDLES_1M, settings, partitions),
+        *(
+            no_partition_left_failed(
+                signal.asset,
+                settings,
+                days(settings) if signal.pooled else partitions,
+                pooled=signal.pooled,
+            )
+            for signal in SIGNALS
+        ),
+    ]
 
 
 def build_schedules(settings: StrategySettings) -> list[dg.ScheduleDefinition]:
@@ -102,6 +121,7 @@ def build_sensors(settings: StrategySettings) -> list[dg.SensorDefinition]:
     """Return the sensors alone."""
     return [
         *build_alert_sensors(settings),
+        build_reconciliation(settings, partition_checks(settings)),
         build_bot_tables_observer(),
         build_heartbeat(settings),
     ]

@@ -92,7 +92,8 @@ def test_an_odd_row_is_red_in_the_check_of_its_partition_and_the_hours_are_compu
     exchange.set_faults([Fault.parse(f"impossible_row:market={DOGE},at=2025-09-01T10:07")])
     result = dagster.run(JOB, FIRST_DAY, FIRST_DAY, [BTC, DOGE])
     assert result.success
-    (red,) = [check for check in result.get_asset_check_evaluations() if not check.passed]
+    red, of_asset = [check for check in result.get_asset_check_evaluations() if not check.passed]
+    assert (red.partition, of_asset.partition) == (f"{FIRST_DAY}|{DOGE}", None)
     assert (red.check_name, red.severity) == ("no_row_set_aside", dg.AssetCheckSeverity.ERROR)
     assert "contradict" in str(red.metadata["findings"])
     assert metadata(result, CANDLES_1M)[f"{FIRST_DAY}|{DOGE}"]["set_aside"] == 1
@@ -140,26 +141,6 @@ def test_a_contract_that_stays_broken_spends_a_try_a_run_and_then_the_day_is_lef
     assert (day.failures, day.left_failed) == (0, False)
 
 
-def test_the_check_names_what_is_left_failed_and_what_retries_it(
-    dagster: Dagster, connection: psycopg.Connection
-) -> None:
-    coverage.record_failure(
-        connection, DOGE, SECOND_DAY, "404", "run", coverage.FailureKind.MARKET, SETTINGS.healing
-    )
-    result = dagster.run(JOB, FIRST_DAY, FIRST_DAY, [BTC])
-    (check,) = [e for e in result.get_asset_check_evaluations() if not e.passed]
-    assert check.check_name == "no_partition_left_failed"
-    (row,) = check.metadata["left_failed"].records  # type: ignore[attr-defined]
-    assert row.data == {
-        "symbol": DOGE,
-        "days (UTC)": "2025-09-02",
-        "error": "404",
-        "tried again by": "trading-pipelines backfill --symbols KRW-DOGE --start 2025-09-02 "
-        "--end 2025-09-02",
-    }
-    assert result.success, "it blocks nothing"
-
-
 def test_an_unusual_step_of_the_price_warns_and_blocks_nothing(
     dagster: Dagster, connection: psycopg.Connection
 ) -> None:
@@ -175,7 +156,8 @@ def test_an_unusual_step_of_the_price_warns_and_blocks_nothing(
         op_selection=["candles_1m_contract", CANDLES_1H],
     )
     assert result.success
-    (jump,) = [e for e in result.get_asset_check_evaluations() if not e.passed]
+    jump, of_asset = [e for e in result.get_asset_check_evaluations() if not e.passed]
+    assert (jump.partition, of_asset.partition) == (f"{FIRST_DAY}|{BTC}", None)
     assert jump.check_name == "prices_continuous"
     assert jump.severity is dg.AssetCheckSeverity.WARN
 
@@ -194,7 +176,11 @@ def test_a_day_that_closes_while_its_run_is_at_work_is_judged_as_of_the_runs_sta
 
     def holes() -> list[bool]:
         checks = dagster.run(JOB, FIRST_DAY, FIRST_DAY, [BTC]).get_asset_check_evaluations()
-        return [one.passed for one in checks if one.check_name == "no_hole_in_a_closed_day"]
+        return [
+            one.passed
+            for one in checks
+            if one.check_name == "no_hole_in_a_closed_day" and one.partition
+        ]
 
     assert holes() == [False], "by the clock of the test it closed long ago"
     monkeypatch.setattr(dg.DagsterInstance, "get_run_record_by_id", started)

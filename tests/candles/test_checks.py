@@ -10,6 +10,7 @@ from tests.candles.test_download import at, days
 from tests.conftest import RECORDED_DAYS, SYMBOLS
 from trading_pipelines.candles import checks, coverage
 from trading_pipelines.candles.checks import BLOCKING, WARNING, ContractBreach
+from trading_pipelines.candles.failed_checks import Partition
 from trading_pipelines.settings.strategy import HealingSettings
 
 BTC, ETH, XRP, SOL, DOGE = SYMBOLS
@@ -206,7 +207,13 @@ CLEAN: dict[str, list[ContractBreach]] = {check: [] for check in (*BLOCKING, *WA
 
 def settle(connection: psycopg.Connection, breaches: dict[str, list[ContractBreach]]) -> list[int]:
     """Settle two symbols over two days; return each day's failures in a row."""
-    checks.settle_contract(connection, breaches, PAIR, ASKED, "run", HealingSettings())
+    by_partition: dict[str, dict[Partition, list[ContractBreach]]] = {}
+    for check, found in breaches.items():
+        by_partition[check] = {}
+        for breach in found:
+            by_partition[check].setdefault((breach.symbol, breach.day), []).append(breach)
+    asked = [(symbol, day) for symbol in PAIR for day in ASKED]
+    checks.settle_contract(connection, by_partition, asked, "run", HealingSettings())
     return [day.failures for day in coverage.read(connection, PAIR, ASKED)]
 
 

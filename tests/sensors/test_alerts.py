@@ -12,8 +12,6 @@ from dagster._core.definitions.sensor_definition import SensorExecutionData
 from tests.alerts.conftest import Bot
 from trading_pipelines.alerts import delivery, ledger
 from trading_pipelines.alerts.kinds import KINDS
-from trading_pipelines.assets.table_checks import CHECKED
-from trading_pipelines.candles import coverage
 from trading_pipelines.definitions import build_definitions
 from trading_pipelines.partitions import range_tags
 from trading_pipelines.resources.database import DatabaseResource
@@ -145,39 +143,6 @@ def test_the_check_is_evaluated_when_the_number_of_dead_alerts_changes_and_only_
     )
     dead = tick(instance, sensor, cursor=first.cursor)
     assert evaluations(dead) == [(False, 1)]
-
-
-def test_a_partition_left_failed_is_evaluated_without_a_run_when_that_changes(
-    instance: dg.DagsterInstance, connection: psycopg.Connection
-) -> None:
-    def changed(data: SensorExecutionData) -> dict[str, bool]:
-        return {
-            event.asset_key.to_user_string(): event.passed
-            for event in data.asset_events
-            if isinstance(event, dg.AssetCheckEvaluation)
-        }
-
-    sensor = "pipeline_failure_alerts"
-    first = tick(instance, sensor)
-    assert set(changed(first)) == {*CHECKED, "alert_deliveries"}
-    assert all(changed(first).values())
-
-    def fail() -> None:
-        coverage.record_failure(
-            connection, "KRW-BTC", date(2025, 9, 1), "404", "run",
-            coverage.FailureKind.MARKET, SETTINGS.healing,
-        )  # fmt: skip
-
-    fail()
-    left = tick(instance, sensor, cursor=first.cursor)
-    assert changed(left) == {"candles_1m": False}
-    (event,) = left.asset_events
-    assert isinstance(event, dg.AssetCheckEvaluation)
-    assert "--start 2025-09-01 --end 2025-09-01" in str(event.metadata["left_failed"])
-    fail()
-    assert changed(tick(instance, sensor, cursor=left.cursor)) == {}
-    connection.execute("TRUNCATE trading_pipelines.candle_coverage")
-    assert changed(tick(instance, sensor, cursor=left.cursor)) == {"candles_1m": True}
 
 
 def test_a_dead_alert_is_told(

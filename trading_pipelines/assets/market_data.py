@@ -3,9 +3,9 @@
 What is asked, stored, counted and checked belongs in `candles/`.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from typing import Any, NoReturn
 
 import dagster as dg
@@ -13,10 +13,10 @@ import psycopg
 
 from trading_pipelines.assets.about import BY_HAND, describe
 from trading_pipelines.assets.metadata import table
-from trading_pipelines.assets.table_checks import no_partition_left_failed
+from trading_pipelines.assets.partition_checks import Findings, PartitionChecks
 from trading_pipelines.candles import checks, coverage, resample
 from trading_pipelines.candles.download import FailedDay, download
-from trading_pipelines.candles.due import look_back
+from trading_pipelines.candles.failed_checks import Partition
 from trading_pipelines.partitions import (
     CANDLES_1H,
     CANDLES_1M,
@@ -64,20 +64,21 @@ def build_assets(
         context: dg.AssetExecutionContext, database: DatabaseResource, exchange: ExchangeResource
     ) -> None:
         partitions = partitions_of_run(context.partition_keys)
+        run_id = context.run.root_run_id or context.run_id
         with database.connect() as connection:
             failed = download(
                 connection,
                 exchange.client(connection),
                 partitions.symbols,
                 partitions.days,
-                context.run.root_run_id or context.run_id,
+                run_id,
                 settings.healing,
             )
             days = coverage.read(connection, partitions.symbols, partitions.days)
-            minutes = {partition_key(d.symbol, d.day): _minutes_metadata(d) for d in days}
+            minutes = {partition_key(d.symbol, d.day): minutes_metadata(d) for d in days}
             if failed:
                 # The step fails, and candles_1h after it: the good partitions must not wait for it.
-                _fail(context, failed, minutes, _compute_hours(context, connection, partitions))
+                _fail(context, failed, minutes, _compute_hours(run_id, connection, partitions))
         for key, values in minutes.items():
             context.add_asset_metadata(values, partition_key=key)
 
@@ -103,14 +104,16 @@ def build_assets(
     def candles_1h(context: dg.AssetExecutionContext, database: DatabaseResource) -> None:
         partitions = partitions_of_run(context.partition_keys)
         with database.connect() as connection:
-            hours = _compute_hours(context, connection, partitions)
+            run_id = context.run.root_run_id or context.run_id
+            hours = _compute_hours(run_id, connection, partitions)
         for key, values in hours.items():
             context.add_asset_metadata(values, partition_key=key)
 
     return [candles_1m, candles_1h]
 
 
-def _minutes_metadata(day: coverage.CandleCoverage) -> dict[str, Any]:
+def minutes_metadata(day: coverage.CandleCoverage) -> dict[str, Any]:
+    """Return what a partition of candles_1m says of itself."""
     return {
         "source": day.source or "",
         "rows": day.stored,
@@ -127,10 +130,9 @@ def _minutes_metadata(day: coverage.CandleCoverage) -> dict[str, Any]:
 
 
 def _compute_hours(
-    context: dg.AssetExecutionContext, connection: psycopg.Connection, partitions: SymbolDays
+    run_id: str, connection: psycopg.Connection, partitions: SymbolDays
 ) -> dict[str, dict[str, Any]]:
     """Bring candles_1h up to date; return the metadata of each partition."""
-    run_id = context.run.root_run_id or context.run_id
     return {
         partition_key(day.symbol, day.day): {
             "rows": day.rows,
@@ -164,61 +166,53 @@ def _fail(
     )
 
 
-def build_checks(settings: StrategySettings) -> list[dg.AssetChecksDefinition]:
-    """Return the checks of candles_1m: on a run's partitions, or alone; and none left failed."""
+def contract(
+    settings: StrategySettings, partitions: dg.MultiPartitionsDefinition
+) -> PartitionChecks:
+    """Return the checks of what candles_1m holds."""
 
-    @dg.multi_asset_check(
-        name="candles_1m_contract",
-        specs=[
-            dg.AssetCheckSpec(
-                name, asset=CANDLES_1M, blocking=name in checks.BLOCKING, description=text
-            )
-            for name, text in (checks.BLOCKING | checks.SERIOUS | checks.WARNING).items()
-        ],
-        can_subset=True,
+    def settle(
+        connection: psycopg.Connection,
+        found: Findings,
+        keys: Collection[Partition],
+        run: dg.DagsterRun,
+    ) -> Iterator[dg.AssetMaterialization]:
+        blocked = checks.settle_contract(connection, found, keys, run.run_id, settings.healing)
+        good = [key for key in keys if key not in blocked]
+        if blocked and good:
+            # The step fails, and candles_1h after it: the good partitions must not wait for it.
+            run_id = run.root_run_id or run.run_id
+            for symbol, days in _by_symbol(good).items():
+                hours = _compute_hours(run_id, connection, SymbolDays([symbol], days))
+                for key, values in hours.items():
+                    yield dg.AssetMaterialization(CANDLES_1H, partition=key, metadata=values)
+
+    def watch(
+        _connection: psycopg.Connection, made: Collection[Partition], now: datetime
+    ) -> dict[str, list[Partition]]:
+        asked = checks.settled(made, now) if settings.data.refresh else []
+        return dict.fromkeys(checks.OF_COVERAGE, asked)
+
+    return PartitionChecks(
+        "candles_1m_contract",
+        CANDLES_1M,
+        partitions,
+        checks.BLOCKING | checks.SERIOUS | checks.WARNING,
+        checks.find_breaches,
+        watch,
+        settings,
+        blocking=checks.BLOCKING.keys(),
+        warning=checks.WARNING.keys(),
+        after=settle,
     )
-    def candles_1m_contract(
-        context: dg.AssetCheckExecutionContext, database: DatabaseResource
-    ) -> Iterable[dg.AssetCheckResult]:
-        run = context.instance.get_run_record_by_id(context.run.run_id)
-        # A day that has closed since the run began was not closed when its minutes were asked for.
-        now = (
-            datetime.fromtimestamp(run.start_time, UTC)
-            if run and run.start_time
-            else datetime.now(UTC)
-        )
-        in_partitions = context.has_partition_key or context.has_partition_key_range
-        if in_partitions:
-            partitions = partitions_of_run(context.partition_keys)
-        else:
-            days = look_back(settings.data.start_date, settings.data.look_back_days, now)
-            partitions = SymbolDays(settings.symbols, days)
-        names = [key.name for key in context.selected_asset_check_keys]
-        symbols, days = partitions.symbols, partitions.days
-        with database.connect() as connection:
-            findings = checks.find_breaches(connection, names, symbols, days, now)
-            if in_partitions:
-                run_id = context.run.run_id
-                checks.settle_contract(
-                    connection, findings, symbols, days, run_id, settings.healing
-                )
-        for name, breaches in findings.items():
-            yield dg.AssetCheckResult(
-                asset_key=CANDLES_1M,
-                check_name=name,
-                passed=not breaches,
-                severity=(
-                    dg.AssetCheckSeverity.WARN
-                    if name in checks.WARNING
-                    else dg.AssetCheckSeverity.ERROR
-                ),
-                description=(f"{len(breaches)} findings in " if breaches else "nothing found in ")
-                + f"{', '.join(symbols)}, {days[0]} to {days[-1]}",
-                metadata={"findings": _table(breaches)} if breaches else {},
-            )
-
-    return [candles_1m_contract, no_partition_left_failed(CANDLES_1M, settings).definition()]
 
 
-def _table(rows: Sequence[checks.ContractBreach | FailedDay]) -> dg.TableMetadataValue:
+def _by_symbol(keys: Iterable[Partition]) -> dict[str, list[date]]:
+    days: dict[str, list[date]] = {}
+    for symbol, day in keys:
+        days.setdefault(symbol, []).append(day)
+    return days
+
+
+def _table(rows: Sequence[FailedDay]) -> dg.TableMetadataValue:
     return table(asdict(row) for row in rows[:SHOWN_FINDINGS])

@@ -7,7 +7,6 @@ import dagster as dg
 
 from trading_pipelines.assets.about import BY_HAND, describe
 from trading_pipelines.assets.computed import days_before, materialize
-from trading_pipelines.assets.table_checks import no_partition_left_failed
 from trading_pipelines.resources.database import DatabaseResource
 from trading_pipelines.settings.strategy import StrategySettings
 from trading_pipelines.signals.catalogue import REGIME_LABELS
@@ -50,8 +49,3 @@ def build_assets(
         materialize(context, database, signal, settings)
 
     return [regime_labels]
-
-
-def build_checks(settings: StrategySettings) -> list[dg.AssetChecksDefinition]:
-    """Return the check that no day of labels is left failed."""
-    return [no_partition_left_failed(REGIME_LABELS.asset, settings).definition()]

@@ -12,7 +12,6 @@ from trading_pipelines.alerts.reject_summary import body
 from trading_pipelines.assets.about import BY_HAND, describe
 from trading_pipelines.assets.computed import Resend, days_before, materialize
 from trading_pipelines.assets.metadata import picture, table
-from trading_pipelines.assets.table_checks import no_partition_left_failed
 from trading_pipelines.partitions import kst_weeks
 from trading_pipelines.resources.database import DatabaseResource
 from trading_pipelines.settings.strategy import StrategySettings
@@ -114,8 +113,3 @@ def build_assets(
                 )
 
     return [reject_outcomes, summary]
-
-
-def build_checks(settings: StrategySettings) -> list[dg.AssetChecksDefinition]:
-    """Return the check that no day of outcomes is left failed."""
-    return [no_partition_left_failed(REJECT_OUTCOMES.asset, settings).definition()]

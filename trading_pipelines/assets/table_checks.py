@@ -1,24 +1,16 @@
 """Checks of what a table says, in two forms: evaluated by a run, and by a sensor without one.
 
-Also the one of them that every computed asset has. What else is checked belongs with its asset.
+What is checked belongs with its asset; a verdict for each partition in `partition_checks`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 import dagster as dg
 import psycopg
 
-from trading_pipelines.assets.metadata import table
-from trading_pipelines.partitions import CANDLES_1M
 from trading_pipelines.resources.database import DatabaseResource
-from trading_pipelines.settings.strategy import StrategySettings
-from trading_pipelines.signals.catalogue import SIGNALS
-from trading_pipelines.signals.left_failed import LeftFailed, left_failed, shown_intervals
-
-CHECKED = [CANDLES_1M, *(signal.asset for signal in SIGNALS)]
-"""The assets that have the check `no_partition_left_failed`."""
 
 T = TypeVar("T")
 
@@ -54,35 +46,3 @@ class TableCheck(Generic[T]):
             passed=passed,
             metadata=metadata,
         )
-
-
-def no_partition_left_failed(
-    asset: str, settings: StrategySettings
-) -> TableCheck[Sequence[LeftFailed]]:
-    """Return the check that fails while an asset has partitions that nothing tries any more."""
-
-    def read(connection: psycopg.Connection) -> list[LeftFailed]:
-        rows = left_failed(connection, settings.symbols)
-        return [row for row in rows if row.asset == asset]
-
-    return TableCheck(
-        asset,
-        "no_partition_left_failed",
-        "No partition has spent its attempts. Those that have are named here and in "
-        "`trading-pipelines status`, each with what makes it be tried again.",
-        read,
-        _judge_left_failed,
-    )
-
-
-def _judge_left_failed(rows: Sequence[LeftFailed]) -> tuple[bool, dict[str, Any]]:
-    records = (
-        {
-            "symbol": row.symbol,
-            "days (UTC)": shown_intervals(row.days),
-            "error": row.error,
-            "tried again by": row.retried_by,
-        }
-        for row in rows
-    )
-    return not rows, {"left_failed": table(records)} if rows else {}

@@ -10,7 +10,6 @@ import dagster as dg
 
 from trading_pipelines.assets.about import BY_HAND, AssetDescription, describe
 from trading_pipelines.assets.computed import days_before, materialize, same_day
-from trading_pipelines.assets.table_checks import no_partition_left_failed
 from trading_pipelines.resources.database import DatabaseResource
 from trading_pipelines.settings.strategy import StrategySettings
 from trading_pipelines.signals.catalogue import (
@@ -155,7 +154,7 @@ def build_assets(
 
 
 def build_checks(settings: StrategySettings) -> list[dg.AssetChecksDefinition]:
-    """Return the checks that the model is no worse than GARCH and that nothing is left failed."""
+    """Return the check that the model is no worse than GARCH."""
 
     @dg.asset_check(
         asset=VOLATILITY_SCORE.asset,
@@ -180,7 +179,4 @@ def build_checks(settings: StrategySettings) -> list[dg.AssetChecksDefinition]:
             },
         )
 
-    return [
-        not_worse_than_garch,
-        *(no_partition_left_failed(signal.asset, settings).definition() for signal in ABOUT),
-    ]
+    return [not_worse_than_garch]

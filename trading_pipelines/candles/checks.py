@@ -1,10 +1,11 @@
 """Contracts of the stored candles, asked of the tables: what is broken, where, and how.
 
 Each check returns breaches, never raises for them; `settle_contract` records what they mean for the
-next attempt. How a breach is shown belongs in `assets/market_data`.
+next attempt. Which partition stands red belongs in
+`failed_checks`, how a breach is shown in `assets/partition_checks`.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 
@@ -12,6 +13,7 @@ import psycopg
 
 from trading_pipelines.candles import coverage
 from trading_pipelines.candles.coverage import CandleCoverage, FailureKind
+from trading_pipelines.candles.failed_checks import Partition
 from trading_pipelines.candles.windows import day_interval
 from trading_pipelines.settings.strategy import HealingSettings
 
@@ -29,6 +31,8 @@ WARNING = {
     "prices_continuous": "No candle opens more than 5 % away from the close before it.",
     "fresh": "The open day is at most 15 minutes old; a closed day is complete in an hour.",
 }
+# These need no candle to be read.
+OF_COVERAGE = ("no_hole_in_a_closed_day", "no_row_set_aside", "fresh")
 # An open day's candles may be this old: three ticks of the schedule.
 FRESH_OPEN = timedelta(minutes=15)
 # A day that has closed is asked for whole by then.
@@ -114,33 +118,44 @@ def find_breaches(
     return {check: finders[check]() for check in checks}
 
 
+def settled(partitions: Iterable[Partition], now: datetime) -> list[Partition]:
+    """Return the partitions without the days whose last minutes may still be on their way."""
+    return [
+        (symbol, day)
+        for symbol, day in partitions
+        if not timedelta(0) <= now - day_interval(day).end < FRESH_CLOSED
+    ]
+
+
 def settle_contract(
     connection: psycopg.Connection,
-    breaches: Mapping[str, Sequence[ContractBreach]],
-    symbols: Sequence[str],
-    days: Sequence[date],
+    breaches: Mapping[str, Mapping[Partition, Sequence[ContractBreach]]],
+    partitions: Collection[Partition],
     run_id: str,
     healing: HealingSettings,
-) -> None:
-    """Record each day that breaks a blocking check as failed, and the others as kept.
+) -> set[Partition]:
+    """Record each partition that breaks a blocking check as failed, and the others as kept.
 
-    The schedule then retries the day alone and with back-off; without this the other symbols of its
-    run would lose their hours at every tick. A day with several breaches has failed once. Nothing
-    is recorded as kept unless `breaches` has an entry for every blocking check.
+    Returns the failed ones. The schedule then retries the day alone and with back-off; without this
+    the other symbols of its run would lose their hours at every tick. A day with several breaches
+    has failed once. Nothing is recorded as kept unless `breaches` has an entry for every blocking
+    check.
     """
     broken = {
-        (breach.symbol, breach.day): f"{check}: {breach.what}"
+        partition: f"{check}: {found[-1].what}"
         for check in BLOCKING
-        for breach in breaches.get(check, [])
+        for partition, found in breaches.get(check, {}).items()
     }
     for (symbol, day), error in broken.items():
         coverage.record_failure(
             connection, symbol, day, error, run_id, FailureKind.CONTRACT, healing
         )
     if BLOCKING.keys() <= breaches.keys():
-        for symbol in symbols:
-            kept = [day for day in days if (symbol, day) not in broken]
+        for symbol in {symbol for symbol, _ in partitions}:
+            kept = [day for other, day in partitions
+                    if other == symbol and (symbol, day) not in broken]  # fmt: skip
             coverage.record_contract_kept(connection, symbol, kept)
+    return set(broken)
 
 
 def _find(

@@ -15,6 +15,9 @@ import dagster as dg
 import grpc
 import psycopg
 import tenacity
+from dagster._core.definitions.asset_checks.asset_check_evaluation import (
+    AssetCheckEvaluationTargetMaterializationData,
+)
 from dagster._core.errors import DagsterUserCodeUnreachableError
 from dagster._core.instance.ref import InstanceRef
 from dagster._core.scheduler.instigation import (
@@ -54,11 +57,14 @@ from trading_pipelines.monitoring.facts import (
 from trading_pipelines.settings.shipped import INSTANCE_SETTINGS, shipped
 
 T = TypeVar("T")
+TargetMaterialization = AssetCheckEvaluationTargetMaterializationData
+"""The materialization that a check's verdict is about."""
 HEARTBEAT = "heartbeat"
 """The sensor that asks HEARTBEAT_URL: whoever listens there sees whether it ticks."""
 
 FAILED_IN_A_ROW = 3
 CODE_SERVER_SECONDS = 2
+EVENTS_AT_ONCE = 500
 # A run that goes on after a cut comes before all that waited behind it, the report (10) too.
 WAS_AT_WORK = {PRIORITY_TAG: "20"}
 FINISHED = {TickStatus.SUCCESS, TickStatus.SKIPPED, TickStatus.FAILURE}
@@ -341,6 +347,45 @@ def fail_runs_that_will_not_start(
         now = instance.get_run_by_id(run.run_id)
         if now is not None and now.status is dg.DagsterRunStatus.STARTING:
             instance.report_run_failed(now, f"the run does not start: {why}")
+
+
+def newest_materializations(
+    instance: dg.DagsterInstance, asset: str, keys: Collection[str]
+) -> dict[str, TargetMaterialization]:
+    """Return the newest materialization of each of the asset's partitions that has one.
+
+    A check's verdict that does not name it is one of an older state, and the UI shows none.
+    """
+    if not keys:
+        return {}
+    asset_key = dg.AssetKey(asset)
+    ids = instance.event_log_storage.get_latest_storage_id_by_partition(
+        asset_key, dg.DagsterEventType.ASSET_MATERIALIZATION, set(keys)
+    )
+    newest: dict[str, TargetMaterialization] = {}
+    wanted = list(ids.values())
+    for at in range(0, len(wanted), EVENTS_AT_ONCE):
+        some = wanted[at : at + EVENTS_AT_ONCE]
+        filters = dg.AssetRecordsFilter(asset_key=asset_key, storage_ids=some)
+        for record in instance.fetch_materializations(filters, limit=len(some)).records:
+            newest[record.partition_key or ""] = _target(record)
+    return newest
+
+
+def newest_materialization(
+    instance: dg.DagsterInstance, asset: str
+) -> TargetMaterialization | None:
+    """Return the asset's newest materialization, of whichever partition."""
+    for record in instance.get_asset_records([dg.AssetKey(asset)]):
+        if newest := record.asset_entry.last_materialization_record:
+            return _target(newest)
+    return None
+
+
+def _target(record: dg.EventLogRecord) -> TargetMaterialization:
+    return TargetMaterialization(
+        storage_id=record.storage_id, run_id=record.run_id, timestamp=record.timestamp
+    )
 
 
 def will_retry(run: dg.DagsterRun) -> bool:

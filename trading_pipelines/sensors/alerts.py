@@ -20,12 +20,10 @@ from trading_pipelines.alerts.kinds import (
     TRADE,
 )
 from trading_pipelines.assets.alert_deliveries import ALERT_DELIVERIES, NO_DEAD_ALERTS
-from trading_pipelines.assets.table_checks import CHECKED, no_partition_left_failed
 from trading_pipelines.resources.database import DatabaseResource
 from trading_pipelines.resources.webhooks import WebhooksResource
 from trading_pipelines.sensors.finished_runs import finished_runs
 from trading_pipelines.settings.strategy import StrategySettings
-from trading_pipelines.signals.left_failed import left_failed, shown_intervals
 from trading_pipelines.signals.rejections.summary import REJECT_SUMMARY
 
 STAYS = (
@@ -91,7 +89,7 @@ def _build_pipeline_failure_alerts(settings: StrategySettings) -> dg.SensorDefin
         description="Tells n8n's webhook `risk` of runs that failed for good, partitions left "
         "failed, symbols gone quiet and dead alerts: each failure once, again after "
         "`repeat_after` with the number of repetitions held back, and when it has recovered. Also "
-        "keeps the checks `no_dead_alerts` and `no_partition_left_failed` up to date.",
+        "keeps the check `no_dead_alerts` up to date.",
     )
     def pipeline_failure_alerts(
         context: dg.SensorEvaluationContext, database: DatabaseResource, webhooks: WebhooksResource
@@ -106,22 +104,14 @@ def _build_pipeline_failure_alerts(settings: StrategySettings) -> dg.SensorDefin
         skip = _deliver(PIPELINE_FAILURE, settings, database, webhooks, watch=False)
         with database.connect() as connection:
             counts = ledger.counts(connection)
-            spent = left_failed(connection, settings.symbols)
         dead = {kind: number for kind, states in counts.items() if (number := states["dead"])}
-        by_state = {f"{ALERT_DELIVERIES} {dead}": NO_DEAD_ALERTS.evaluation(counts)}
-        for asset in CHECKED:
-            rows = [row for row in spent if row.asset == asset]
-            state = "; ".join(f"{row.symbol} {shown_intervals(row.days)}" for row in rows)
-            check = no_partition_left_failed(asset, settings)
-            by_state[f"{asset} {state}"] = check.evaluation(rows)
         # An evaluation is an event for ever: one at each change, not two a minute.
-        evaluated = (context.cursor or "").splitlines()
+        state = f"{ALERT_DELIVERIES} {dead}"
+        is_known = state in (context.cursor or "").splitlines()
         return dg.SensorResult(
             skip_reason=skip,
-            cursor="\n".join(by_state),
-            asset_events=[
-                evaluation for state, evaluation in by_state.items() if state not in evaluated
-            ],
+            cursor=state,
+            asset_events=[] if is_known else [NO_DEAD_ALERTS.evaluation(counts)],
         )
 
     return pipeline_failure_alerts

@@ -4,7 +4,7 @@ Read by `monitoring/`, the check `no_partition_left_failed` and the alerts of fa
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import date, datetime
 
 import psycopg
@@ -28,6 +28,7 @@ WHERE failures > 0 AND symbol = ANY (%(symbols)s::text[] || ARRAY[''])
 """
 LEFT_FAILED = f"""
 SELECT asset, symbol, array_agg(day ORDER BY day) AS days,
+    array_agg(error ORDER BY day) AS errors,
     (array_agg(error ORDER BY left_at DESC, day DESC))[1] AS error, max(left_at) AS left_at
 {FAILING} AND left_failed GROUP BY asset, symbol ORDER BY asset, symbol
 """
@@ -44,6 +45,8 @@ class LeftFailed:
     """Of the last one that failed."""
     left_at: datetime
     """When the newest was left so; of a signal, when it was last tried."""
+    errors: list[str] = field(default_factory=list)
+    """Of each of the days."""
 
     @property
     def retried_by(self) -> str:
@@ -60,6 +63,18 @@ def left_failed(connection: psycopg.Connection, symbols: Sequence[str]) -> list[
     """Return what is left failed of the symbols and of what is pooled, by asset and symbol."""
     with connection.cursor(row_factory=class_row(LeftFailed)) as cursor:
         return cursor.execute(LEFT_FAILED, {"symbols": list(symbols)}).fetchall()
+
+
+def left_failed_days(
+    connection: psycopg.Connection, asset: str, symbols: Sequence[str]
+) -> list[tuple[str, date, str]]:
+    """Return (symbol, UTC day, error and what retries it) of the asset's partitions left failed."""
+    return [
+        (of_symbol.symbol, day, f"{error}; tried again by: {of_symbol.retried_by}")
+        for of_symbol in left_failed(connection, symbols)
+        if of_symbol.asset == asset
+        for day, error in zip(of_symbol.days, of_symbol.errors, strict=True)
+    ]
 
 
 def shown_intervals(days: Sequence[date], left_out: str = ", … {}") -> str:

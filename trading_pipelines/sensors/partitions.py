@@ -1,0 +1,230 @@
+"""The sensor that keeps Dagster's events and checks true to the tables, partition by partition.
+
+A run tells Dagster what it made and found. What happens beside a run (an asset wiped, a run
+deleted, a report by hand, candles gone, a hole healed) is found here. What differs is asked in
+`monitoring/reconciliation`, what a check looks for belongs with the check.
+"""
+
+import time
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+import dagster as dg
+import psycopg
+
+from trading_pipelines.assets import market_data
+from trading_pipelines.assets.partition_checks import PartitionChecks
+from trading_pipelines.candles import coverage, due, failed_checks
+from trading_pipelines.candles.checks import ContractBreach
+from trading_pipelines.candles.failed_checks import FailedCheck, Partition
+from trading_pipelines.monitoring import reconciliation
+from trading_pipelines.monitoring.reconciliation import MOST_TAKEN_BACK, Difference, named_keys
+from trading_pipelines.partitions import (
+    CANDLES_1M,
+    days,
+    parse_keys,
+    partition_key,
+    symbol_days,
+)
+from trading_pipelines.resources.database import DatabaseResource
+from trading_pipelines.schedules.in_flight import UNFINISHED, in_flight
+from trading_pipelines.settings.strategy import StrategySettings
+from trading_pipelines.signals.catalogue import POOLED, SIGNALS
+
+NAME = "reconcile_partitions"
+# A tick may take a minute; what is left over is the next tick's.
+TICK_SECONDS = 25.0
+AT_ONCE = 100
+
+
+def build_reconciliation(
+    settings: StrategySettings, checks: Sequence[PartitionChecks]
+) -> dg.SensorDefinition:
+    """Return the sensor over the assets with coverage and the checks by partition."""
+
+    @dg.sensor(
+        name=NAME,
+        minimum_interval_seconds=30,
+        default_status=dg.DefaultSensorStatus.RUNNING,
+        description="Compares Dagster's events with the tables, partition by partition. What is "
+        "whole in the tables and not green gets its event; an event of which the tables have "
+        "nothing is taken back; a check that has become red or green since is evaluated again. "
+        "Status says what differed.",
+    )
+    def reconcile_partitions(
+        context: dg.SensorEvaluationContext, database: DatabaseResource
+    ) -> dg.SkipReason:
+        # Before the tables: a run that ended in between would look like a difference.
+        runs = context.instance.get_runs(dg.RunsFilter(statuses=UNFINISHED))
+        with database.connect() as market, database.connect_to_dagster() as dagster:
+            tick = _Tick(context.instance, market, dagster, settings, datetime.now(UTC))
+            partitions = symbol_days(settings)
+            pooled = {signal.asset for signal in SIGNALS if signal.pooled}
+            busy = {
+                asset: in_flight(runs, days(settings) if asset in pooled else partitions, asset)
+                for asset in reconciliation.ASSETS
+            }
+            differences = [
+                tick.compare(asset, [one for one in checks if one.asset == asset], busy[asset])
+                for asset in reconciliation.ASSETS
+            ]
+            said = [words for words in differences if words]
+            judged = sum(tick.judge(one, busy[one.asset]) for one in checks)
+            judged += tick.show_the_worst(checks)
+        if judged:
+            said.append(f"{judged} verdicts")
+        return dg.SkipReason("; ".join(said) or "Dagster's events and the tables agree")
+
+    return reconcile_partitions
+
+
+@dataclass(frozen=True)
+class _Tick:
+    """One tick: what it asks and tells, and until when."""
+
+    instance: dg.DagsterInstance
+    market: psycopg.Connection
+    dagster: psycopg.Connection
+    settings: StrategySettings
+    now: datetime
+    ends: float = field(default_factory=lambda: time.monotonic() + TICK_SECONDS)
+
+    def compare(
+        self, asset: str, checks: Sequence[PartitionChecks], busy: Collection[Partition]
+    ) -> str | None:
+        """Make Dagster's events of the asset what the tables hold; return what differed."""
+        found = reconciliation.compare(
+            self.market, self.dagster, asset, self.settings, [partition_key(*key) for key in busy]
+        )
+        left, said = 0, None
+        if found:
+            recorded = self._record(asset, found.not_recorded, checks)
+            taken_back = self._take_back(asset, found.not_stored)
+            left = len(found.not_recorded) + len(found.not_stored) - recorded - taken_back
+            said = _said(asset, found, left)
+            # The UI keeps a digest of the events, which only ever grows.
+            self.instance.wipe_asset_cached_status([dg.AssetKey(asset)])
+        reconciliation.record(self.market, asset, said, left, self.now)
+        return said
+
+    def _record(self, asset: str, keys: Sequence[str], checks: Sequence[PartitionChecks]) -> int:
+        """Tell Dagster of partitions that are whole; return how many there was time for."""
+        for at in range(0, len(keys), AT_ONCE):
+            if self._is_over():
+                return at
+            some = keys[at : at + AT_ONCE]
+            figures = self._figures(asset, some)
+            for key in some:
+                self._tell(
+                    dg.AssetMaterialization(
+                        asset,
+                        partition=key,
+                        metadata={"recorded_by": NAME} | figures.get(key, {}),
+                    )
+                )
+            for one in checks:
+                partitions = dict.fromkeys(one.descriptions, parse_keys(some))
+                self._judge(one, partitions, told=dict.fromkeys(one.descriptions, some))
+        return len(keys)
+
+    def _figures(self, asset: str, keys: Sequence[str]) -> dict[str, dict[str, Any]]:
+        if asset != CANDLES_1M:
+            return {}
+        partitions = parse_keys(keys)
+        stored = coverage.read(
+            self.market, {symbol for symbol, _ in partitions}, {day for _, day in partitions}
+        )
+        return {
+            partition_key(day.symbol, day.day): market_data.minutes_metadata(day) for day in stored
+        }
+
+    def _take_back(self, asset: str, keys: Sequence[str]) -> int:
+        if not keys or len(keys) > MOST_TAKEN_BACK:
+            return 0
+        reconciliation.take_back(self.dagster, asset, keys)
+        return len(keys)
+
+    def judge(self, checks: PartitionChecks, busy: Collection[Partition]) -> int:
+        """Evaluate what may have changed without a run; return how many verdicts were told."""
+        data = self.settings.data
+        looked_at = [
+            (symbol, day)
+            for symbol in ([POOLED] if checks.pooled else self.settings.symbols)
+            for day in due.look_back(data.start_date, data.look_back_days, self.now)
+            if (symbol, day) not in busy
+        ]
+        made = reconciliation.materialised(
+            self.dagster, checks.asset, [partition_key(*key) for key in looked_at]
+        )
+        asked: dict[str, set[Partition]] = {name: set() for name in checks.descriptions}
+        for name, watched in checks.watch(self.market, parse_keys(made), self.now).items():
+            asked[name].update(key for key in watched if key not in busy)
+        for red in failed_checks.standing(self.market, self.settings.symbols, data.start_date):
+            is_asked = red.asset == checks.asset and red.check_name in asked
+            if is_asked and (red.symbol, red.day) not in busy:
+                asked[red.check_name].add((red.symbol, red.day))
+        told = reconciliation.unjudged(self.dagster, checks.asset, list(checks.descriptions), made)
+        for name, keys in told.items():
+            asked[name].update(parse_keys(keys))
+        return self._judge(checks, asked, told)
+
+    def _judge(
+        self,
+        checks: PartitionChecks,
+        asked: Mapping[str, Collection[Partition]],
+        told: Mapping[str, Collection[str]],
+    ) -> int:
+        """Ask each check about its partitions; tell of those in `told`, and of what has changed."""
+        findings: dict[str, Mapping[Partition, Sequence[ContractBreach]]] = {}
+        changed: dict[str, set[Partition]] = {}
+        for name, partitions in asked.items():
+            found = checks.findings(self.market, [name], partitions, self.now)
+            findings |= found
+            changed |= checks.settle(self.market, found, partitions)
+        for name, keys in told.items():
+            changed[name] |= set(parse_keys(keys))
+        events = list(checks.evaluations(self.instance, changed, findings))
+        events += checks.summaries(
+            self.market, self.instance, [name for name, keys in changed.items() if keys]
+        )
+        for name, keys in changed.items():
+            reconciliation.forget_told(
+                self.dagster, checks.asset, name, [partition_key(*key) for key in keys]
+            )
+        for event in events:
+            self._tell(event)
+        return len(events)
+
+    def show_the_worst(self, checks: Sequence[PartitionChecks]) -> int:
+        """Tell the asset's verdict where the UI shows another one; return how many were told."""
+        red: dict[tuple[str, str], list[FailedCheck]] = {}
+        start = self.settings.data.start_date
+        for one in failed_checks.standing(self.market, self.settings.symbols, start):
+            red.setdefault((one.asset, one.check_name), []).append(one)
+        of_check = {(one.asset, name): one for one in checks for name in one.descriptions}
+        told = 0
+        for key, shown in reconciliation.shown_verdicts(self.dagster, list(of_check)).items():
+            reds = red.get(key, [])
+            if shown.is_planned or shown.red != bool(reds) or (reds and shown.of_partition):
+                self._tell(of_check[key].summary(self.instance, key[1], reds))
+                told += 1
+        return told
+
+    def _tell(self, event: dg.AssetMaterialization | dg.AssetCheckEvaluation) -> None:
+        self.instance.report_runless_asset_event(event)
+
+    def _is_over(self) -> bool:
+        return time.monotonic() > self.ends
+
+
+def _said(asset: str, found: Difference, left: int) -> str:
+    """Return what differed, for `status`."""
+    words = []
+    if found.not_recorded:
+        words.append(f"{named_keys(found.not_recorded)} whole in the tables and not green")
+    if found.not_stored:
+        words.append(f"{named_keys(found.not_stored)} green, of which the tables have nothing")
+    done = f"{left:,} still are" if left else "put right"
+    return f"{asset}: {', '.join(words)}; {done}"
