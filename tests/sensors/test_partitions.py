@@ -1,6 +1,7 @@
 """Dagster's events and checks beside the tables, on Dagster's storage in a real Postgres."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, date, datetime
 
 import dagster as dg
@@ -34,15 +35,37 @@ SETTINGS = StrategySettings(
 )
 
 
+@contextmanager
+def installed(market_url: str, dagster_url: str, exchange: ReplayExchange) -> Iterator[Dagster]:
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        opened(dagster_url.replace("postgresql:", "postgresql+psycopg2:")) as instance,
+    ):
+        patch.setenv("DATABASE_URL", market_url)
+        patch.setenv("DAGSTER_POSTGRES_URL", dagster_url)
+        patch.setenv("UPBIT_BASE_URL", exchange.url)
+        yield Dagster(instance, SETTINGS)
+
+
 @pytest.fixture(scope="session")
-def dagster_template(server: EmbeddedServer) -> str:
-    with opened(new_database(server, "template_of_dagster")):
-        return "template_of_dagster"
+def downloaded(
+    server: EmbeddedServer, template: str, recorded_market: Recording
+) -> tuple[str, str]:
+    """The names of two databases: two symbols were downloaded for four days."""
+    names = ("downloaded_market", "downloaded_dagster")
+    urls = (new_database(server, names[0], template), new_database(server, names[1]))
+    with (
+        ReplayExchange(recorded_market, rate=None, clock=recorded_market.end + MINUTE) as exchange,
+        installed(*urls, exchange) as dagster,
+    ):
+        assert dagster.run(JOB, FIRST_DAY, LAST, SETTINGS.symbols).success
+        assert tick(dagster) == AGREE
+    return names
 
 
 @pytest.fixture
-def dagster_url(server: EmbeddedServer, dagster_template: str) -> str:
-    return copied(server, dagster_template)
+def market_url(server: EmbeddedServer, downloaded: tuple[str, str]) -> str:
+    return copied(server, downloaded[0])
 
 
 @pytest.fixture
@@ -53,16 +76,10 @@ def exchange(recorded_market: Recording) -> Iterator[ReplayExchange]:
 
 @pytest.fixture
 def dagster(
-    market_url: str, dagster_url: str, exchange: ReplayExchange, monkeypatch: pytest.MonkeyPatch
+    server: EmbeddedServer, market_url: str, downloaded: tuple[str, str], exchange: ReplayExchange
 ) -> Iterator[Dagster]:
     """An instance on which two symbols were downloaded for four days."""
-    monkeypatch.setenv("DATABASE_URL", market_url)
-    monkeypatch.setenv("DAGSTER_POSTGRES_URL", dagster_url)
-    monkeypatch.setenv("UPBIT_BASE_URL", exchange.url)
-    with opened(dagster_url.replace("postgresql:", "postgresql+psycopg2:")) as instance:
-        dagster = Dagster(instance, SETTINGS)
-        assert dagster.run(JOB, FIRST_DAY, LAST, SETTINGS.symbols).success
-        assert tick(dagster) == AGREE
+    with installed(market_url, copied(server, downloaded[1]), exchange) as dagster:
         yield dagster
 
 
@@ -150,15 +167,13 @@ def test_a_hole_healed_without_a_run_is_green_within_a_tick(
     lose_an_hour(connection)
     lose_an_hour(connection, LAST)
     tick(dagster)
-    assert shown(dagster) == (
-        False,
-        f"2 partitions are red; the newest is {LAST}|{BTC}: 60 minutes; the oldest is {HOLED}: "
-        "60 minutes",
-    )
+    newest, oldest = f"{LAST}|{BTC}: 60 minutes", f"{HOLED}: 60 minutes"
+    red = f"2 partitions are red; the newest is {newest}; the oldest is {oldest}"
+    assert shown(dagster) == (False, red)
     connection.execute("INSERT INTO market_data SELECT * FROM lost ON CONFLICT DO NOTHING")
     tick(dagster)
     assert colours(dagster) == dict.fromkeys(ALL, "succeeded")
-    assert shown(dagster) == (True, "nothing found")
+    assert shown(dagster) == (True, "no partition is red")
     assert failed_checks.standing(connection, SETTINGS.symbols, FIRST_DAY) == []
 
 
@@ -175,7 +190,11 @@ def test_a_blocking_check_keeps_the_hours_of_its_own_partitions_alone_from_being
     assert not result.success
     assert colours(dagster, "no_overlap")[f"{next_day}|{DOGE}"] == "failed"
     hours = dagster.materialized(CANDLES_1H)
-    assert hours - ALL == {f"{next_day}|{BTC}", f"{next_day + DAY}|{BTC}", f"{next_day + DAY}|{DOGE}"}
+    assert hours - ALL == {
+        f"{next_day}|{BTC}",
+        f"{next_day + DAY}|{BTC}",
+        f"{next_day + DAY}|{DOGE}",
+    }
     (good,) = coverage.read(connection, [BTC], [next_day])
     assert (good.failures, good.hours_current) == (0, True)
 
@@ -247,14 +266,10 @@ def test_deleting_the_run_that_made_them_leaves_partitions_green(dagster: Dagste
     assert tick(dagster) == AGREE
 
 
-def test_a_report_by_hand_of_a_day_without_a_row_is_taken_back(
-    dagster: Dagster, connection: psycopg.Connection
-) -> None:
+def test_a_report_by_hand_of_a_day_without_a_row_is_taken_back(dagster: Dagster) -> None:
     false = f"{LAST + DAY}|{BTC}"
     for asset in (CANDLES_1M, "regime_labels"):
-        dagster.instance.report_runless_asset_event(
-            dg.AssetMaterialization(asset, partition=false)
-        )
+        dagster.instance.report_runless_asset_event(dg.AssetMaterialization(asset, partition=false))
     said = tick(dagster)
     assert f"candles_1m: 1 ({false}) green, of which the tables have nothing; put right" in said
     assert dagster.materialized(CANDLES_1M) == ALL
@@ -281,9 +296,7 @@ def test_events_of_a_database_that_was_exchanged_are_left_alone(
     assert one.left_over == 8
 
 
-def test_what_a_run_is_working_at_is_left_to_it(
-    dagster: Dagster, connection: psycopg.Connection
-) -> None:
+def test_what_a_run_is_working_at_is_left_to_it(dagster: Dagster) -> None:
     dagster.instance.wipe_assets([dg.AssetKey(CANDLES_1M)])
     job = build_definitions(SETTINGS).resolve_job_def(JOB)
     run = dagster.instance.create_run_for_job(

@@ -21,6 +21,7 @@ from trading_pipelines.monitoring.dagster_instance import (
     TargetMaterialization,
     newest_materialization,
     newest_materializations,
+    store_verdicts,
 )
 from trading_pipelines.partitions import partition_key, partitions_of_run
 from trading_pipelines.resources.database import DatabaseResource
@@ -102,9 +103,12 @@ class PartitionChecks:
             with database.connect() as connection:
                 found = self.findings(connection, names, partitions, now)
                 self.settle(connection, found, partitions)
-                yield from self.evaluations(
-                    context.instance, dict.fromkeys(names, partitions), found
-                )
+                partitions_of = dict.fromkeys(names, partitions)
+                verdicts = self.evaluations(context.instance, partitions_of, found)
+                # A green partition needs no event of the run: 30 days of five symbols are 1,050.
+                green = [one for one in verdicts if one.passed]
+                store_verdicts(context.instance, green, context.run.run_id)
+                yield from (one for one in verdicts if not one.passed)
                 yield from self.summaries(connection, context.instance, names)
                 if in_partitions:
                     yield from self.after(connection, found, partitions, context.run)
@@ -152,37 +156,36 @@ class PartitionChecks:
         instance: dg.DagsterInstance,
         partitions: Mapping[str, Collection[Partition]],
         found: Findings,
-    ) -> Iterator[dg.AssetCheckEvaluation]:
-        """Yield each check's verdict of each of its `partitions`, as an event of that partition."""
+    ) -> list[dg.AssetCheckEvaluation]:
+        """Return each check's verdict of each of its `partitions`."""
         keys = {key: partition_key(*key) for of_check in partitions.values() for key in of_check}
         newest = newest_materializations(instance, self.asset, set(keys.values()))
-        for name, of_check in partitions.items():
-            for key in of_check:
-                breaches = found[name].get(key, ())
-                yield self._evaluation(
-                    name,
-                    passed=not breaches,
-                    description=_text(breaches) if breaches else "nothing found",
-                    metadata=_shown(breaches) if breaches else {},
-                    target=newest.get(keys[key]),
-                    partition=keys[key],
-                )
+        return [
+            self._evaluation(
+                name,
+                passed=not (breaches := found[name].get(key, ())),
+                description=_text(breaches) if breaches else "nothing found",
+                metadata=_shown(breaches) if breaches else {},
+                target=newest.get(keys[key]),
+                partition=keys[key],
+            )
+            for name, of_check in partitions.items()
+            for key in of_check
+        ]
 
     def summaries(
         self, connection: psycopg.Connection, instance: dg.DagsterInstance, names: Collection[str]
-    ) -> Iterator[dg.AssetCheckEvaluation]:
-        """Yield the asset's verdict in each check that has a red partition: the worst one stands.
+    ) -> list[dg.AssetCheckEvaluation]:
+        """Return the asset's verdict in each check: as long as a partition is red, it is.
 
-        The UI shows the event that came last where it has room for one.
+        The UI shows the verdict that came last where it has room for one.
         """
         settings = self.settings
         red: dict[str, list[failed_checks.FailedCheck]] = {name: [] for name in names}
         for one in failed_checks.standing(connection, settings.symbols, settings.data.start_date):
             if one.asset == self.asset and one.check_name in red:
                 red[one.check_name].append(one)
-        for name, reds in red.items():
-            if reds:
-                yield self.summary(instance, name, reds)
+        return [self.summary(instance, name, reds) for name, reds in red.items()]
 
     def summary(
         self,

@@ -127,11 +127,6 @@ WITH gone AS (
 tags AS (DELETE FROM asset_event_tags WHERE event_id IN (SELECT id FROM gone))
 SELECT count(*) FROM gone
 """
-FORGET_TOLD: LiteralString = """
-DELETE FROM asset_check_executions
-WHERE asset_key = %(asset_key)s AND check_name = %(name)s AND run_id = ''
-  AND partition = ANY (%(keys)s)
-"""
 # Of each check and partition the newest materialization, where no verdict is about it.
 UNJUDGED: LiteralString = """
 SELECT checks.name, made.partition
@@ -227,14 +222,6 @@ def take_back(dagster: psycopg.Connection, asset: str, keys: Sequence[str]) -> i
     row = dagster.execute(TAKE_BACK, {"asset_key": f'["{asset}"]', "keys": list(keys)}).fetchone()
     assert row is not None
     return int(row[0])
-
-
-def forget_told(dagster: psycopg.Connection, asset: str, name: str, keys: Collection[str]) -> None:
-    """Delete the check's verdicts without a run of the partitions, before there is another.
-
-    Dagster (1.13.27) takes one of a partition: the second one violates its unique index.
-    """
-    dagster.execute(FORGET_TOLD, {"asset_key": f'["{asset}"]', "name": name, "keys": list(keys)})
 
 
 def unjudged(

@@ -20,6 +20,7 @@ from trading_pipelines.candles import coverage, due, failed_checks
 from trading_pipelines.candles.checks import ContractBreach
 from trading_pipelines.candles.failed_checks import FailedCheck, Partition
 from trading_pipelines.monitoring import reconciliation
+from trading_pipelines.monitoring.dagster_instance import store_materializations, store_verdicts
 from trading_pipelines.monitoring.reconciliation import MOST_TAKEN_BACK, Difference, named_keys
 from trading_pipelines.partitions import (
     CANDLES_1M,
@@ -116,14 +117,17 @@ class _Tick:
                 return at
             some = keys[at : at + AT_ONCE]
             figures = self._figures(asset, some)
-            for key in some:
-                self._tell(
+            store_materializations(
+                self.instance,
+                [
                     dg.AssetMaterialization(
                         asset,
                         partition=key,
                         metadata={"recorded_by": NAME} | figures.get(key, {}),
                     )
-                )
+                    for key in some
+                ],
+            )
             for one in checks:
                 partitions = dict.fromkeys(one.descriptions, parse_keys(some))
                 self._judge(one, partitions, told=dict.fromkeys(one.descriptions, some))
@@ -185,16 +189,11 @@ class _Tick:
             changed |= checks.settle(self.market, found, partitions)
         for name, keys in told.items():
             changed[name] |= set(parse_keys(keys))
-        events = list(checks.evaluations(self.instance, changed, findings))
+        events = checks.evaluations(self.instance, changed, findings)
         events += checks.summaries(
             self.market, self.instance, [name for name, keys in changed.items() if keys]
         )
-        for name, keys in changed.items():
-            reconciliation.forget_told(
-                self.dagster, checks.asset, name, [partition_key(*key) for key in keys]
-            )
-        for event in events:
-            self._tell(event)
+        store_verdicts(self.instance, events)
         return len(events)
 
     def show_the_worst(self, checks: Sequence[PartitionChecks]) -> int:
@@ -204,16 +203,13 @@ class _Tick:
         for one in failed_checks.standing(self.market, self.settings.symbols, start):
             red.setdefault((one.asset, one.check_name), []).append(one)
         of_check = {(one.asset, name): one for one in checks for name in one.descriptions}
-        told = 0
+        told = []
         for key, shown in reconciliation.shown_verdicts(self.dagster, list(of_check)).items():
             reds = red.get(key, [])
             if shown.is_planned or shown.red != bool(reds) or (reds and shown.of_partition):
-                self._tell(of_check[key].summary(self.instance, key[1], reds))
-                told += 1
-        return told
-
-    def _tell(self, event: dg.AssetMaterialization | dg.AssetCheckEvaluation) -> None:
-        self.instance.report_runless_asset_event(event)
+                told.append(of_check[key].summary(self.instance, key[1], reds))
+        store_verdicts(self.instance, told)
+        return len(told)
 
     def _is_over(self) -> bool:
         return time.monotonic() > self.ends
