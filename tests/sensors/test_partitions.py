@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, date, datetime
+from datetime import date
 
 import dagster as dg
 import psycopg
@@ -26,13 +26,7 @@ BTC, DOGE = "KRW-BTC", "KRW-DOGE"
 JOB = "refresh_market_data_job"
 HOLES = "no_hole_in_a_closed_day"
 LAST = FIRST_DAY + DAY * 3
-# The recorded days are the look-back, whatever the day of the test.
-SETTINGS = StrategySettings(
-    symbols=[BTC, DOGE],
-    data=DataSettings(start_date=FIRST_DAY).model_copy(
-        update={"look_back_days": (datetime.now(UTC).date() - FIRST_DAY).days}
-    ),
-)
+SETTINGS = StrategySettings(symbols=[BTC, DOGE], data=DataSettings(start_date=FIRST_DAY))
 
 
 @contextmanager
@@ -86,16 +80,19 @@ def dagster(
 AGREE = "Dagster's events and the tables agree"
 
 
-def tick(dagster: Dagster, settings: StrategySettings = SETTINGS) -> str:
-    """Let the sensor look; return what it says."""
-    definitions = build_definitions(settings)
+def tick(dagster: Dagster, cursors: list[str | None] | None = None) -> str:
+    """Let the sensor look; return what it says. Takes its last cursor, and adds the next one."""
+    definitions = build_definitions(SETTINGS)
+    cursors = cursors if cursors is not None else [None]
     with dg.build_sensor_context(
         dagster.instance,
+        cursor=cursors[-1],
         resources={"database": DatabaseResource()},
         repository_def=definitions.get_repository_def(),
     ) as context:
         data = definitions.resolve_sensor_def("reconcile_partitions").evaluate_tick(context)
     assert not data.run_requests
+    cursors.append(data.cursor)
     return str(data.skip_message)
 
 
@@ -136,8 +133,7 @@ def test_every_check_has_a_verdict_of_each_partition(dagster: Dagster) -> None:
     for checks in partition_checks(SETTINGS):
         if checks.asset == CANDLES_1M:
             for check in checks.descriptions:
-                if check != "fresh":  # the recorded days are long ago
-                    assert colours(dagster, check) == dict.fromkeys(ALL, "succeeded"), check
+                assert colours(dagster, check) == dict.fromkeys(ALL, "succeeded"), check
 
 
 def test_a_hole_stays_red_through_green_runs_of_others_and_is_green_when_it_is_healed(
@@ -310,3 +306,18 @@ def test_what_a_run_is_working_at_is_left_to_it(dagster: Dagster) -> None:
     dagster.instance.report_run_failed(run)
     tick(dagster)
     assert dagster.materialized(CANDLES_1M) == ALL
+
+
+def test_history_is_looked_at_some_days_a_tick(
+    dagster: Dagster, connection: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trading_pipelines.sensors.partitions.PARTITIONS_A_TICK", 4)
+    lose_an_hour(connection, LAST)
+    cursors: list[str | None] = [None]
+    assert tick(dagster, cursors=cursors) == AGREE, "its day is the fourth"
+    assert "verdicts" in tick(dagster, cursors=cursors)
+    assert cursors[1:] == [f"{FIRST_DAY + DAY}", f"{LAST}"]
+    for unusable in ("nobody's", "2099-01-01", "2001-01-01"):
+        again: list[str | None] = [unusable]
+        tick(dagster, cursors=again)
+        assert again[1] == f"{FIRST_DAY + DAY}", unusable

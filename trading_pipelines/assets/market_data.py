@@ -190,8 +190,8 @@ def contract(
     def watch(
         _connection: psycopg.Connection, made: Collection[Partition], now: datetime
     ) -> dict[str, list[Partition]]:
-        asked = checks.settled(made, now) if settings.data.refresh else []
-        return dict.fromkeys(checks.OF_COVERAGE, asked)
+        asked = dict.fromkeys(checks.OF_COVERAGE, checks.settled(made, now))
+        return asked if settings.data.refresh else asked | {"fresh": []}
 
     return PartitionChecks(
         "candles_1m_contract",

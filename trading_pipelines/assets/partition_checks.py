@@ -17,7 +17,7 @@ from trading_pipelines.candles import failed_checks
 from trading_pipelines.candles.checks import ContractBreach
 from trading_pipelines.candles.due import look_back
 from trading_pipelines.candles.failed_checks import Partition
-from trading_pipelines.monitoring.dagster_instance import (
+from trading_pipelines.monitoring.partition_events import (
     TargetMaterialization,
     newest_materialization,
     newest_materializations,
@@ -54,7 +54,7 @@ class PartitionChecks:
     watch: Callable[
         [psycopg.Connection, Collection[Partition], datetime], Mapping[str, Collection[Partition]]
     ]
-    """Takes the look-back's materialised partitions; returns which to ask about at each tick."""
+    """Takes materialised partitions; returns which of them, and of others, a tick asks about."""
     settings: StrategySettings
     blocking: Collection[str] = ()
     warning: Collection[str] = ()
