@@ -26,6 +26,7 @@ from trading_pipelines.database.connection import (
 )
 from trading_pipelines.database.embedded import EmbeddedServer
 from trading_pipelines.korean_time import kst
+from trading_pipelines.monitoring import reconciliation
 from trading_pipelines.monitoring.checks import judge
 from trading_pipelines.monitoring.facts import (
     AutomationStatus,
@@ -57,7 +58,7 @@ WELL = Orchestration(
 )
 NAMES = [
     *("database", "daemons", "schedules", "sensors", "candles", "labels", "models", "alerts"),
-    *("dead_alerts", "holes", "failed_partitions", "slots", "clock"),
+    *("dead_alerts", "holes", "failed_partitions", "events", "slots", "clock"),
     *("database_size", "disk"),
 ]
 # No candle of a closed day has come lately.
@@ -166,6 +167,16 @@ OF_DAGSTER: dict[str, tuple[Orchestration, str, str]] = {
 def test_a_fault_of_dagster_is_told_and_nothing_else(environment: Environment, fault: str) -> None:
     orchestration, name, found = OF_DAGSTER[fault]
     assert bad(checked(environment, orchestration)) == {name: found}
+
+
+def test_events_that_differ_from_the_tables_are_told(environment: Environment) -> None:
+    assert environment.database_url is not None
+    with connect(environment.database_url.get_secret_value()) as connection:
+        reconciliation.record(connection, "candles_1m", "8 differ", 8, NOW)
+        reconciliation.record(connection, "candles_1h", None, 0, NOW)
+        assert bad(checked(environment)) == {"events": "candles_1m: 8 partitions differ"}
+        reconciliation.record(connection, "candles_1m", None, 0, NOW)
+        assert bad(checked(environment)) == {}
 
 
 def test_what_is_a_little_late_is_no_fault(environment: Environment) -> None:

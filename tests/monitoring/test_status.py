@@ -11,11 +11,13 @@ from typer.testing import CliRunner
 from tests.conftest import FIRST_DAY, LAST_DAY
 from trading_pipelines.alerts import ledger
 from trading_pipelines.candles import coverage
+from trading_pipelines.candles.failed_checks import FailedCheck
 from trading_pipelines.candles.windows import DAY, day_interval
 from trading_pipelines.cli import render
 from trading_pipelines.cli.main import app
 from trading_pipelines.database.connection import connect
 from trading_pipelines.monitoring.facts import Daemon, RunInFlight, Unknown
+from trading_pipelines.monitoring.reconciliation import Reconciliation
 from trading_pipelines.monitoring.status import (
     DuePartition,
     InstallationStatus,
@@ -122,6 +124,11 @@ def crowded() -> InstallationStatus:
         [DuePartition("regime_labels", s, first + 2 * n * DAY, "missing")
          for n in range(14) for s in symbols],
         [LeftFailed("candles_1m", BTC, [first, first + DAY], "HTTP 404", NOON)],
+        [FailedCheck("candles_1m", "no_overlap", ETH, first, "2 candles", NOON)],
+        [
+            Reconciliation("candles_1m", NOON, NOON - DAY / 2, "candles_1m: 8 green; put right", 0),
+            Reconciliation("candles_1h", NOON, NOON - 2 * DAY, "candles_1h: long ago", 0),
+        ],
         waiting=3,
         dead=1,
         delivered_at=NOON,
@@ -132,7 +139,7 @@ def nothing_due(symbols: list[str]) -> InstallationStatus:
     moment = NOON - timedelta(minutes=2)
     return InstallationStatus(
         [SymbolStatus(s, moment, 12_345, moment, moment, moment) for s in symbols],
-        None, [], [], 0, 0, None,
+        None, [], [], [], [], 0, 0, None,
     )  # fmt: skip
 
 
@@ -147,6 +154,10 @@ def test_a_crowded_screen_fits_80_columns_and_40_lines_and_says_how_much_is_left
     assert "now 2025-09-22 21:00 KST; all times in KST" in said
     assert "KRW-DOGE │ 09-22 20:58 │ 12,345 │ 09-22 20:58" in said
     assert "volatility model: of 2025-09-01 (UTC day)" in said
+    assert "red check: candles_1m KRW-ETH 2025-09-01: no_overlap: 2 candles" in said
+    assert "Dagster's events: agree with the tables as of 2025-09-22 21:00 KST" in said
+    assert "Dagster's events: candles_1m: 8 green; put right (2025-09-22 09:00 KST)" in said
+    assert "long ago" not in said
     assert (
         "in flight: update_regime_job KRW-BTC to KRW-DOGE 2025-09-22, started since "
         "2025-09-22 21:00 KST" in said

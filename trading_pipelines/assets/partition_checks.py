@@ -27,10 +27,9 @@ from trading_pipelines.partitions import partition_key, partitions_of_run
 from trading_pipelines.resources.database import DatabaseResource
 from trading_pipelines.settings.strategy import StrategySettings
 from trading_pipelines.signals.catalogue import POOLED
-from trading_pipelines.signals.left_failed import left_failed_days
+from trading_pipelines.signals.left_failed import LEFT_FAILED, left_failed_days
 
 SHOWN_FINDINGS = 50
-LEFT_FAILED = "no_partition_left_failed"
 
 Find = Callable[
     [psycopg.Connection, Sequence[str], Sequence[str], Sequence[date], datetime],

@@ -25,6 +25,7 @@ from trading_pipelines.monitoring.facts import (
     Unknown,
 )
 from trading_pipelines.monitoring.measure import model_day
+from trading_pipelines.monitoring.reconciliation import Reconciliation
 from trading_pipelines.settings.strategy import StrategySettings
 from trading_pipelines.signals import due as signals_due
 from trading_pipelines.signals.catalogue import VOLATILITY_MODEL
@@ -49,6 +50,7 @@ NEEDS = {
     "dead_alerts": ["alerts"],
     "holes": ["days", "failed", "old_gaps", "filled_at"],
     "failed_partitions": ["failed"],
+    "events": ["compared"],
     "slots": ["held_slots"],
     "clock": ["clock"],
     "database_size": ["sizes"],
@@ -153,6 +155,13 @@ class _Judge:
                 f"fewer than {self.settings.alerts.failures_before_alert} failures in a row",
                 "`trading-pipelines status` says why; candles: `trading-pipelines backfill`, "
                 "signals: materialise the partition in the UI",
+            ),
+            "events": _Rule(
+                self._events,
+                "Dagster's events and the tables agree",
+                "`trading-pipelines status` says what differs. More than a hundred partitions that "
+                "only Dagster knows are left alone: was the market database exchanged, or restored "
+                "without Dagster's? Materialize them, or wipe the asset in the UI",
             ),
             "slots": _Rule(
                 self._slots,
@@ -303,6 +312,13 @@ class _Judge:
             name = " ".join(filter(None, (state, partition.asset, partition.symbol)))
             groups.setdefault(name, []).append(partition.day)
         return [f"{name}: {_days(days)}" for name, days in groups.items()], "none"
+
+    def _events(self, compared: Sequence[Reconciliation]) -> Judgement:
+        bad = [f"{one.asset}: {one.left_over:,} partitions differ" for one in compared
+               if one.left_over]  # fmt: skip
+        if not compared:
+            return bad, "not compared yet"
+        return bad, self._moment(min(one.compared_at for one in compared), "agree as of")
 
     def _slots(self, slots: Sequence[HeldSlot]) -> Judgement:
         bad = [

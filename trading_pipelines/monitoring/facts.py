@@ -9,6 +9,7 @@ from datetime import date, datetime
 
 from trading_pipelines.candles.coverage import CandleCoverage
 from trading_pipelines.candles.rate_limit import Clock
+from trading_pipelines.monitoring.reconciliation import Reconciliation
 from trading_pipelines.signals.coverage import SignalCoverage
 
 GIGABYTE = 10**9
@@ -122,6 +123,8 @@ class Facts:
     held_slots: Sequence[HeldSlot] | Unknown
     days: Sequence[CandleCoverage] | Unknown
     """The candles' coverage of the look-back."""
+    compared: Sequence[Reconciliation] | Unknown
+    """The last comparison of Dagster's events with the tables, by asset."""
     old_gaps: Sequence[tuple[str, date]] | Unknown
     """(symbol, day)s older than the look-back that lack candles or labels."""
     filled_at: datetime | Unknown | None

@@ -26,6 +26,7 @@ from trading_pipelines.database.connection import (
     schema_of,
     within_deadline,
 )
+from trading_pipelines.monitoring import reconciliation
 from trading_pipelines.monitoring.facts import (
     DAGSTERS,
     NOT_ASKED,
@@ -176,6 +177,7 @@ def _facts(
         labels=of("labels", lambda c: dict(c.execute(LABELS, [symbols]).fetchall())),
         model=of("model", lambda c: _model(c, settings, days, now)),
         alerts=of("alerts", lambda c: _alerts(c, settings.alerts, now)),
+        compared=of("compared", reconciliation.read),
         failed=of("failed", lambda c: _failed(c, symbols, settings.alerts)),
         sizes=_sizes(market, dagster, now) if "sizes" in names else NOT_ASKED,
         clock=of("clock", lambda c: rate_limit.read_clock(c, environment.upbit_base_url)),

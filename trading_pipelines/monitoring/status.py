@@ -15,17 +15,25 @@ from rich.markup import escape
 from rich.table import Table
 
 from trading_pipelines.alerts import failures, ledger
-from trading_pipelines.candles import coverage, due
+from trading_pipelines.candles import coverage, due, failed_checks
 from trading_pipelines.candles.coverage import CandleCoverage
-from trading_pipelines.candles.windows import contiguous, floor_hour, named
+from trading_pipelines.candles.failed_checks import FailedCheck
+from trading_pipelines.candles.windows import DAY, contiguous, floor_hour, named
 from trading_pipelines.korean_time import KST, kst
+from trading_pipelines.monitoring import reconciliation
 from trading_pipelines.monitoring.facts import Daemon, RunInFlight, Unknown
+from trading_pipelines.monitoring.reconciliation import Reconciliation
 from trading_pipelines.settings.strategy import StrategySettings
 from trading_pipelines.signals import coverage as signal_coverage
 from trading_pipelines.signals import due as signals_due
 from trading_pipelines.signals.catalogue import SIGNALS
 from trading_pipelines.signals.coverage import SignalCoverage
-from trading_pipelines.signals.left_failed import LeftFailed, left_failed, shown_intervals
+from trading_pipelines.signals.left_failed import (
+    LEFT_FAILED,
+    LeftFailed,
+    left_failed,
+    shown_intervals,
+)
 from trading_pipelines.signals.published.current import CurrentSignal, read_current_signals
 
 # With five symbols the screen is then 40 lines at most.
@@ -70,6 +78,10 @@ class InstallationStatus:
     model_day: date | None
     due: Sequence[DuePartition]
     left_failed: Sequence[LeftFailed]
+    red: Sequence[FailedCheck]
+    """Partitions that stand red in a check; those left failed are above."""
+    compared: Sequence[Reconciliation]
+    """When Dagster's events were last compared with the tables, and what differed."""
     waiting: int
     dead: int
     delivered_at: datetime | None
@@ -97,6 +109,14 @@ def read(
             *_due_signals(connection, settings, days, now),
         ],
         left_failed=left_failed(connection, settings.symbols),
+        red=[
+            one
+            for one in failed_checks.standing(
+                connection, settings.symbols, settings.data.start_date
+            )
+            if one.check_name != LEFT_FAILED
+        ],
+        compared=reconciliation.read(connection),
         waiting=sum(of_kind[state] for of_kind in counts for state in failures.WAITING),
         dead=sum(of_kind[ledger.DeliveryState.DEAD] for of_kind in counts),
         delivered_at=ledger.last_delivered(connection),
@@ -197,6 +217,9 @@ def draw(
         yield from _lines("in flight", [_run(run) for run in in_flight])
     yield from _lines("due", lines_by_interval(status.due, len(status.symbols)))
     yield from _lines("[red]left failed[/]", list(map(_left_failed, status.left_failed)))
+    if status.red:
+        yield from _lines("[red]red check[/]", lines_by_interval(map(_red, status.red)))
+    yield from _events(status.compared, now)
     yield (
         f"alerts: {status.waiting} waiting, {status.dead} dead, last delivered "
         f"{kst(status.delivered_at)}"
@@ -241,6 +264,24 @@ def _lines(heading: str, lines: Sequence[str]) -> Iterator[str]:
 def _run(run: RunInFlight) -> str:
     where = (" to ".join(run.symbols), " to ".join(map(str, run.days)))
     return f"{' '.join(filter(None, (run.job, *where)))}, {run.state} since {kst(run.since)}"
+
+
+def _red(one: FailedCheck) -> DuePartition:
+    return DuePartition(one.asset, one.symbol, one.day, f"{one.check_name}: {one.finding}")
+
+
+def _events(compared: Sequence[Reconciliation], now: datetime) -> Iterator[str]:
+    """Yield whether Dagster's events say what the tables hold, and what differed within a day."""
+    if not compared:
+        yield "Dagster's events: not compared with the tables yet"
+        return
+    as_of = min(one.compared_at for one in compared)
+    differ = [one for one in compared if one.left_over]
+    state = f"differ from the tables in {len(differ)} assets" if differ else "agree with the tables"
+    yield f"Dagster's events: {state} as of {kst(as_of)}"
+    for one in compared:
+        if one.differed_at and one.differed_at > now - DAY:
+            yield f"Dagster's events: {escape(one.said or '')} ({kst(one.differed_at)})"
 
 
 def _left_failed(partitions: LeftFailed) -> str:

@@ -13,6 +13,8 @@ from psycopg.rows import class_row
 from trading_pipelines.candles.windows import contiguous, named
 
 SHOWN_INTERVALS = 10
+LEFT_FAILED = "no_partition_left_failed"
+"""The check that is red for them."""
 
 # Nothing tries a signal that is left failed: when it was last tried is when it was left so.
 FAILING = """
@@ -26,7 +28,7 @@ FROM (
 ) AS known
 WHERE failures > 0 AND symbol = ANY (%(symbols)s::text[] || ARRAY[''])
 """
-LEFT_FAILED = f"""
+READ_LEFT_FAILED = f"""
 SELECT asset, symbol, array_agg(day ORDER BY day) AS days,
     array_agg(error ORDER BY day) AS errors,
     (array_agg(error ORDER BY left_at DESC, day DESC))[1] AS error, max(left_at) AS left_at
@@ -62,7 +64,7 @@ class LeftFailed:
 def left_failed(connection: psycopg.Connection, symbols: Sequence[str]) -> list[LeftFailed]:
     """Return what is left failed of the symbols and of what is pooled, by asset and symbol."""
     with connection.cursor(row_factory=class_row(LeftFailed)) as cursor:
-        return cursor.execute(LEFT_FAILED, {"symbols": list(symbols)}).fetchall()
+        return cursor.execute(READ_LEFT_FAILED, {"symbols": list(symbols)}).fetchall()
 
 
 def left_failed_days(
