@@ -317,6 +317,8 @@ def test_history_is_looked_at_some_days_a_tick(
     assert tick(dagster, cursors=cursors) == AGREE, "its day is the fourth"
     assert "verdicts" in tick(dagster, cursors=cursors)
     assert cursors[1:] == [f"{FIRST_DAY + DAY}", f"{LAST}"]
+    assert "verdicts" not in tick(dagster, cursors=cursors), "the first days again"
+    assert cursors[-1] == f"{FIRST_DAY + DAY}"
     for unusable in ("nobody's", "2099-01-01", "2001-01-01"):
         again: list[str | None] = [unusable]
         tick(dagster, cursors=again)

@@ -241,6 +241,19 @@ def read(
         return cursor.fetchall()
 
 
+DAYS_BETWEEN = """
+SELECT day FROM trading_pipelines.candle_coverage
+WHERE interval = '1m' AND day >= %s AND day < %s GROUP BY day ORDER BY day LIMIT %s
+"""
+
+
+def days_between(
+    connection: psycopg.Connection, start: date, before: date, number: int
+) -> list[date]:
+    """Return the first UTC days in [start, before) with minutes on record, at most `number`."""
+    return [day for (day,) in connection.execute(DAYS_BETWEEN, [start, before, number])]
+
+
 LOOK_AFTER = """
 INSERT INTO trading_pipelines.look_backs AS known (symbol, first_day)
 SELECT symbol, %(first_day)s FROM unnest(%(symbols)s::text[]) AS symbols (symbol)

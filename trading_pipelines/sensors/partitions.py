@@ -64,7 +64,7 @@ def build_reconciliation(
         runs = context.instance.get_runs(dg.RunsFilter(statuses=UNFINISHED))
         with database.connect() as market, database.connect_to_dagster() as dagster:
             now = datetime.now(UTC)
-            history = _next_days(settings, context.cursor, now)
+            history = _next_days(market, settings, context.cursor, now)
             tick = _Tick(context.instance, market, dagster, settings, now, history)
             partitions = symbol_days(settings)
             pooled = {signal.asset for signal in SIGNALS if signal.pooled}
@@ -227,20 +227,23 @@ def _look_back(settings: StrategySettings, now: datetime) -> list[date]:
     return due.look_back(settings.data.start_date, settings.data.look_back_days, now)
 
 
-def _next_days(settings: StrategySettings, cursor: str | None, now: datetime) -> list[date]:
-    """Return the days after the one that the last tick ended with, and after the last the first.
+def _next_days(
+    market: psycopg.Connection, settings: StrategySettings, cursor: str | None, now: datetime
+) -> list[date]:
+    """Return the days with candles after the one that the last tick ended with, or the first ones.
 
     Those of the look-back are looked at by each tick.
     """
-    first, end = settings.data.start_date, _look_back(settings, now)[0]
     try:
-        at = date.fromisoformat(cursor or "") + DAY
+        after = date.fromisoformat(cursor or "")
     except ValueError:
-        at = first  # the first tick, or a cursor of nobody's
-    if not first <= at < end:
-        at = first
-    number = min((end - at).days, max(1, PARTITIONS_A_TICK // len(settings.symbols)))
-    return [at + DAY * n for n in range(number)]
+        after = date.min  # the first tick, or a cursor of nobody's
+    before = _look_back(settings, now)[0]
+    number = max(1, PARTITIONS_A_TICK // len(settings.symbols))
+    for at in (max(after + DAY, settings.data.start_date), settings.data.start_date):
+        if days := coverage.days_between(market, at, before, number):
+            return days
+    return []
 
 
 def _said(asset: str, found: Difference, left: int) -> str:
