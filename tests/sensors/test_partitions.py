@@ -249,8 +249,8 @@ def test_what_is_whole_in_the_tables_is_green_again_after_a_wipe(
     assert colours(dagster) == dict.fromkeys(ALL, "succeeded"), "with its verdicts"
     assert tick(dagster) == AGREE
     told = {one.asset: one for one in reconciliation.read(connection)}
-    assert "put right" in str(told[CANDLES_1M].said)
-    assert told["regime_labels"].said is None
+    assert "put right" in str(told[CANDLES_1M].difference)
+    assert told["regime_labels"].difference is None
 
 
 def test_deleting_the_run_that_made_them_leaves_partitions_green(dagster: Dagster) -> None:

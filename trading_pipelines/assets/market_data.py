@@ -173,11 +173,11 @@ def contract(
 
     def settle(
         connection: psycopg.Connection,
-        found: Findings,
+        findings: Findings,
         keys: Collection[Partition],
         run: dg.DagsterRun,
     ) -> Iterator[dg.AssetMaterialization]:
-        blocked = checks.settle_contract(connection, found, keys, run.run_id, settings.healing)
+        blocked = checks.settle_contract(connection, findings, keys, run.run_id, settings.healing)
         good = [key for key in keys if key not in blocked]
         if blocked and good:
             # The step fails, and candles_1h after it: the good partitions must not wait for it.

@@ -100,17 +100,17 @@ class PartitionChecks:
             selected = context.selected_asset_check_keys
             names = [name for name, spec in specs.items() if spec.key in selected]
             with database.connect() as connection:
-                found = self.findings(connection, names, partitions, now)
-                self.settle(connection, found, partitions)
+                findings = self.findings(connection, names, partitions, now)
+                self.settle(connection, findings, partitions)
                 partitions_of = dict.fromkeys(names, partitions)
-                verdicts = self.evaluations(context.instance, partitions_of, found)
+                verdicts = self.evaluations(context.instance, partitions_of, findings)
                 # A green partition needs no event of the run: 30 days of five symbols are 1,050.
-                green = [one for one in verdicts if one.passed]
+                green = [verdict for verdict in verdicts if verdict.passed]
                 store_verdicts(context.instance, green, context.run.run_id)
-                yield from (one for one in verdicts if not one.passed)
+                yield from (verdict for verdict in verdicts if not verdict.passed)
                 yield from self.summaries(connection, context.instance, names)
                 if in_partitions:
-                    yield from self.after(connection, found, partitions, context.run)
+                    yield from self.after(connection, findings, partitions, context.run)
             for name in names:
                 yield dg.Output(None, output_name=specs[name].get_python_identifier())
 
@@ -124,19 +124,19 @@ class PartitionChecks:
         now: datetime,
     ) -> Findings:
         """Return what the named checks find on the partitions at `now` (UTC)."""
-        found: dict[str, dict[Partition, list[ContractBreach]]] = {name: {} for name in names}
+        findings: dict[str, dict[Partition, list[ContractBreach]]] = {name: {} for name in names}
         if not partitions:
-            return found
+            return findings
         symbols = list(dict.fromkeys(symbol for symbol, _ in partitions))
         days = sorted({day for _, day in partitions})
         for name, breaches in self.find(connection, names, symbols, days, now).items():
             for breach in breaches:
                 if (breach.symbol, breach.day) in partitions:
-                    found[name].setdefault((breach.symbol, breach.day), []).append(breach)
-        return found
+                    findings[name].setdefault((breach.symbol, breach.day), []).append(breach)
+        return findings
 
     def settle(
-        self, connection: psycopg.Connection, found: Findings, partitions: Collection[Partition]
+        self, connection: psycopg.Connection, findings: Findings, partitions: Collection[Partition]
     ) -> dict[str, set[Partition]]:
         """Record the verdicts; return, by check, the partitions for which it has changed."""
         return {
@@ -147,14 +147,14 @@ class PartitionChecks:
                 partitions,
                 {key: _text(breaches) for key, breaches in of_check.items()},
             )
-            for name, of_check in found.items()
+            for name, of_check in findings.items()
         }
 
     def evaluations(
         self,
         instance: dg.DagsterInstance,
         partitions: Mapping[str, Collection[Partition]],
-        found: Findings,
+        findings: Findings,
     ) -> list[dg.AssetCheckEvaluation]:
         """Return each check's verdict of each of its `partitions`."""
         keys = {key: partition_key(*key) for of_check in partitions.values() for key in of_check}
@@ -162,7 +162,7 @@ class PartitionChecks:
         return [
             self._evaluation(
                 name,
-                passed=not (breaches := found[name].get(key, ())),
+                passed=not (breaches := findings[name].get(key, ())),
                 description=_text(breaches) if breaches else "nothing found",
                 metadata=_shown(breaches) if breaches else {},
                 target=newest.get(keys[key]),
@@ -181,9 +181,9 @@ class PartitionChecks:
         """
         settings = self.settings
         red: dict[str, list[failed_checks.FailedCheck]] = {name: [] for name in names}
-        for one in failed_checks.standing(connection, settings.symbols, settings.data.start_date):
-            if one.asset == self.asset and one.check_name in red:
-                red[one.check_name].append(one)
+        for row in failed_checks.standing(connection, settings.symbols, settings.data.start_date):
+            if row.asset == self.asset and row.check_name in red:
+                red[row.check_name].append(row)
         return [self.summary(instance, name, reds) for name, reds in red.items()]
 
     def summary(
@@ -193,7 +193,7 @@ class PartitionChecks:
         red: Sequence[failed_checks.FailedCheck],
     ) -> dg.AssetCheckEvaluation:
         """Return the asset's verdict: how many partitions are red, the newest and the oldest."""
-        ends = [(partition_key(one.symbol, one.day), one.finding) for one in red]
+        ends = [(partition_key(row.symbol, row.day), row.finding) for row in red]
         words = "1 partition is" if len(red) == 1 else f"{len(red):,} partitions are"
         description = f"{words} red; the newest is {ends[-1][0]}: {ends[-1][1]}" if red else (
             "no partition is red"
@@ -201,8 +201,8 @@ class PartitionChecks:
         if len(red) > 1:
             description += f"; the oldest is {ends[0][0]}: {ends[0][1]}"
         shown = [
-            {"partition": key, "finding": finding, "red since": f"{one.failed_since:%F %R} UTC"}
-            for one, (key, finding) in zip(red, ends, strict=True)
+            {"partition": key, "finding": finding, "red since": f"{row.failed_since:%F %R} UTC"}
+            for row, (key, finding) in zip(red, ends, strict=True)
         ]
         return self._evaluation(
             name,

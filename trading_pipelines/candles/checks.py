@@ -142,9 +142,9 @@ def settle_contract(
     check.
     """
     broken = {
-        partition: f"{check}: {found[-1].what}"
+        partition: f"{check}: {of_day[-1].what}"
         for check in BLOCKING
-        for partition, found in breaches.get(check, {}).items()
+        for partition, of_day in breaches.get(check, {}).items()
     }
     for (symbol, day), error in broken.items():
         coverage.record_failure(

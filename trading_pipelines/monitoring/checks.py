@@ -314,11 +314,11 @@ class _Judge:
         return [f"{name}: {_days(days)}" for name, days in groups.items()], "none"
 
     def _events(self, compared: Sequence[Reconciliation]) -> Judgement:
-        bad = [f"{one.asset}: {one.left_over:,} partitions differ" for one in compared
-               if one.left_over]  # fmt: skip
+        bad = [f"{asset.asset}: {asset.left_over:,} partitions differ" for asset in compared
+               if asset.left_over]  # fmt: skip
         if not compared:
             return bad, "not compared yet"
-        return bad, self._moment(min(one.compared_at for one in compared), "agree as of")
+        return bad, self._moment(min(asset.compared_at for asset in compared), "agree as of")
 
     def _slots(self, slots: Sequence[HeldSlot]) -> Judgement:
         bad = [

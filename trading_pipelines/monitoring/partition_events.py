@@ -42,9 +42,9 @@ def newest_materializations(
         asset_key, dg.DagsterEventType.ASSET_MATERIALIZATION, set(keys)
     )
     newest: dict[str, TargetMaterialization] = {}
-    wanted = list(ids.values())
-    for at in range(0, len(wanted), EVENTS_AT_ONCE):
-        some = wanted[at : at + EVENTS_AT_ONCE]
+    newest_ids = list(ids.values())
+    for at in range(0, len(newest_ids), EVENTS_AT_ONCE):
+        some = newest_ids[at : at + EVENTS_AT_ONCE]
         filters = dg.AssetRecordsFilter(asset_key=asset_key, storage_ids=some)
         for record in instance.fetch_materializations(filters, limit=len(some)).records:
             newest[record.partition_key or ""] = _target(record)
@@ -72,8 +72,8 @@ def store_materializations(
 ) -> None:
     """Store materializations that no run has made: in one statement, not 9 ms for each."""
     entries = [
-        _entry("", dg.DagsterEventType.ASSET_MATERIALIZATION, StepMaterializationData(one))
-        for one in materializations
+        _entry("", dg.DagsterEventType.ASSET_MATERIALIZATION, StepMaterializationData(made))
+        for made in materializations
     ]
     if entries:
         instance.event_log_storage.store_event_batch(entries)
@@ -89,20 +89,24 @@ def store_verdicts(
     partition: the second one violates its unique index (1.13.27).
     """
     verdicts = AssetCheckExecutionsTable
-    said: dict[tuple[str, str], list[str | None]] = {}
+    partitions_of: dict[tuple[str, str], list[str | None]] = {}
     rows = []
-    for one in evaluations:
-        entry = _entry(run_id, dg.DagsterEventType.ASSET_CHECK_EVALUATION, one)
-        asset_key, target = one.asset_key.to_string(), one.target_materialization_data
-        said.setdefault((asset_key, one.check_name), []).append(one.partition)
+    for evaluation in evaluations:
+        entry = _entry(run_id, dg.DagsterEventType.ASSET_CHECK_EVALUATION, evaluation)
+        asset_key, target = evaluation.asset_key.to_string(), evaluation.target_materialization_data
+        partitions_of.setdefault((asset_key, evaluation.check_name), []).append(
+            evaluation.partition
+        )
         status = AssetCheckExecutionRecordStatus
         rows.append(
             {
                 "asset_key": asset_key,
-                "check_name": one.check_name,
-                "partition": one.partition,
+                "check_name": evaluation.check_name,
+                "partition": evaluation.partition,
                 "run_id": run_id,
-                "execution_status": (status.SUCCEEDED if one.passed else status.FAILED).value,
+                "execution_status": (
+                    status.SUCCEEDED if evaluation.passed else status.FAILED
+                ).value,
                 "evaluation_event": serialize_value(entry),
                 "evaluation_event_timestamp": datetime.fromtimestamp(entry.timestamp, UTC).replace(
                     tzinfo=None
@@ -117,7 +121,7 @@ def store_verdicts(
     if not rows:
         return
     with storage.index_connection() as connection:
-        for (asset_key, name), partitions in said.items():
+        for (asset_key, name), partitions in partitions_of.items():
             of_check = (
                 (verdicts.c.asset_key == asset_key)
                 & (verdicts.c.check_name == name)

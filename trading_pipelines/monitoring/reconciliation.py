@@ -54,7 +54,7 @@ class Reconciliation:
     asset: str
     compared_at: datetime
     differed_at: datetime | None
-    said: str | None
+    difference: str | None
     left_over: int
     """The partitions that differ still."""
 
@@ -229,10 +229,10 @@ def unjudged(
 ) -> dict[str, list[str]]:
     """Return, by check, which of the partitions have no verdict about what they now hold."""
     arguments = {"asset_key": f'["{asset}"]', "names": list(names), "keys": list(keys)}
-    found: dict[str, list[str]] = {}
+    checks: dict[str, list[str]] = {}
     for name, key in dagster.execute(UNJUDGED, arguments):
-        found.setdefault(name, []).append(key)
-    return found
+        checks.setdefault(name, []).append(key)
+    return checks
 
 
 @dataclass(frozen=True)
@@ -262,24 +262,28 @@ def shown_verdicts(
 
 RECORD: LiteralString = """
 INSERT INTO trading_pipelines.reconciliations AS known
-    (asset, compared_at, differed_at, said, left_over)
-VALUES (%(asset)s, %(now)s, CASE WHEN %(said)s::text IS NOT NULL THEN %(now)s END, %(said)s,
+    (asset, compared_at, differed_at, difference, left_over)
+VALUES (%(asset)s, %(now)s, CASE WHEN %(difference)s::text IS NOT NULL THEN %(now)s END, %(difference)s,
     %(left_over)s)
 ON CONFLICT (asset) DO UPDATE SET compared_at = excluded.compared_at,
     left_over = excluded.left_over,
     differed_at = coalesce(excluded.differed_at, known.differed_at),
-    said = coalesce(excluded.said, known.said)
+    difference = coalesce(excluded.difference, known.difference)
 """
 
 
 def record(
-    connection: psycopg.Connection, asset: str, said: str | None, left_over: int, now: datetime
+    connection: psycopg.Connection,
+    asset: str,
+    difference: str | None,
+    left_over: int,
+    now: datetime,
 ) -> None:
     """Record that the asset's books were compared at `now`, and what differed, if anything.
 
     `left_over` is the number of partitions that differ still.
     """
-    arguments = {"asset": asset, "said": said, "left_over": left_over, "now": now}
+    arguments = {"asset": asset, "difference": difference, "left_over": left_over, "now": now}
     connection.execute(RECORD, arguments)
 
 
@@ -287,7 +291,7 @@ def read(connection: psycopg.Connection) -> list[Reconciliation]:
     """Return the last comparison of each asset."""
     with connection.cursor(row_factory=class_row(Reconciliation)) as cursor:
         return cursor.execute(
-            "SELECT asset, compared_at, differed_at, said, left_over "
+            "SELECT asset, compared_at, differed_at, difference, left_over "
             "FROM trading_pipelines.reconciliations ORDER BY asset"
         ).fetchall()
 

@@ -110,11 +110,11 @@ def read(
         ],
         left_failed=left_failed(connection, settings.symbols),
         red=[
-            one
-            for one in failed_checks.standing(
+            row
+            for row in failed_checks.standing(
                 connection, settings.symbols, settings.data.start_date
             )
-            if one.check_name != LEFT_FAILED
+            if row.check_name != LEFT_FAILED
         ],
         compared=reconciliation.read(connection),
         waiting=sum(of_kind[state] for of_kind in counts for state in failures.WAITING),
@@ -266,8 +266,8 @@ def _run(run: RunInFlight) -> str:
     return f"{' '.join(filter(None, (run.job, *where)))}, {run.state} since {kst(run.since)}"
 
 
-def _red(one: FailedCheck) -> DuePartition:
-    return DuePartition(one.asset, one.symbol, one.day, f"{one.check_name}: {one.finding}")
+def _red(row: FailedCheck) -> DuePartition:
+    return DuePartition(row.asset, row.symbol, row.day, f"{row.check_name}: {row.finding}")
 
 
 def _events(compared: Sequence[Reconciliation], now: datetime) -> Iterator[str]:
@@ -275,13 +275,13 @@ def _events(compared: Sequence[Reconciliation], now: datetime) -> Iterator[str]:
     if not compared:
         yield "Dagster's events: not compared with the tables yet"
         return
-    as_of = min(one.compared_at for one in compared)
-    differ = [one for one in compared if one.left_over]
+    as_of = min(row.compared_at for row in compared)
+    differ = [row for row in compared if row.left_over]
     state = f"differ from the tables in {len(differ)} assets" if differ else "agree with the tables"
     yield f"Dagster's events: {state} as of {kst(as_of)}"
-    for one in compared:
-        if one.differed_at and one.differed_at > now - DAY:
-            yield f"Dagster's events: {escape(one.said or '')} ({kst(one.differed_at)})"
+    for row in compared:
+        if row.differed_at and row.differed_at > now - DAY:
+            yield f"Dagster's events: {escape(row.difference or '')} ({kst(row.differed_at)})"
 
 
 def _left_failed(partitions: LeftFailed) -> str:

@@ -73,16 +73,18 @@ def build_reconciliation(
                 for asset in reconciliation.ASSETS
             }
             differences = [
-                tick.compare(asset, [one for one in checks if one.asset == asset], busy[asset])
+                tick.compare(
+                    asset, [group for group in checks if group.asset == asset], busy[asset]
+                )
                 for asset in reconciliation.ASSETS
             ]
-            said = [words for words in differences if words]
-            judged = sum(tick.judge(one, busy[one.asset]) for one in checks)
+            messages = [words for words in differences if words]
+            judged = sum(tick.judge(group, busy[group.asset]) for group in checks)
             judged += tick.show_the_worst(checks)
         context.update_cursor(f"{history[-1]}" if history else "")
         if judged:
-            said.append(f"{judged} verdicts")
-        return dg.SkipReason("; ".join(said) or "Dagster's events and the tables agree")
+            messages.append(f"{judged} verdicts")
+        return dg.SkipReason("; ".join(messages) or "Dagster's events and the tables agree")
 
     return reconcile_partitions
 
@@ -104,19 +106,19 @@ class _Tick:
         self, asset: str, checks: Sequence[PartitionChecks], busy: Collection[Partition]
     ) -> str | None:
         """Make Dagster's events of the asset what the tables hold; return what differed."""
-        found = reconciliation.compare(
+        difference = reconciliation.compare(
             self.market, self.dagster, asset, self.settings, [partition_key(*key) for key in busy]
         )
-        left, said = 0, None
-        if found:
-            recorded = self._record(asset, found.not_recorded, checks)
-            taken_back = self._take_back(asset, found.not_stored)
-            left = len(found.not_recorded) + len(found.not_stored) - recorded - taken_back
-            said = _said(asset, found, left)
+        left, message = 0, None
+        if difference:
+            recorded = self._record(asset, difference.not_recorded, checks)
+            taken_back = self._take_back(asset, difference.not_stored)
+            left = len(difference.not_recorded) + len(difference.not_stored) - recorded - taken_back
+            message = _said(asset, difference, left)
             # The UI keeps a digest of the events, which only ever grows.
             self.instance.wipe_asset_cached_status([dg.AssetKey(asset)])
-        reconciliation.record(self.market, asset, said, left, self.now)
-        return said
+        reconciliation.record(self.market, asset, message, left, self.now)
+        return message
 
     def _record(self, asset: str, keys: Sequence[str], checks: Sequence[PartitionChecks]) -> int:
         """Tell Dagster of partitions that are whole; return how many there was time for."""
@@ -136,9 +138,9 @@ class _Tick:
                     for key in some
                 ],
             )
-            for one in checks:
-                partitions = dict.fromkeys(one.descriptions, parse_keys(some))
-                self._judge(one, partitions, told=dict.fromkeys(one.descriptions, some))
+            for group in checks:
+                partitions = dict.fromkeys(group.descriptions, parse_keys(some))
+                self._judge(group, partitions, told=dict.fromkeys(group.descriptions, some))
         return len(keys)
 
     def _figures(self, asset: str, keys: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -192,9 +194,9 @@ class _Tick:
         findings: dict[str, Mapping[Partition, Sequence[ContractBreach]]] = {}
         changed: dict[str, set[Partition]] = {}
         for name, partitions in asked.items():
-            found = checks.findings(self.market, [name], partitions, self.now)
-            findings |= found
-            changed |= checks.settle(self.market, found, partitions)
+            breaches = checks.findings(self.market, [name], partitions, self.now)
+            findings |= breaches
+            changed |= checks.settle(self.market, breaches, partitions)
         for name, keys in told.items():
             changed[name] |= set(parse_keys(keys))
         events = checks.evaluations(self.instance, changed, findings)
@@ -208,9 +210,9 @@ class _Tick:
         """Tell the asset's verdict where the UI shows another one; return how many were told."""
         red: dict[tuple[str, str], list[FailedCheck]] = {}
         start = self.settings.data.start_date
-        for one in failed_checks.standing(self.market, self.settings.symbols, start):
-            red.setdefault((one.asset, one.check_name), []).append(one)
-        of_check = {(one.asset, name): one for one in checks for name in one.descriptions}
+        for row in failed_checks.standing(self.market, self.settings.symbols, start):
+            red.setdefault((row.asset, row.check_name), []).append(row)
+        of_check = {(group.asset, name): group for group in checks for name in group.descriptions}
         told = []
         for key, shown in reconciliation.shown_verdicts(self.dagster, list(of_check)).items():
             reds = red.get(key, [])
@@ -246,12 +248,12 @@ def _next_days(
     return []
 
 
-def _said(asset: str, found: Difference, left: int) -> str:
+def _said(asset: str, difference: Difference, left: int) -> str:
     """Return what differed, for `status`."""
     words = []
-    if found.not_recorded:
-        words.append(f"{named_keys(found.not_recorded)} whole in the tables and not green")
-    if found.not_stored:
-        words.append(f"{named_keys(found.not_stored)} green, of which the tables have nothing")
+    if difference.not_recorded:
+        words.append(f"{named_keys(difference.not_recorded)} whole in the tables and not green")
+    if difference.not_stored:
+        words.append(f"{named_keys(difference.not_stored)} green, of which the tables have nothing")
     done = f"{left:,} still are" if left else "put right"
     return f"{asset}: {', '.join(words)}; {done}"

@@ -28,14 +28,14 @@ CREATE TABLE trading_pipelines.reconciliations (
     asset text PRIMARY KEY,
     compared_at timestamptz NOT NULL,
     differed_at timestamptz,
-    said text,
+    difference text,
     left_over int NOT NULL DEFAULT 0
 );
 COMMENT ON TABLE trading_pipelines.reconciliations IS
     'The last comparison of Dagster''s events with the tables, by asset.';
 COMMENT ON COLUMN trading_pipelines.reconciliations.differed_at IS
     'when the two differed last; empty where they never did';
-COMMENT ON COLUMN trading_pipelines.reconciliations.said IS
+COMMENT ON COLUMN trading_pipelines.reconciliations.difference IS
     'what differed then, and what was done about it';
 COMMENT ON COLUMN trading_pipelines.reconciliations.left_over IS
     'partitions that differed still after the last comparison';
