@@ -263,8 +263,8 @@ def shown_verdicts(
 RECORD: LiteralString = """
 INSERT INTO trading_pipelines.reconciliations AS known
     (asset, compared_at, differed_at, difference, left_over)
-VALUES (%(asset)s, %(now)s, CASE WHEN %(difference)s::text IS NOT NULL THEN %(now)s END, %(difference)s,
-    %(left_over)s)
+VALUES (%(asset)s, %(now)s, CASE WHEN %(difference)s::text IS NOT NULL THEN %(now)s END,
+    %(difference)s, %(left_over)s)
 ON CONFLICT (asset) DO UPDATE SET compared_at = excluded.compared_at,
     left_over = excluded.left_over,
     differed_at = coalesce(excluded.differed_at, known.differed_at),
