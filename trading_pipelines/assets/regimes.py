@@ -6,7 +6,7 @@ How a regime is told belongs in `signals/regimes`, how its rows are written in `
 import dagster as dg
 
 from trading_pipelines.assets.about import BY_HAND, describe
-from trading_pipelines.assets.computed import days_before, materialize
+from trading_pipelines.assets.computed import Materialized, code_version, days_before, materialize
 from trading_pipelines.assets.table_checks import no_partition_left_failed
 from trading_pipelines.resources.database import DatabaseResource
 from trading_pipelines.settings.strategy import StrategySettings
@@ -24,6 +24,7 @@ def build_assets(
 
     @dg.asset(
         name=signal.asset,
+        code_version=code_version(signal, settings),
         deps=[days_before(settings, signal, "candles_1h")],
         partitions_def=partitions,
         backfill_policy=dg.BackfillPolicy.single_run(),
@@ -46,8 +47,10 @@ def build_assets(
             interval="1h",
         ),
     )
-    def regime_labels(context: dg.AssetExecutionContext, database: DatabaseResource) -> None:
-        materialize(context, database, signal, settings)
+    def regime_labels(
+        context: dg.AssetExecutionContext, database: DatabaseResource
+    ) -> Materialized:
+        yield from materialize(context, database, signal, settings)
 
     return [regime_labels]
 

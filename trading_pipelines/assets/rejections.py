@@ -10,7 +10,13 @@ import dagster as dg
 from trading_pipelines.alerts.periodic import send_summary
 from trading_pipelines.alerts.reject_summary import body
 from trading_pipelines.assets.about import BY_HAND, describe
-from trading_pipelines.assets.computed import Resend, days_before, materialize
+from trading_pipelines.assets.computed import (
+    Materialized,
+    Resend,
+    code_version,
+    days_before,
+    materialize,
+)
 from trading_pipelines.assets.metadata import picture, table
 from trading_pipelines.assets.table_checks import no_partition_left_failed
 from trading_pipelines.partitions import kst_weeks
@@ -34,6 +40,7 @@ def build_assets(
 
     @dg.asset(
         name=signal.asset,
+        code_version=code_version(signal, settings),
         deps=[
             "agent_decisions",
             *(days_before(settings, signal, name) for name in ("candles_1m", "regime_labels")),
@@ -57,11 +64,13 @@ def build_assets(
             table="trading_pipelines.reject_outcomes",
         ),
     )
-    def reject_outcomes(context: dg.AssetExecutionContext, database: DatabaseResource) -> None:
+    def reject_outcomes(
+        context: dg.AssetExecutionContext, database: DatabaseResource
+    ) -> Materialized:
         for regime in Regime:
             if isinstance(unknown := exit_rules_of(settings, regime), str):
                 context.log.warning("not judged: %s", unknown)
-        materialize(context, database, signal, settings)
+        yield from materialize(context, database, signal, settings)
 
     @dg.asset(
         name=REJECT_SUMMARY,

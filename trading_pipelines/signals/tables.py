@@ -173,6 +173,30 @@ def replace(
         return changed | {time for (time,) in cursor}
 
 
+def rows_digest(
+    connection: psycopg.Connection, table: Table, symbol: str, times: Sequence[Any]
+) -> str:
+    """Return a digest of what the table holds of the symbol at `times`; `symbol` as in `replace`.
+
+    Equal rows have an equal one, in every database and whenever they were written.
+    """
+    names = {
+        "table": sql.Identifier("trading_pipelines", table.name),
+        "columns": _list("stored.{0}", table.columns),
+        "key": _list("stored.{0}", table.key),
+        "time": sql.Identifier(table.time),
+        "symbol": sql.SQL("stored.symbol = %(symbol)s AND" if "symbol" in table.key else ""),
+    }
+    query = (
+        "SELECT md5(coalesce(string_agg(jsonb_build_array({columns})::text, ';' ORDER BY {key}), "
+        "'')) FROM {table} AS stored WHERE {symbol} stored.{time} = ANY(%(times)s)"
+    )
+    arguments = {"symbol": symbol, "times": list(times)}
+    row = connection.execute(_filled(query, names), arguments).fetchone()
+    assert row is not None
+    return str(row[0])
+
+
 def _filled(text: str, names: dict[str, sql.Composable]) -> sql.Composed:
     return sql.SQL(text).format(**names)
 
