@@ -8,7 +8,13 @@ from collections.abc import Iterator
 import dagster as dg
 
 from trading_pipelines.assets.metadata import metadata_values
-from trading_pipelines.partitions import DAY, SYMBOL, partition_key, partitions_of_run
+from trading_pipelines.partitions import (
+    DAY,
+    SYMBOL,
+    dimension_tags,
+    partition_key,
+    partitions_of_run,
+)
 from trading_pipelines.resources.database import DatabaseResource
 from trading_pipelines.settings.strategy import StrategySettings
 from trading_pipelines.signals.catalogue import Signal
@@ -91,12 +97,15 @@ def materialize(
     for key, partition in partitions.items():
         if partition.error:
             continue
-        version = {DATA_VERSION: f"{partition.rows_digest}", HAS_OWN_DATA_VERSION: "true"}
+        tags = dimension_tags(partition.symbol, partition.day)
+        if partition.rows_digest:
+            tags |= provenance
+            tags |= {DATA_VERSION: partition.rows_digest, HAS_OWN_DATA_VERSION: "true"}
         yield dg.AssetMaterialization(
             signal.asset,
             partition=key,
             metadata=metadata_values(partition.figures),
-            tags=provenance | version if partition.rows_digest else {},
+            tags=tags,
         )
     if errors:
         raise dg.Failure(

@@ -2,8 +2,8 @@
 
 A partition is due when it is missing, or when the version of anything it was computed from has
 changed: a healed hole makes due exactly the days it touches. The versions are the view
-`input_versions`. What other settings or older code made is due where the settings say so. Which runs are in flight is Dagster's knowledge; how a partition is computed
-belongs in `engine`.
+`input_versions`. What other settings or other code made is due where the settings say so. Which
+runs are in flight is Dagster's knowledge; how a partition is computed belongs in `engine`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -94,8 +94,12 @@ def reason(
     next_look = min(coverage.computed_until + HOUR * settings.regime_detection.check_interval_hours,
                     end)  # fmt: skip
     is_early = coverage.until is not None and coverage.computed_until < coverage.until < next_look
-    if is_early:
-        return None
+    return None if is_early else _outdated(coverage, signal, settings)
+
+
+def _outdated(
+    coverage: SignalCoverage, signal: Signal, settings: StrategySettings
+) -> SignalDueReason | None:
     if coverage.computed_from != coverage.inputs:
         return SignalDueReason.STALE
     recomputes = settings.signals.when_settings_change == "recompute"

@@ -1,4 +1,4 @@
-"""Provenance: by which settings and which code a partition of signals was made, and what came of it.
+"""Provenance: by which settings and which code a partition of signals was made.
 
 Revision ID: 0012
 """
