@@ -88,9 +88,9 @@ def test_a_changed_threshold_makes_the_labels_stale_for_that_and_nothing_else(
     assert stale(dagster, SETTINGS, REGIME_LABELS) == {}
     detection = RegimeDetectionSettings(bull_threshold_pct=3.0)
     changed = SETTINGS.model_copy(update={"regime_detection": detection})
-    assert stale(dagster, changed, REGIME_LABELS) == dict.fromkeys(
-        KEYS, {"regime_labels has a new code version"}
-    )
+    assert stale(dagster, changed, REGIME_LABELS) == {
+        key: {"regime_labels has a new code version"} for key in KEYS
+    }
     assert stale(dagster, changed, REALIZED_VOLATILITY) == {}
     graph, as_it_was = (
         build_definitions(settings).resolve_asset_graph() for settings in (changed, SETTINGS)

@@ -1,4 +1,4 @@
-"""`explain`: one moment of one symbol called to account. What is told belongs in `signals/explain`."""
+"""`explain`: one moment of one symbol called to account, by `signals/explain`."""
 
 import json
 import sys
@@ -106,9 +106,10 @@ def _value_lines(value: "ExplainedValue") -> Iterator[str]:
             f"{rows.last_day}: {rows.rows:,} rows, {rows.digest}"
         )
     for candles in value.candles:
+        source = candles.source or "not on record"
         yield escape(
             f"  candles of {candles.symbol} {candles.first_day} to {candles.last_day}: "
-            f"{candles.candles:,} in {candles.days} days, source {candles.source or 'not on record'}"
+            f"{candles.candles:,} in {candles.days} days, source {source}"
         )
     if value.equal is None:
         yield "  [yellow]now: it can't be computed, its inputs are not all there[/]"
