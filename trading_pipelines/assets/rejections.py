@@ -57,7 +57,8 @@ def build_assets(
             row="per REJECT of the bot's that has a time",
             unit="prices and results in KRW, times in UTC",
             refreshed="every hour by `update_reject_outcomes`, and when a candle, a label or a "
-            "decision has changed; changed exit rules count for what is computed from then on",
+            "decision has changed; changed exit rules count for what is computed from then on, "
+            "or for all of the look-back (`signals.when_settings_change`)",
             backfill=BY_HAND,
             group=GROUP,
             kinds={"python", "postgres"},
