@@ -63,6 +63,12 @@ def partition_key(symbol: str, day: date) -> str:
     return dg.MultiPartitionKey({SYMBOL: symbol, DAY: day.isoformat()})
 
 
+def dimension_tags(symbol: str, day: date) -> dict[str, str]:
+    """Return the tags of an event of the partition, by which Dagster searches for a dimension."""
+    dimensions = {f"{PARTITION}/{SYMBOL}": symbol, f"{PARTITION}/{DAY}": day.isoformat()}
+    return dimensions if symbol else {}
+
+
 def parse_keys(keys: Iterable[str]) -> list[tuple[str, date]]:
     """Return (symbol, UTC day) of each partition key; the symbol is empty where it is pooled."""
     return [

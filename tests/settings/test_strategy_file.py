@@ -30,7 +30,7 @@ DATA_KEYS = (
 )
 SECTIONS = (
     "symbols, data, healing, regime_detection, volatility, exchange, alerts, health, housekeeping, "
-    "reject_outcomes, regimes"
+    "reject_outcomes, signals, regimes"
 )
 ROOT_KEYS = f"{SECTIONS}, risk_management, regime_change_policy"
 REGIME = "regime_detection"

@@ -3,15 +3,28 @@
 What an asset is belongs in its own module, how a partition is computed in `signals/`.
 """
 
+from collections.abc import Iterator
+
 import dagster as dg
 
 from trading_pipelines.assets.metadata import metadata_values
-from trading_pipelines.partitions import DAY, SYMBOL, partition_key, partitions_of_run
+from trading_pipelines.partitions import (
+    DAY,
+    SYMBOL,
+    dimension_tags,
+    partition_key,
+    partitions_of_run,
+)
 from trading_pipelines.resources.database import DatabaseResource
 from trading_pipelines.settings.strategy import StrategySettings
 from trading_pipelines.signals.catalogue import Signal
 
 SHOWN_ERRORS = 3
+DATA_VERSION = "dagster/data_version"
+HAS_OWN_DATA_VERSION = "dagster/data_version_is_user_provided"
+# Of the code and of each input: by them Dagster tells whether a partition is stale.
+PROVENANCE = ("dagster/code_version", "dagster/input_")
+Materialized = Iterator[dg.MaterializeResult[None] | dg.AssetMaterialization]
 
 
 class Resend(dg.Config):
@@ -46,13 +59,24 @@ def same_day(upstream: str) -> dg.AssetDep:
     return dg.AssetDep(upstream, partition_mapping=dg.MultiToSingleDimensionPartitionMapping(DAY))
 
 
+def code_version(signal: Signal, settings: StrategySettings) -> str:
+    """Return the asset's code version: the computation's, and a digest of the settings that matter.
+
+    Dagster calls a partition stale for its inputs and its code version alone; settings are neither.
+    """
+    return f"{signal.code_version}+{signal.settings_digest(settings)}"
+
+
 def materialize(
     context: dg.AssetExecutionContext,
     database: DatabaseResource,
     signal: Signal,
     settings: StrategySettings,
-) -> None:
-    """Compute the run's partitions, each with its own figures; fail for the failed ones alone."""
+) -> Materialized:
+    """Compute the run's partitions, each with its own figures; fail for the failed ones alone.
+
+    A partition's data version is the digest of its rows: equal rows make nothing after it stale.
+    """
     from trading_pipelines.signals.registry import compute
 
     requested = partitions_of_run(context.partition_keys)
@@ -64,14 +88,37 @@ def materialize(
         if warning:
             context.log.warning(warning)
     errors = [f"{key}: {p.error}" for key, p in partitions.items() if p.error]
+    # Dagster gives all partitions of a run one data version, so each has an event of its own, after
+    # Dagster's. Beside failed ones there is only that: Dagster then judges it by its time.
+    provenance: dict[str, str] = {}
+    if not errors:
+        yield dg.MaterializeResult()
+        provenance = _provenance(context, signal)
     for key, partition in partitions.items():
-        values = metadata_values(partition.figures)
-        if not partition.error and errors:
-            context.log_event(dg.AssetMaterialization(signal.asset, partition=key, metadata=values))
-        elif not partition.error:
-            context.add_asset_metadata(values, partition_key=key)
+        if partition.error:
+            continue
+        tags = dimension_tags(partition.symbol, partition.day)
+        if partition.rows_digest:
+            tags |= provenance
+            tags |= {DATA_VERSION: partition.rows_digest, HAS_OWN_DATA_VERSION: "true"}
+        yield dg.AssetMaterialization(
+            signal.asset,
+            partition=key,
+            metadata=metadata_values(partition.figures),
+            tags=tags,
+        )
     if errors:
         raise dg.Failure(
             f"{len(errors)} of {len(partitions)} partitions failed, the others are stored. "
             + "; ".join(errors[:SHOWN_ERRORS])
         )
+
+
+def _provenance(context: dg.AssetExecutionContext, signal: Signal) -> dict[str, str]:
+    """Return the tags of code and inputs that Dagster has just given to the run's partitions."""
+    filter_ = dg.AssetRecordsFilter(
+        asset_key=dg.AssetKey(signal.asset), asset_partitions=list(context.partition_keys)[:1]
+    )
+    (record,) = context.instance.fetch_materializations(filter_, limit=1).records
+    tags = record.event_log_entry.tags or {}
+    return {name: value for name, value in tags.items() if name.startswith(PROVENANCE)}

@@ -6,7 +6,7 @@ How a regime is told belongs in `signals/regimes`, how its rows are written in `
 import dagster as dg
 
 from trading_pipelines.assets.about import BY_HAND, describe
-from trading_pipelines.assets.computed import days_before, materialize
+from trading_pipelines.assets.computed import Materialized, code_version, days_before, materialize
 from trading_pipelines.resources.database import DatabaseResource
 from trading_pipelines.settings.strategy import StrategySettings
 from trading_pipelines.signals.catalogue import REGIME_LABELS
@@ -23,6 +23,7 @@ def build_assets(
 
     @dg.asset(
         name=signal.asset,
+        code_version=code_version(signal, settings),
         deps=[days_before(settings, signal, "candles_1h")],
         partitions_def=partitions,
         backfill_policy=dg.BackfillPolicy.single_run(),
@@ -45,7 +46,9 @@ def build_assets(
             interval="1h",
         ),
     )
-    def regime_labels(context: dg.AssetExecutionContext, database: DatabaseResource) -> None:
-        materialize(context, database, signal, settings)
+    def regime_labels(
+        context: dg.AssetExecutionContext, database: DatabaseResource
+    ) -> Materialized:
+        yield from materialize(context, database, signal, settings)
 
     return [regime_labels]

@@ -10,7 +10,13 @@ import dagster as dg
 from trading_pipelines.alerts.periodic import send_summary
 from trading_pipelines.alerts.reject_summary import body
 from trading_pipelines.assets.about import BY_HAND, describe
-from trading_pipelines.assets.computed import Resend, days_before, materialize
+from trading_pipelines.assets.computed import (
+    Materialized,
+    Resend,
+    code_version,
+    days_before,
+    materialize,
+)
 from trading_pipelines.assets.metadata import picture, table
 from trading_pipelines.partitions import kst_weeks
 from trading_pipelines.resources.database import DatabaseResource
@@ -33,6 +39,7 @@ def build_assets(
 
     @dg.asset(
         name=signal.asset,
+        code_version=code_version(signal, settings),
         deps=[
             "agent_decisions",
             *(days_before(settings, signal, name) for name in ("candles_1m", "regime_labels")),
@@ -49,18 +56,21 @@ def build_assets(
             row="per REJECT of the bot's that has a time",
             unit="prices and results in KRW, times in UTC",
             refreshed="every hour by `update_reject_outcomes`, and when a candle, a label or a "
-            "decision has changed; changed exit rules count for what is computed from then on",
+            "decision has changed; changed exit rules count for what is computed from then on, "
+            "or for all of the look-back (`signals.when_settings_change`)",
             backfill=BY_HAND,
             group=GROUP,
             kinds={"python", "postgres"},
             table="trading_pipelines.reject_outcomes",
         ),
     )
-    def reject_outcomes(context: dg.AssetExecutionContext, database: DatabaseResource) -> None:
+    def reject_outcomes(
+        context: dg.AssetExecutionContext, database: DatabaseResource
+    ) -> Materialized:
         for regime in Regime:
             if isinstance(unknown := exit_rules_of(settings, regime), str):
                 context.log.warning("not judged: %s", unknown)
-        materialize(context, database, signal, settings)
+        yield from materialize(context, database, signal, settings)
 
     @dg.asset(
         name=REJECT_SUMMARY,

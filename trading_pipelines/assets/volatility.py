@@ -9,7 +9,13 @@ from collections.abc import Sequence
 import dagster as dg
 
 from trading_pipelines.assets.about import BY_HAND, AssetDescription, describe
-from trading_pipelines.assets.computed import days_before, materialize, same_day
+from trading_pipelines.assets.computed import (
+    Materialized,
+    code_version,
+    days_before,
+    materialize,
+    same_day,
+)
 from trading_pipelines.resources.database import DatabaseResource
 from trading_pipelines.settings.strategy import StrategySettings
 from trading_pipelines.signals.catalogue import (
@@ -123,13 +129,14 @@ def build_assets(
     def asset(signal: Signal, deps: Sequence[dg.AssetDep]) -> dg.AssetsDefinition:
         @dg.asset(
             name=signal.asset,
+            code_version=code_version(signal, settings),
             deps=deps,
             partitions_def=days if signal.pooled else partitions,
             backfill_policy=dg.BackfillPolicy.single_run(),
             **ABOUT[signal],
         )
-        def computed(context: dg.AssetExecutionContext, database: DatabaseResource) -> None:
-            materialize(context, database, signal, settings)
+        def computed(context: dg.AssetExecutionContext, database: DatabaseResource) -> Materialized:
+            yield from materialize(context, database, signal, settings)
 
         return computed
 

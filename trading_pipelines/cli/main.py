@@ -31,6 +31,7 @@ MODULES = {
     "health": "watch",
     "signals": "watch",
     "flags": "watch",
+    "explain": "explain",
     "trades": "bot",
     "decisions": "bot",
     "risk": "bot",

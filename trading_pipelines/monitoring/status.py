@@ -34,6 +34,7 @@ from trading_pipelines.signals.left_failed import (
     left_failed,
     shown_intervals,
 )
+from trading_pipelines.signals.provenance import MadeOtherwise, made_otherwise
 from trading_pipelines.signals.published.current import CurrentSignal, read_current_signals
 
 # With five symbols the screen is then 40 lines at most.
@@ -85,6 +86,7 @@ class InstallationStatus:
     waiting: int
     dead: int
     delivered_at: datetime | None
+    made_otherwise: Sequence[MadeOtherwise] = ()
 
 
 def read(
@@ -120,6 +122,7 @@ def read(
         waiting=sum(of_kind[state] for of_kind in counts for state in failures.WAITING),
         dead=sum(of_kind[ledger.DeliveryState.DEAD] for of_kind in counts),
         delivered_at=ledger.last_delivered(connection),
+        made_otherwise=made_otherwise(connection, settings),
     )
 
 
@@ -220,6 +223,7 @@ def draw(
     if status.red:
         yield from _lines("[red]red check[/]", lines_by_interval(map(_red, status.red)))
     yield from _events(status.compared, now)
+    yield from _made_otherwise(status.made_otherwise)
     yield (
         f"alerts: {status.waiting} waiting, {status.dead} dead, last delivered "
         f"{kst(status.delivered_at)}"
@@ -288,6 +292,28 @@ def _left_failed(partitions: LeftFailed) -> str:
     name = " ".join(filter(None, (partitions.asset, partitions.symbol)))
     days = shown_intervals(partitions.days)
     return f"{name} {days}: {partitions.error}; again by: {partitions.retried_by}"
+
+
+def _made_otherwise(assets: Sequence[MadeOtherwise]) -> Iterator[str]:
+    """Yield a line for each asset with partitions by other settings or code, one for the unknown.
+
+    Nothing where all is by the settings and the code of now.
+    """
+    lines = []
+    for asset in assets:
+        if asset.by_other_settings:
+            settings = f"other settings ({'; '.join(asset.changed)})"
+            lines.append(f"{asset.asset} {_share(asset.by_other_settings, asset)}: {settings}")
+        if asset.by_other_code:
+            lines.append(f"{asset.asset} {_share(asset.by_other_code, asset)}: other code")
+    if lines:
+        yield from _lines("made otherwise", lines)
+    if unknown := [f"{a.asset} {_share(a.not_known, a)}" for a in assets if a.not_known]:
+        yield f"made before provenance was kept: {'; '.join(unknown)}"
+
+
+def _share(number: int, asset: MadeOtherwise) -> str:
+    return f"{number:,} of {asset.partitions:,}"
 
 
 def lines_by_interval(partitions: Iterable[DuePartition], all_symbols: int = 0) -> list[str]:

@@ -259,6 +259,12 @@ class RejectOutcomesSettings(_Section):
     }
 
 
+class SignalSettings(_Section):
+    """What becomes of signals that other settings or older code made: marked, or made anew."""
+
+    when_settings_change: Literal["mark", "recompute"] = "mark"
+
+
 class StrategySettings(_Section):
     """config/strategy.yaml: what is left out has its default; unknown keys are errors."""
 
@@ -276,6 +282,7 @@ class StrategySettings(_Section):
     health: HealthSettings = HealthSettings()
     housekeeping: HousekeepingSettings = HousekeepingSettings()
     reject_outcomes: RejectOutcomesSettings = RejectOutcomesSettings()
+    signals: SignalSettings = SignalSettings()
     regimes: Any = None
     """The bot's own; its exits are read by `signals/outcomes`."""
 

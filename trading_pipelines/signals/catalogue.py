@@ -1,16 +1,19 @@
-"""Which signals there are, what each is computed from, and how many days it looks back.
+"""Which signals there are, what each is computed from, how far it looks back, by which settings.
 
 Only names and numbers, so that a process which looks at them imports no computing library. How a
 signal is computed belongs in its own folder; `registry` finds it.
 """
 
+import hashlib
+import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
+from operator import attrgetter
 
 from trading_pipelines.settings.strategy import StrategySettings, VolatilitySettings
-from trading_pipelines.signals.rejections.exit_rules import outcome_days_after
+from trading_pipelines.signals.rejections.exit_rules import exit_settings, outcome_days_after
 
 NOTHING = timedelta(0)
 POOLED = ""
@@ -35,6 +38,13 @@ class Signal:
     asset: str
     inputs: Callable[[StrategySettings], dict[str, int]]
     """Upstream assets, each with the number of days before d that are looked at."""
+    settings_that_matter: Callable[[StrategySettings], Mapping[str, object]]
+    """The settings on which its rows depend, by their names in config/strategy.yaml."""
+    code_version: str
+    """Raised by hand when the same inputs and settings can give other rows than before.
+
+    tests/signals/test_golden.py fails where that was forgotten.
+    """
     pooled: bool = False
     closed_days_only: bool = False
     """An open day is not computed hour by hour."""
@@ -48,6 +58,32 @@ class Signal:
     def days_after(self, settings: StrategySettings) -> int:
         """Return how many days after its own a partition looks at."""
         return max(self.inputs_after(settings).values(), default=0)
+
+    def settings_digest(self, settings: StrategySettings) -> str:
+        """Return a digest of the settings that matter to its rows."""
+        matter = json.dumps(self.settings_that_matter(settings), sort_keys=True)
+        return hashlib.sha256(matter.encode()).hexdigest()[:16]
+
+
+def _values_of(*names: str) -> Callable[[StrategySettings], dict[str, object]]:
+    """Return a function that takes the named settings; the order of a list makes no difference."""
+
+    def take(settings: StrategySettings) -> dict[str, object]:
+        values = ((name, attrgetter(name)(settings)) for name in names)
+        return {name: sorted(v) if isinstance(v, list) else v for name, v in values}
+
+    return take
+
+
+def _outcome_settings(settings: StrategySettings) -> dict[str, object]:
+    costs = settings.reject_outcomes
+    return {
+        "reject_outcomes.notional_krw": costs.notional_krw,
+        "reject_outcomes.fee_pct": costs.fee_pct,
+        # Asked in their order.
+        "reject_outcomes.reason_families": [list(i) for i in costs.reason_families.items()],
+        **exit_settings(settings),
+    }
 
 
 def window_days(settings: StrategySettings) -> int:
@@ -75,15 +111,37 @@ def _longest_horizon_days(settings: VolatilitySettings) -> int:
     return -(-max(settings.horizons) // 24)
 
 
-REGIME_LABELS = Signal("regime_labels", lambda s: {"candles_1h": window_days(s)})
+REGIME_LABELS = Signal(
+    "regime_labels",
+    lambda s: {"candles_1h": window_days(s)},
+    settings_that_matter=_values_of(
+        "data.min_hourly_candles_for_regime",
+        "regime_detection.ma_fast_period",
+        "regime_detection.ma_slow_period",
+        "regime_detection.bear_threshold_pct",
+        "regime_detection.bull_threshold_pct",
+    ),
+    code_version="1",
+)
 REALIZED_VOLATILITY = Signal(
-    "realized_volatility", lambda _: {"candles_1m": ZERO_SHARE_HOURS // 24}
+    "realized_volatility",
+    lambda _: {"candles_1m": ZERO_SHARE_HOURS // 24},
+    settings_that_matter=_values_of(),
+    code_version="1",
 )
 VOLATILITY_MODEL = Signal(
     "volatility_model",
     lambda s: {
         "realized_volatility": training_days(s.volatility, len(s.symbols)) + WARM_UP_HOURS // 24 - 1
     },
+    settings_that_matter=_values_of(
+        "symbols",
+        "volatility.training_days",
+        "volatility.min_training_days",
+        "volatility.horizons",
+        "volatility.ridge_alpha",
+    ),
+    code_version="1",
     pooled=True,
     closed_days_only=True,
     settles=timedelta(minutes=5),
@@ -95,9 +153,20 @@ VOLATILITY_FORECAST = Signal(
         + _longest_horizon_days(s.volatility),
         "volatility_model": 1,
     },
+    settings_that_matter=_values_of(
+        "volatility.horizons",
+        "volatility.high_percentile",
+        "volatility.threshold_days",
+        "volatility.min_threshold_days",
+    ),
+    code_version="1",
 )
 GARCH_BASELINE = Signal(
-    "garch_baseline", lambda _: {"candles_1h": GARCH_TRAINING_DAYS + 1}, closed_days_only=True
+    "garch_baseline",
+    lambda _: {"candles_1h": GARCH_TRAINING_DAYS + 1},
+    settings_that_matter=_values_of("volatility.horizons"),
+    code_version="1",
+    closed_days_only=True,
 )
 VOLATILITY_SCORE = Signal(
     "volatility_score",
@@ -106,11 +175,15 @@ VOLATILITY_SCORE = Signal(
         "garch_baseline": _longest_horizon_days(s.volatility),
         "realized_volatility": 2 * _longest_horizon_days(s.volatility),
     },
+    settings_that_matter=_values_of("volatility.horizons"),
+    code_version="1",
     closed_days_only=True,
 )
 REJECT_OUTCOMES = Signal(
     "reject_outcomes",
     lambda _: {"candles_1m": 1, "regime_labels": 1},
+    settings_that_matter=_outcome_settings,
+    code_version="1",
     rejections=True,
     inputs_after=lambda s: {"candles_1m": outcome_days_after(s)},
 )

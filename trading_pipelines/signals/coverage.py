@@ -10,6 +10,7 @@ from datetime import date, datetime
 
 import psycopg
 from psycopg.rows import class_row
+from psycopg.types.json import Jsonb
 
 from trading_pipelines.candles.back_off import BACK_OFF, back_off_parameters
 from trading_pipelines.settings.strategy import HealingSettings, StrategySettings
@@ -36,6 +37,10 @@ class SignalCoverage:
     until: datetime | None
     """As of when it can be computed: how far its inputs reach."""
     has_all_inputs: bool
+    settings_digest: str | None = None
+    """Of the settings that it was made by; None: it was made before that was kept."""
+    code_version: str | None = None
+    """Of the computation that made it; None: it was made before that was kept."""
 
 
 # The inputs of one partition, as they are seen by this transaction.
@@ -98,7 +103,8 @@ SELECT %(asset)s AS asset, symbols.symbol, days.day, known.computed_until,
     known.inputs AS computed_from, coalesce(known.failures, 0) AS failures, known.error,
     known.retry_at, coalesce(known.left_failed, false) AS left_failed, known.failed_inputs,
     digest.inputs, digest.until,
-    digest.assets = cardinality(%(inputs)s::text[]) AS has_all_inputs
+    digest.assets = cardinality(%(inputs)s::text[]) AS has_all_inputs,
+    known.settings_digest, known.code_version
 FROM unnest(%(symbols)s::text[]) WITH ORDINALITY AS symbols (symbol, place)
 CROSS JOIN unnest(%(days)s::date[]) AS days (day)
 LEFT JOIN trading_pipelines.signal_coverage AS known
@@ -110,14 +116,19 @@ ORDER BY place, days.day
 """  # noqa: S608 - constants
 RECORD_SIGNAL_COVERAGE = f"""
 INSERT INTO trading_pipelines.signal_coverage AS known
-    (asset, symbol, day, computed_until, inputs_from, inputs, run_id)
-SELECT %(asset)s, %(symbol)s, %(day)s, %(until)s, %(inputs_from)s::date, digest.inputs, %(run_id)s
+    (asset, symbol, day, computed_until, inputs_from, inputs, run_id,
+     settings_digest, code_version, rows_digest, computed_at, computed_by)
+SELECT %(asset)s, %(symbol)s, %(day)s, %(until)s, %(inputs_from)s::date, digest.inputs, %(run_id)s,
+    %(settings_digest)s, %(code_version)s, %(rows_digest)s, clock_timestamp(), %(run_id)s
 FROM (
 {DIGEST_OF_A_RECORD}
 ) AS digest
 ON CONFLICT (asset, symbol, day) DO UPDATE SET
     computed_until = excluded.computed_until, inputs_from = excluded.inputs_from,
     inputs = excluded.inputs, run_id = excluded.run_id,
+    settings_digest = excluded.settings_digest, code_version = excluded.code_version,
+    rows_digest = excluded.rows_digest,
+    computed_at = excluded.computed_at, computed_by = excluded.computed_by,
     changed_at = CASE WHEN %(changed)s THEN clock_timestamp() ELSE known.changed_at END,
     failures = 0, left_failed = false, failed_inputs = NULL, error = NULL, retry_at = NULL
 """  # noqa: S608 - constants
@@ -210,10 +221,11 @@ def record(
     settings: StrategySettings,
     run_id: str,
     *,
+    rows_digest: str,
     changed: bool,
     inputs_from: date | None = None,
 ) -> None:
-    """Record what the partition was computed from, in the transaction that read and wrote it.
+    """Record what the partition was computed from and by, in the transaction that wrote it.
 
     That transaction sees one snapshot (REPEATABLE READ): the versions are those of the rows read.
     """
@@ -223,9 +235,29 @@ def record(
         "until": coverage.until,
         "inputs_from": inputs_from,
         "run_id": run_id,
+        "settings_digest": signal.settings_digest(settings),
+        "code_version": signal.code_version,
+        "rows_digest": rows_digest,
         "changed": changed,
     }
     connection.execute(RECORD_SIGNAL_COVERAGE, arguments | _signal_arguments(signal, settings))
+
+
+KEEP_SETTINGS = """
+INSERT INTO trading_pipelines.signal_settings (asset, digest, settings) VALUES (%s, %s, %s)
+ON CONFLICT DO NOTHING
+"""
+
+
+def keep_settings(
+    connection: psycopg.Connection, signal: Signal, settings: StrategySettings
+) -> None:
+    """Keep the settings that matter to the signal, so that their digest can be called to account.
+
+    Not in a transaction of one snapshot, which would fail where another run keeps them as well.
+    """
+    matter = Jsonb(signal.settings_that_matter(settings))
+    connection.execute(KEEP_SETTINGS, [signal.asset, signal.settings_digest(settings), matter])
 
 
 def record_failure(

@@ -2,8 +2,8 @@
 
 A partition is due when it is missing, or when the version of anything it was computed from has
 changed: a healed hole makes due exactly the days it touches. The versions are the view
-`input_versions`. Which runs are in flight is Dagster's knowledge; how a partition is computed
-belongs in `engine`.
+`input_versions`. What other settings or other code made is due where the settings say so. Which
+runs are in flight is Dagster's knowledge; how a partition is computed belongs in `engine`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -29,6 +29,14 @@ class SignalDueReason(StrEnum):
     """Failed a short while ago; not tried before its retry_at."""
     LEFT_FAILED = "left failed"
     """Its attempts are spent; not tried until it is asked for or its inputs change."""
+    OTHER_SETTINGS = "made by other settings"
+    OTHER_CODE = "made by other code"
+
+
+MADE_OTHERWISE = {SignalDueReason.OTHER_SETTINGS, SignalDueReason.OTHER_CODE}
+# A change of settings concerns all days at once: a tick asks for the newest, the next for older
+# ones when those are done, so that no new hour waits behind history.
+RECOMPUTED_AT_ONCE = 50
 
 
 @dataclass(frozen=True)
@@ -86,7 +94,27 @@ def reason(
     next_look = min(coverage.computed_until + HOUR * settings.regime_detection.check_interval_hours,
                     end)  # fmt: skip
     is_early = coverage.until is not None and coverage.computed_until < coverage.until < next_look
-    return None if is_early or coverage.computed_from == coverage.inputs else SignalDueReason.STALE
+    return None if is_early else _outdated(coverage, signal, settings)
+
+
+def _outdated(
+    coverage: SignalCoverage, signal: Signal, settings: StrategySettings
+) -> SignalDueReason | None:
+    if coverage.computed_from != coverage.inputs:
+        return SignalDueReason.STALE
+    recomputes = settings.signals.when_settings_change == "recompute"
+    return made_otherwise(coverage, signal, settings) if recomputes else None
+
+
+def made_otherwise(
+    coverage: SignalCoverage, signal: Signal, settings: StrategySettings
+) -> SignalDueReason | None:
+    """Return whether other settings or other code made the partition; None too if not known."""
+    if coverage.settings_digest not in {None, signal.settings_digest(settings)}:
+        return SignalDueReason.OTHER_SETTINGS
+    if coverage.code_version not in {None, signal.code_version}:
+        return SignalDueReason.OTHER_CODE
+    return None
 
 
 def look_back(signals: Sequence[Signal], settings: StrategySettings, now: datetime) -> list[date]:
@@ -115,6 +143,10 @@ def plan(
         for partition in partitions
         if (why := reason(partition, signal, settings, now)) is not None
     }
+    outdated = [key for key, why in reasons.items() if why in MADE_OTHERWISE]
+    # Those in flight count: they are still as they were made.
+    for key in sorted(outdated, key=lambda key: key[1], reverse=True)[RECOMPUTED_AT_ONCE:]:
+        del reasons[key]
     due = {key: why for key, why in reasons.items() if key not in in_flight}
     yesterday = max(partition.day for partition in partitions) - DAY
     return SignalPlan(

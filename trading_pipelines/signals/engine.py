@@ -71,6 +71,8 @@ class ComputedPartition:
     error: str | None = None
     warning: str | None = None
     """Of a partition that is complete all the same."""
+    rows_digest: str | None = None
+    """Of its rows; None where it was not computed."""
 
 
 def compute_partitions(
@@ -88,6 +90,7 @@ def compute_partitions(
     an asset that waits for the close is passed over. Raises psycopg.Error without a database.
     """
     run = ComputeRun(connection, signal, computation, settings, run_id)
+    signal_coverage.keep_settings(connection, signal, settings)
     partitions: list[ComputedPartition] = []
     for symbol in [POOLED] if signal.pooled else symbols:
         partitions += _attempt(run, symbol, days)
@@ -134,19 +137,28 @@ def _compute_symbol(run: ComputeRun, symbol: str, days: Sequence[date]) -> list[
         for coverage in ready:
             content = rows_of[coverage.day]
             n = len(changed.intersection(content.times))
+            rows_digest = tables.rows_digest(
+                run.connection, computation.table, symbol, content.times
+            )
             signal_coverage.record(
                 run.connection,
                 signal,
                 coverage,
                 run.settings,
                 run.run_id,
+                rows_digest=rows_digest,
                 changed=n > 0 or coverage.computed_until is None,
                 inputs_from=content.inputs_from,
             )
             figures = {"rows": len(content.rows), "changed": n, "as_of": coverage.until}
             partitions.append(
                 ComputedPartition(
-                    symbol, coverage.day, n, {**figures, **content.figures}, warning=warning
+                    symbol,
+                    coverage.day,
+                    n,
+                    {**figures, **content.figures},
+                    warning=warning,
+                    rows_digest=rows_digest,
                 )
             )
     return partitions

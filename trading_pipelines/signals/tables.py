@@ -136,45 +136,69 @@ def replace(
     Rows that are as they should be are not touched. Runs in the caller's transaction. `symbol` is
     empty for a table without symbols.
     """
-    names = {
-        "table": sql.Identifier("trading_pipelines", table.name),
-        "columns": sql.SQL(", ").join(map(sql.Identifier, table.columns)),
-        "key": sql.SQL(", ").join(map(sql.Identifier, table.key)),
-        "time": sql.Identifier(table.time),
+    parts = names(table) | {
         "set": _list("{0} = excluded.{0}", table.values),
         "stored": _list("stored.{0}", table.values),
         "new": _list("excluded.{0}", table.values),
         "same": _list("stored.{0} = staged.{0}", table.key, " AND "),
-        "symbol": sql.SQL("stored.symbol = %(symbol)s AND" if "symbol" in table.key else ""),
     }
     with connection.cursor() as cursor:
         cursor.execute("DROP TABLE IF EXISTS staged")
-        cursor.execute(_filled("CREATE TEMP TABLE staged (LIKE {table}) ON COMMIT DROP", names))
-        with cursor.copy(_filled("COPY staged ({columns}) FROM STDIN", names)) as copy:
+        cursor.execute(filled("CREATE TEMP TABLE staged (LIKE {table}) ON COMMIT DROP", parts))
+        with cursor.copy(filled("COPY staged ({columns}) FROM STDIN", parts)) as copy:
             for row in rows:
                 copy.write_row(row)
         cursor.execute(
-            _filled(
+            filled(
                 "DELETE FROM {table} AS stored WHERE {symbol} stored.{time} = ANY(%(times)s) "
                 "AND NOT EXISTS (SELECT FROM staged WHERE {same}) RETURNING {time}",
-                names,
+                parts,
             ),
             {"symbol": symbol, "times": list(times)},
         )
         changed = {time for (time,) in cursor}
         cursor.execute(
-            _filled(
+            filled(
                 "INSERT INTO {table} AS stored ({columns}) SELECT {columns} FROM staged "
                 "ON CONFLICT ({key}) DO UPDATE SET {set} "
                 "WHERE ({stored}) IS DISTINCT FROM ({new}) RETURNING {time}",
-                names,
+                parts,
             )
         )
         return changed | {time for (time,) in cursor}
 
 
-def _filled(text: str, names: dict[str, sql.Composable]) -> sql.Composed:
-    return sql.SQL(text).format(**names)
+def rows_digest(
+    connection: psycopg.Connection, table: Table, symbol: str, times: Sequence[Any]
+) -> str:
+    """Return a digest of what the table holds of the symbol at `times`; `symbol` as in `replace`.
+
+    Equal rows have an equal one, in every database and whenever they were written.
+    """
+    query = (
+        "SELECT md5(coalesce(string_agg(jsonb_build_array({columns})::text, ';' ORDER BY {key}), "
+        "'')) FROM {table} AS stored WHERE {symbol} stored.{time} = ANY(%(times)s)"
+    )
+    arguments = {"symbol": symbol, "times": list(times)}
+    row = connection.execute(filled(query, names(table)), arguments).fetchone()
+    assert row is not None
+    return str(row[0])
+
+
+def names(table: Table) -> dict[str, sql.Composable]:
+    """Return what a query on the table, called `stored`, is filled with; see `filled`."""
+    return {
+        "table": sql.Identifier("trading_pipelines", table.name),
+        "columns": sql.SQL(", ").join(map(sql.Identifier, table.columns)),
+        "key": sql.SQL(", ").join(map(sql.Identifier, table.key)),
+        "time": sql.Identifier(table.time),
+        "symbol": sql.SQL("stored.symbol = %(symbol)s AND" if "symbol" in table.key else ""),
+    }
+
+
+def filled(text: str, parts: dict[str, sql.Composable]) -> sql.Composed:
+    """Return the query with its placeholders in braces filled in."""
+    return sql.SQL(text).format(**parts)
 
 
 def _list(template: str, columns: Sequence[str], joint: str = ", ") -> sql.Composed:

@@ -6,7 +6,7 @@ outcome instead. What became of a rejection by these rules belongs in `outcomes`
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import timedelta
 from decimal import Decimal
 from typing import TypeGuard
@@ -83,6 +83,27 @@ def exit_rules_of(settings: StrategySettings, regime: str) -> ExitRules | str:
         limit=timedelta(hours=numbers[limit]),
         size=Decimal(str(size)),
     )
+
+
+def exit_settings(settings: StrategySettings) -> dict[str, object]:
+    """Return the exits of each regime that there is or that the section has, by its name in it.
+
+    As they are read: what the bot keeps beside them in its section makes no difference.
+    """
+    section = settings.regimes if isinstance(settings.regimes, Mapping) else {}
+    names = dict.fromkeys([*map(str, Regime), *(name for name in section if isinstance(name, str))])
+    exits = {name: exit_rules_of(settings, name) for name in names}
+    return {
+        f"regimes.{name}": rules if isinstance(rules, str) else _in_numbers(rules)
+        for name, rules in exits.items()
+    }
+
+
+def _in_numbers(rules: ExitRules) -> dict[str, float]:
+    return {
+        name: value / HOUR if isinstance(value, timedelta) else float(value)
+        for name, value in asdict(rules).items()
+    }
 
 
 def _is_number(value: object) -> TypeGuard[int | float]:
