@@ -13,6 +13,7 @@ import psycopg
 
 from trading_pipelines.assets.about import BY_HAND, describe
 from trading_pipelines.assets.metadata import table
+from trading_pipelines.assets.runs import end_where_called_off, ender, is_by_hand
 from trading_pipelines.assets.table_checks import no_partition_left_failed
 from trading_pipelines.candles import checks, coverage, resample
 from trading_pipelines.candles.download import FailedDay, download
@@ -64,16 +65,25 @@ def build_assets(
         context: dg.AssetExecutionContext, database: DatabaseResource, exchange: ExchangeResource
     ) -> None:
         partitions = partitions_of_run(context.partition_keys)
+        run_id = context.run.root_run_id or context.run_id
         with database.connect() as connection:
+            between_pages = ender(context)
+            between_pages()
             failed = download(
                 connection,
                 exchange.client(connection),
                 partitions.symbols,
                 partitions.days,
-                context.run.root_run_id or context.run_id,
+                run_id,
                 settings.healing,
+                due_at=None if is_by_hand(context.run) else datetime.now(UTC),
+                between_pages=between_pages,
             )
             days = coverage.read(connection, partitions.symbols, partitions.days)
+            if others := sum(day.complete and day.run_id != run_id for day in days):
+                context.log.info(
+                    "%d of %d partitions were complete: not asked for", others, len(days)
+                )
             minutes = {partition_key(d.symbol, d.day): _minutes_metadata(d) for d in days}
             if failed:
                 # The step fails, and candles_1h after it: the good partitions must not wait for it.
@@ -101,6 +111,7 @@ def build_assets(
         ),
     )
     def candles_1h(context: dg.AssetExecutionContext, database: DatabaseResource) -> None:
+        end_where_called_off(context)
         partitions = partitions_of_run(context.partition_keys)
         with database.connect() as connection:
             hours = _compute_hours(context, connection, partitions)

@@ -9,9 +9,10 @@ from datetime import UTC, datetime
 import dagster as dg
 
 from trading_pipelines.candles import coverage, due, rate_limit
+from trading_pipelines.monitoring.dagster_instance import unfinished_runs
 from trading_pipelines.partitions import CANDLES_1H, CANDLES_1M, range_tags
 from trading_pipelines.resources.database import DatabaseResource
-from trading_pipelines.schedules.in_flight import UNFINISHED, in_flight
+from trading_pipelines.schedules.in_flight import in_flight
 from trading_pipelines.schedules.run_requests import NEWEST, default_status, run_key
 from trading_pipelines.settings.strategy import StrategySettings
 
@@ -46,7 +47,7 @@ def build_refresh_market_data(
         now = datetime.now(UTC)
         days = due.look_back(settings.data.start_date, settings.data.look_back_days, now)
         # Before the tables: a run that ended in between would be launched again, for whole days.
-        unfinished = context.instance.get_runs(dg.RunsFilter(statuses=UNFINISHED))
+        unfinished = unfinished_runs(context.instance)
         with database.connect() as connection:
             if until := rate_limit.blocked_until(connection):
                 yield dg.SkipReason(f"the exchange has blocked this address until {until} UTC")
