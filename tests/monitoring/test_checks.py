@@ -62,7 +62,8 @@ NAMES = [
 ]
 # No candle of a closed day has come lately.
 SETTLED = (
-    "UPDATE trading_pipelines.candle_coverage SET changed_at = day::timestamp AT TIME ZONE 'UTC'"
+    "UPDATE trading_pipelines.candle_coverage SET changed_at = day::timestamp AT TIME ZONE 'UTC', "
+    "computed_from = CASE interval WHEN '1h' THEN day::timestamp AT TIME ZONE 'UTC' END"
 )
 
 

@@ -3,12 +3,16 @@
 What an asset is belongs in its own module, how a partition is computed in `signals/`.
 """
 
+from datetime import UTC, datetime
+
 import dagster as dg
 
 from trading_pipelines.assets.metadata import metadata_values
+from trading_pipelines.assets.runs import SCHEDULE, end_where_called_off
 from trading_pipelines.partitions import DAY, SYMBOL, partition_key, partitions_of_run
 from trading_pipelines.resources.database import DatabaseResource
 from trading_pipelines.settings.strategy import StrategySettings
+from trading_pipelines.signals import coverage, due
 from trading_pipelines.signals.catalogue import Signal
 
 SHOWN_ERRORS = 3
@@ -55,9 +59,15 @@ def materialize(
     """Compute the run's partitions, each with its own figures; fail for the failed ones alone."""
     from trading_pipelines.signals.registry import compute
 
+    end_where_called_off(context)
     requested = partitions_of_run(context.partition_keys)
     run_id = context.run.root_run_id or context.run_id
     with database.connect() as connection:
+        if SCHEDULE in context.run.tags:
+            stored = coverage.read(connection, signal, requested.symbols, requested.days, settings)
+            if due.all_made(stored, signal, settings, datetime.now(UTC)):
+                context.log.info("another run has computed all of this meanwhile")
+                return
         computed = compute(connection, signal, requested.symbols, requested.days, settings, run_id)
     partitions = {partition_key(p.symbol, p.day): p for p in computed}
     for warning in dict.fromkeys(partition.warning for partition in computed):

@@ -13,7 +13,13 @@ import psycopg
 
 from trading_pipelines.assets.about import BY_HAND, describe
 from trading_pipelines.assets.metadata import table
-from trading_pipelines.assets.runs import end_where_called_off, ender, is_by_hand
+from trading_pipelines.assets.runs import (
+    SCHEDULE,
+    end_where_called_off,
+    ender,
+    is_by_hand,
+    wanted_assets,
+)
 from trading_pipelines.assets.table_checks import no_partition_left_failed
 from trading_pipelines.candles import checks, coverage, resample
 from trading_pipelines.candles.download import FailedDay, download
@@ -28,6 +34,8 @@ from trading_pipelines.partitions import (
 from trading_pipelines.resources.database import DatabaseResource
 from trading_pipelines.resources.exchange import ExchangeResource
 from trading_pipelines.settings.strategy import StrategySettings
+from trading_pipelines.signals import coverage as signal_coverage
+from trading_pipelines.signals.catalogue import SIGNALS
 
 POOL = "upbit"
 """How many runs download at once; its limit is in `dagster.yaml`."""
@@ -69,6 +77,7 @@ def build_assets(
         with database.connect() as connection:
             between_pages = ender(context)
             between_pages()
+            _ask_for_signals(context, connection, partitions, settings)
             failed = download(
                 connection,
                 exchange.client(connection),
@@ -119,6 +128,26 @@ def build_assets(
             context.add_asset_metadata(values, partition_key=key)
 
     return [candles_1m, candles_1h]
+
+
+def _ask_for_signals(
+    context: dg.AssetExecutionContext,
+    connection: psycopg.Connection,
+    partitions: SymbolDays,
+    settings: StrategySettings,
+) -> None:
+    """Record which signals are wanted of the days, so that they follow whatever comes between.
+
+    Those of the run or its backfill; where a schedule looks after the days, all of them.
+    """
+    assets, days = wanted_assets(context), partitions.days
+    if SCHEDULE in context.run.tags:
+        data, now = settings.data, datetime.now(UTC)
+        first = look_back(data.start_date, data.look_back_days, now)[0]
+        assets, days = {s.asset for s in SIGNALS}, [day for day in days if day >= first]
+    signals = [signal for signal in SIGNALS if signal.asset in assets]
+    run_id = context.run.root_run_id or context.run_id
+    signal_coverage.ask_for(connection, signals, partitions.symbols, days, run_id)
 
 
 def _minutes_metadata(day: coverage.CandleCoverage) -> dict[str, Any]:

@@ -6,6 +6,7 @@ Which runs are in flight belongs in `schedules/in_flight`, Dagster's own state i
 
 import time
 from collections.abc import Callable
+from collections.abc import Set as AbstractSet
 from typing import Protocol
 
 import dagster as dg
@@ -38,6 +39,14 @@ def is_by_hand(run: dg.DagsterRun) -> bool:
     The UI materialises one partition in a run without either tag, and more of them by a backfill.
     """
     return run.tags.get(AGAIN) == "true" or not {BACKFILL, SCHEDULE} & run.tags.keys()
+
+
+def wanted_assets(context: StepContext) -> AbstractSet[str]:
+    """Return the names of the assets that the run, or its backfill, was asked for."""
+    backfill_id = context.run.tags.get(BACKFILL)
+    backfill = context.instance.get_backfill(backfill_id) if backfill_id else None
+    asked = backfill.asset_selection if backfill else context.run.asset_selection
+    return {key.to_user_string() for key in asked or ()}
 
 
 def end_where_called_off(context: StepContext) -> None:

@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 
 import dagster as dg
 
-from trading_pipelines.monitoring.dagster_instance import unfinished_runs
+from trading_pipelines.monitoring.dagster_instance import backfills_at_work, unfinished_runs
 from trading_pipelines.partitions import range_tags
 from trading_pipelines.resources.database import DatabaseResource
 from trading_pipelines.schedules.in_flight import in_flight
@@ -122,10 +122,15 @@ def _build_update(
         days = due.look_back(signals, settings, now)
         # Before the tables: a run that ended in between would be launched again.
         unfinished = unfinished_runs(context.instance)
+        at_work = backfills_at_work(context.instance)
         plans = {}
         with database.connect() as connection:
             for signal in signals:
                 stored = coverage.read(connection, signal, settings.symbols, days, settings)
+                # What a backfill has begun it does itself, as long as it is at work.
+                if not at_work:
+                    start = settings.data.start_date
+                    stored += coverage.half_made(connection, signal, start, days[0], settings)
                 running = in_flight(unfinished, partitions, signal.asset)
                 plans[signal] = due.plan(signal, stored, running, settings, now)
         for signal, plan in plans.items():

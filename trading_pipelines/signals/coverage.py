@@ -169,6 +169,80 @@ def read(
         return cursor.fetchall()
 
 
+ASK_FOR = """
+INSERT INTO trading_pipelines.signal_coverage (asset, symbol, day, run_id)
+SELECT %(asset)s, symbols.symbol, days.day, %(run_id)s
+FROM unnest(%(symbols)s::text[]) AS symbols (symbol) CROSS JOIN unnest(%(days)s::date[])
+    AS days (day)
+ON CONFLICT DO NOTHING
+"""
+# 2 ms with 100,000 rows of coverage.
+HALF_MADE = """
+SELECT known.symbol, known.day
+FROM trading_pipelines.signal_coverage AS known
+WHERE known.asset = %(asset)s AND known.symbol = ANY(%(symbols)s)
+  AND known.day >= %(start)s AND known.day < %(before)s
+  AND (known.computed_until IS NULL
+    OR known.computed_until < (known.day + 1)::timestamp AT TIME ZONE 'UTC')
+  AND NOT known.left_failed AND coalesce(known.retry_at <= now(), true)
+  AND EXISTS (SELECT FROM trading_pipelines.input_versions AS input
+    WHERE input.asset = %(input)s AND input.day = known.day
+      AND input.symbol = ANY (ARRAY['', known.symbol] || %(pooled)s::text[]))
+ORDER BY known.day DESC LIMIT %(most)s
+"""
+MOST_HALF_MADE = 200
+
+
+def ask_for(
+    connection: psycopg.Connection,
+    signals: Iterable[Signal],
+    symbols: Sequence[str],
+    days: Sequence[date],
+    run_id: str,
+) -> None:
+    """Record that partitions are wanted: they are due until they are made, however old they are."""
+    for signal in signals:
+        arguments = {
+            "asset": signal.asset,
+            "symbols": [POOLED] if signal.pooled else list(symbols),
+            "days": list(days),
+            "run_id": run_id,
+        }
+        connection.execute(ASK_FOR, arguments)
+
+
+def half_made(
+    connection: psycopg.Connection,
+    signal: Signal,
+    start: date,
+    before: date,
+    settings: StrategySettings,
+) -> list[SignalCoverage]:
+    """Return the signal's partitions of UTC days in [start, before) that were asked for in vain.
+
+    The newest 200, of those that have candles or whatever they are computed from. `before` is where
+    the look-back begins. One that is left failed, or waits after a failure, is none of them.
+    """
+    symbols = [POOLED] if signal.pooled else settings.symbols
+    of_signal = _signal_arguments(signal, settings)
+    arguments = of_signal | {
+        "symbols": symbols,
+        "start": start,
+        "before": before,
+        "input": next(iter(signal.inputs(settings))),
+        "most": MOST_HALF_MADE,
+    }
+    asked = set(connection.execute(HALF_MADE, arguments).fetchall())
+    if not asked:
+        return []
+    asked_symbols = {symbol for symbol, _ in asked}
+    days = sorted({day for _, day in asked})
+    partitions = read(
+        connection, signal, [s for s in symbols if s in asked_symbols], days, settings
+    )
+    return [partition for partition in partitions if (partition.symbol, partition.day) in asked]
+
+
 GAPS_BEFORE_LOOK_BACK = """
 SELECT look_back.symbol, days.day::date
 FROM unnest(%(symbols)s::text[]) WITH ORDINALITY AS symbols (symbol, place)

@@ -89,6 +89,19 @@ def reason(
     return None if is_early or coverage.computed_from == coverage.inputs else SignalDueReason.STALE
 
 
+def all_made(
+    partitions: Sequence[SignalCoverage],
+    signal: Signal,
+    settings: StrategySettings,
+    now: datetime,
+) -> bool:
+    """Return whether each of the partitions is there and none is due at `now`."""
+    return all(
+        partition.computed_until is not None and reason(partition, signal, settings, now) is None
+        for partition in partitions
+    )
+
+
 def look_back(signals: Sequence[Signal], settings: StrategySettings, now: datetime) -> list[date]:
     """Return the UTC days a schedule of these signals looks after, up to the one open at `now`.
 
