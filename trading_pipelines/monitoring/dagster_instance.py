@@ -380,14 +380,17 @@ def unfinished_runs(instance: dg.DagsterInstance) -> list[dg.RunRecord]:
         dagster_event_type={dg.DagsterEventType.RUN_FAILURE},
         limit=MOST_FAILURES,
     )
+    if not failures:
+        return records
     failed = dg.RunsFilter(
         run_ids=list({event.run_id for event in failures.values()}),
         statuses=[dg.DagsterRunStatus.FAILURE],
     )
-    waiting = instance.get_run_records(failed) if failures else []
     # The tag comes a moment after the failure.
     records += [
-        record for record in waiting if record.dagster_run.tags.get(WILL_RETRY_TAG) != "false"
+        record
+        for record in instance.get_run_records(failed)
+        if record.dagster_run.tags.get(WILL_RETRY_TAG) != "false"
     ]
     return sorted(records, key=lambda record: record.storage_id, reverse=True)
 
