@@ -15,6 +15,7 @@ from trading_pipelines.settings.strategy import StrategySettings
 
 SYMBOL = "symbol"
 DAY = "date"
+BACKFILL = "dagster/backfill"
 PARTITION = "dagster/partition"
 RANGE_START = "dagster/asset_partition_range_start"
 RANGE_END = "dagster/asset_partition_range_end"

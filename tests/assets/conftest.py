@@ -25,11 +25,12 @@ class Dagster:
         symbols: list[str],
         *assets: str,
         run_config: dict[str, Any] | None = None,
+        tags: dict[str, str] | None = None,
     ) -> dg.ExecuteInProcessResult:
         return self._definitions.resolve_job_def(job).execute_in_process(
             run_config=run_config,
             instance=self.instance,
-            tags=range_tags(symbols, first, last),
+            tags=range_tags(symbols, first, last) | (tags or {}),
             asset_selection=[dg.AssetKey(asset) for asset in assets] or None,
             raise_on_error=False,
         )

@@ -1,16 +1,20 @@
 """The assets as Dagster runs them: real tables, a replayed exchange, an ephemeral instance."""
 
-from collections.abc import Iterator
-from datetime import timedelta
+from collections.abc import Callable, Iterator
+from datetime import date, timedelta
+from typing import Any
 
 import dagster as dg
 import pandas as pd
 import psycopg
 import pytest
+from dagster._core.execution.backfill import BulkActionStatus, PartitionBackfill
 
 from tests.assets.conftest import Dagster, metadata
 from tests.conftest import FIRST_DAY, candle
+from trading_pipelines.assets import market_data
 from trading_pipelines.candles import coverage
+from trading_pipelines.candles.download import FailedDay, download
 from trading_pipelines.candles.windows import MINUTE, day_interval
 from trading_pipelines.definitions import build_definitions
 from trading_pipelines.partitions import CANDLES_1H, CANDLES_1M, range_tags
@@ -185,3 +189,96 @@ def test_a_day_that_closes_while_its_run_is_at_work_is_judged_as_of_the_runs_sta
     assert holes() == [False], "by the clock of the test it closed long ago"
     monkeypatch.setattr(dg.DagsterInstance, "get_run_record_by_id", started)
     assert holes() == [True]
+
+
+BY_BACKFILL = {"dagster/backfill": "abcdefgh"}
+
+
+def test_a_backfill_asks_for_what_is_missing_and_a_person_for_what_he_names(
+    dagster: Dagster, exchange: ReplayExchange, connection: psycopg.Connection
+) -> None:
+    def requests(last: date = FIRST_DAY, **tags: str) -> int:
+        before = exchange.stats().requests
+        by_name = {name.replace("_", "/", 1): value for name, value in tags.items()}
+        assert dagster.run(JOB, FIRST_DAY, last, [BTC], tags=by_name).success
+        return exchange.stats().requests - before
+
+    assert requests(dagster_backfill="abcdefgh") == 8
+    assert requests(dagster_backfill="ijklmnop") == 0
+    assert requests(dagster_schedule_name="refresh_market_data") == 0, "another has done it"
+    assert requests(SECOND_DAY, dagster_backfill="qrstuvwx") == 8, "the second day alone"
+    assert requests(dagster_backfill="yzabcdef", again="true") == 8
+
+    connection.execute("UPDATE market_data SET close_price = close_price + 1")
+    assert requests() == 8
+    (day,) = coverage.read(connection, [BTC], [FIRST_DAY])
+    assert day.repaired == day.rows > 0, "what a person asks for is repaired"
+    connection.execute("DELETE FROM market_data WHERE extract(minute FROM timestamp) = 7")
+    assert requests(dagster_backfill="ghijklmn") > 0, "candles have gone"
+
+
+def test_a_run_that_was_called_off_asks_the_exchange_for_nothing_and_ends_as_cancelled(
+    dagster: Dagster, exchange: ReplayExchange
+) -> None:
+    backfill = PartitionBackfill(
+        backfill_id="abcdefgh",
+        status=BulkActionStatus.CANCELING,
+        from_failure=False,
+        tags={},
+        backfill_timestamp=0.0,
+        asset_selection=[dg.AssetKey(CANDLES_1M)],
+    )
+    dagster.instance.add_backfill(backfill)
+    assert not dagster.run(JOB, FIRST_DAY, FIRST_DAY, [BTC], tags=BY_BACKFILL).success
+    assert exchange.stats().requests == 0
+    (run,) = dagster.instance.get_runs()
+    assert run.status is dg.DagsterRunStatus.CANCELED
+
+
+def test_signals_that_a_backfill_was_asked_for_are_wanted_whatever_becomes_of_it(
+    dagster: Dagster, exchange: ReplayExchange, connection: psycopg.Connection
+) -> None:
+    backfill = PartitionBackfill(
+        backfill_id="abcdefgh",
+        status=BulkActionStatus.REQUESTED,
+        from_failure=False,
+        tags={},
+        backfill_timestamp=0.0,
+        asset_selection=[dg.AssetKey(name) for name in (CANDLES_1M, CANDLES_1H, "regime_labels")],
+    )
+    dagster.instance.add_backfill(backfill)
+    wanted = "SELECT asset, symbol, day, computed_until FROM trading_pipelines.signal_coverage"
+    assert dagster.run(JOB, FIRST_DAY, FIRST_DAY, [DOGE]).success
+    assert connection.execute(wanted).fetchall() == [], "candles alone"
+    exchange.set_faults([Fault.parse("502")])
+    assert not dagster.run(JOB, FIRST_DAY, FIRST_DAY, [BTC], tags=BY_BACKFILL).success
+    assert connection.execute(wanted).fetchall() == [("regime_labels", BTC, FIRST_DAY, None)]
+
+
+def lost(connection: psycopg.Connection) -> None:
+    connection.execute("SELECT pg_terminate_backend(pg_backend_pid())")
+
+
+def refused(connection: psycopg.Connection) -> None:
+    connection.execute("SELECT 1 / 0")
+
+
+@pytest.mark.parametrize(("trouble", "attempts"), [(lost, 2), (refused, 1)])
+def test_a_step_that_lost_its_database_is_tried_again_and_one_that_failed_is_not(
+    dagster: Dagster,
+    monkeypatch: pytest.MonkeyPatch,
+    trouble: Callable[[psycopg.Connection], None],
+    attempts: int,
+) -> None:
+    asked = []
+
+    def once(connection: psycopg.Connection, *arguments: Any, **options: Any) -> list[FailedDay]:
+        asked.append(arguments)
+        if len(asked) == 1:
+            trouble(connection)
+        return download(connection, *arguments, **options)
+
+    monkeypatch.setattr(market_data, "download", once)
+    result = dagster.run(JOB, FIRST_DAY, FIRST_DAY, [BTC])
+    assert result.success == (attempts == 2)
+    assert len(asked) == attempts

@@ -66,8 +66,13 @@ class Bench:
         days: Sequence[date],
         run_id: str = "run",
         exchange: PageSource | None = None,
+        due_at: datetime | None = None,
+        between_pages: Callable[[], None] = lambda: None,
     ) -> list[FailedDay]:
-        return download(self.connection, exchange or self.client(), symbols, days, run_id, HEALING)
+        source = exchange or self.client()
+        return download(
+            self.connection, source, symbols, days, run_id, HEALING, due_at, between_pages
+        )
 
     def coverage(self, symbols: Sequence[str], days: Sequence[date]) -> list[CandleCoverage]:
         return coverage.read(self.connection, symbols, days)

@@ -163,6 +163,47 @@ def test_asking_again_for_complete_days_costs_requests_and_writes_no_row(
     assert differences(stored_rows(bench.connection), wanted) == []
 
 
+def test_of_what_is_due_only_the_missing_days_are_asked_for_the_open_one_every_five_minutes(
+    bench: Bench,
+) -> None:
+    bench.replay.set_clock(at(4, 12, 4))
+    bench.download([BTC], days(1, 2), "other")
+
+    def asked(due_at: datetime) -> int:
+        before = bench.requests()
+        assert bench.download([BTC], days(1, 4), "run", due_at=due_at) == []
+        return bench.requests() - before
+
+    noon = at(4, 12, 4)
+    assert asked(noon) == windows(1440 + 12 * 60 + 3)
+    assert asked(noon) == 0, "another has done it meanwhile"
+    bench.replay.set_clock(at(4, 12, 7))
+    assert asked(at(4, 12, 7)) == 1
+    coverage.record_failure(
+        bench.connection, BTC, days(1, 1)[0], "boom", "other", FailureKind.AWAY, HEALING
+    )
+    assert asked(at(4, 12, 7)) == windows(1440), "whoever asks does not wait"
+
+
+def test_a_download_ends_between_two_pages_where_it_is_told_to_and_keeps_what_it_has(
+    bench: Bench,
+) -> None:
+    looks = []
+
+    def third() -> None:
+        looks.append(bench.requests())
+        if len(looks) == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        bench.download([BTC, DOGE], days(1, 2), between_pages=third)
+    assert looks == [0, 1, 2, 3], "before the first page and after each"
+    (day,) = bench.coverage([BTC], days(1, 1))
+    assert day.fetched_until == at(1, 10)
+    assert bench.download([BTC], days(1, 1)) == []
+    assert bench.requests() == windows(1440), "it goes on from there"
+
+
 def test_wrong_rows_and_frozen_candles_are_repaired_and_counted_and_no_other_row_is_touched(
     bench: Bench, recorded_rows: RecordedRows
 ) -> None:

@@ -79,22 +79,27 @@ def take_down(world: World, back: datetime) -> datetime:
 def test_longer_down_than_the_look_back_is_said_with_the_command_that_heals_it(
     history: Path, recorded_market: Recording, reference: Reference, reliability: Reliability
 ) -> None:
-    row = reliability.row("down for two days, with a look-back of one", "")
+    row = reliability.row("down for three days, with a look-back of one", "")
     with running(history, recorded_market, reference) as world:
-        gone = take_down(world, back := at(18, 12, 0))
+        gone = take_down(world, back := at(19, 12, 0))
         world.configure_world(look_back_days=1)
         started = time.monotonic()
         world.up()
-        seen = day_interval(date(2025, 9, 17)).start + MINUTE
+        seen = day_interval(date(2025, 9, 18)).start + MINUTE
         # Its labels and forecasts look back at days that are not there yet.
         world.until(lambda: "candles" not in world.missing(seen, back), "what is looked at")
+        begun = day_interval(date(2025, 9, 16)).end
+        labelled = {"candles", "regime_labels"}
+        world.until(
+            lambda: not labelled & world.missing(gone, begun).keys(), "the day that was open then"
+        )
         told = world.run("health", "--json")
         assert told.returncode == 1, told.stdout
         (holes,) = [one for one in json.loads(told.stdout)["checks"] if one["name"] == "holes"]
-        assert holes["found"].count("2025-09-16, older than the look-back") == 5
+        assert holes["found"].count("2025-09-17, older than the look-back") == 5
         assert "trading-pipelines backfill --with-signals" in holes["advice"]
         assert "older than the look-back" in world.run("status").stdout
-        days = ("--start", "2025-09-16", "--end", "2025-09-16", "--with-signals")
+        days = ("--start", "2025-09-17", "--end", "2025-09-17", "--with-signals")
         healed = world.run("backfill", "--symbols", ",".join(SYMBOLS), *days)
         assert healed.returncode == 0, healed.stdout + healed.stderr
         world.until(lambda: world.healed(gone, back), "all is healed")

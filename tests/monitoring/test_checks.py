@@ -44,6 +44,7 @@ from trading_pipelines.settings.strategy import (
     HealthSettings,
     StrategySettings,
 )
+from trading_pipelines.signals import coverage as signal_coverage
 from trading_pipelines.signals.catalogue import REALIZED_VOLATILITY, REGIME_LABELS, VOLATILITY_MODEL
 from trading_pipelines.signals.registry import compute
 
@@ -63,7 +64,8 @@ NAMES = [
 ]
 # No candle of a closed day has come lately.
 SETTLED = (
-    "UPDATE trading_pipelines.candle_coverage SET changed_at = day::timestamp AT TIME ZONE 'UTC'"
+    "UPDATE trading_pipelines.candle_coverage SET changed_at = day::timestamp AT TIME ZONE 'UTC', "
+    "computed_from = CASE interval WHEN '1h' THEN day::timestamp AT TIME ZONE 'UTC' END"
 )
 
 
@@ -299,6 +301,35 @@ def test_history_that_no_schedule_ever_looked_after_is_no_fault(environment: Env
     assert bad(checked(environment, settings=SHORT)) == {}
     look_after(environment, date(2025, 9, 7))
     assert bad(checked(environment, settings=SHORT)) == {}
+
+
+def test_days_that_were_begun_and_nobody_goes_on_with_are_told(environment: Environment) -> None:
+    plant(
+        environment,
+        "DELETE FROM trading_pipelines.candle_coverage "
+        "WHERE symbol = 'KRW-BTC' AND interval = '1h' "
+        "AND day BETWEEN '2025-09-03' AND '2025-09-05'",
+    )
+    with connect(database_urls(environment).market) as connection:
+        wanted = ["KRW-ETH", "KRW-SOL"]
+        signal_coverage.ask_for(connection, [REGIME_LABELS], wanted, [date(2025, 9, 4)], "run")
+    plant(
+        environment,
+        "UPDATE trading_pipelines.signal_coverage SET changed_at = '2025-09-21Z', "
+        "left_failed = symbol = 'KRW-SOL', failures = (symbol = 'KRW-SOL')::int "
+        "WHERE day < '2025-09-14'",
+    )
+    left_failed = {"failed_partitions": "left failed regime_labels KRW-SOL: 2025-09-04"}
+    assert bad(checked(environment, settings=SHORT)) == left_failed | {
+        "holes": "candles KRW-BTC: 2025-09-03 to 2025-09-05, begun and not done; "
+        "regime_labels KRW-ETH: 2025-09-04, begun and not done"
+    }
+    plant(
+        environment,
+        "UPDATE trading_pipelines.candle_coverage SET changed_at = '2025-09-22 00:03Z' "
+        "WHERE symbol = 'KRW-BTC' AND interval = '1m' AND day = '2025-09-05'",
+    )
+    assert bad(checked(environment, settings=SHORT)) == left_failed, "somebody is at it"
 
 
 def enter(environment: Environment, **more: object) -> None:

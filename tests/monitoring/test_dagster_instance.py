@@ -571,3 +571,18 @@ def test_the_commands_tell_of_storage_that_can_not_be_read(
     shown = CliRunner().invoke(app, ["status"])
     assert shown.exit_code == 0, shown.exception
     assert "in flight: not known, InternalError" in shown.stdout
+
+
+def test_a_run_that_was_marked_as_cancelled_while_it_started_is_called_off() -> None:
+    with dg.instance_for_test() as instance:
+        job = dg.Definitions(assets=[dg.AssetSpec("a")]).resolve_implicit_global_asset_job_def()
+        run = instance.create_run_for_job(job)
+        assert not dagster_instance.is_called_off(instance, run)
+        instance.report_run_canceled(run)
+        instance.report_dagster_event(
+            dg.DagsterEvent(dg.DagsterEventType.RUN_START.value, run.job_name), run.run_id
+        )
+        started = instance.get_run_by_id(run.run_id)
+        assert started is not None
+        assert started.status is dg.DagsterRunStatus.STARTED, "Dagster forgets it"
+        assert dagster_instance.is_called_off(instance, started)

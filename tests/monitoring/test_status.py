@@ -28,6 +28,7 @@ from trading_pipelines.monitoring.status import (
     services_apart,
 )
 from trading_pipelines.settings.strategy import DataSettings, StrategySettings
+from trading_pipelines.signals import coverage as signal_coverage
 from trading_pipelines.signals.catalogue import REGIME_LABELS
 from trading_pipelines.signals.left_failed import LeftFailed
 from trading_pipelines.signals.registry import compute
@@ -112,6 +113,28 @@ def test_what_is_due_left_failed_and_of_the_alerts_is_read(filled: psycopg.Conne
     assert [one.day.day for one in candles] == [2], "nor the open day"
     assert candles[0].why.startswith("waiting: boom 2, again after ")
     assert candles[0].why.endswith(" KST")
+
+
+def test_what_was_begun_is_named_however_old_and_not_as_for_a_backfill(
+    filled: psycopg.Connection,
+) -> None:
+    data = SETTINGS.data.model_copy(update={"look_back_days": 5})
+    short = SETTINGS.model_copy(update={"data": data})
+    coverage.look_after(filled, [BTC, ETH], FIRST_DAY)
+    of_day = "symbol = %s AND interval = %s AND day = '2025-09-03'"
+    filled.execute(f"DELETE FROM trading_pipelines.candle_coverage WHERE {of_day}", [BTC, "1h"])
+    filled.execute(
+        "UPDATE trading_pipelines.candle_coverage SET status = 'partial' "
+        f"WHERE {of_day}", [ETH, "1m"],
+    )  # fmt: skip
+    signal_coverage.ask_for(filled, [REGIME_LABELS], [OTHERS[0]], [date(2025, 9, 3)], "run")
+    due = read(filled, short, NOON).due
+    begun = {(one.asset, one.symbol, one.why) for one in due if one.day == date(2025, 9, 3)}
+    assert begun == {
+        ("candles_1m", BTC, "hours"),
+        ("candles_1m", ETH, "incomplete"),
+        ("regime_labels", OTHERS[0], "missing"),
+    }
 
 
 def crowded() -> InstallationStatus:

@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 import dagster as dg
 import psycopg
 import pytest
+from dagster._core.execution.backfill import BulkActionStatus, PartitionBackfill
 
 from tests.conftest import new_database
 from trading_pipelines.alerts import ledger
@@ -20,6 +21,7 @@ from trading_pipelines.partitions import RANGE_END, RANGE_START, range_tags
 from trading_pipelines.resources.database import DatabaseResource
 from trading_pipelines.schedules.in_flight import runs_in_flight
 from trading_pipelines.settings.strategy import DataSettings, StrategySettings
+from trading_pipelines.signals import coverage as signal_coverage
 from trading_pipelines.signals.catalogue import REALIZED_VOLATILITY, REGIME_LABELS
 from trading_pipelines.signals.registry import compute
 
@@ -380,3 +382,75 @@ def test_the_report_of_each_day_that_has_closed_is_asked_for_and_a_failed_one_on
     again = tick(instance, "make_daily_report")
     assert not isinstance(again, str)
     assert [str(request.partition_key) for request in again] == keys[:-1]
+
+
+LOOKED_AT = "EVENT_LOG_CONSUMER_CURSOR-PIPELINE_FAILURE"
+OLD = TODAY - DAY * 30
+MINUTES_ALONE = """
+INSERT INTO trading_pipelines.candle_coverage
+    (symbol, interval, day, status, fetched_until, confirmed_until)
+VALUES ('KRW-ETH', '1m', %(day)s, %(status)s, %(end)s, %(end)s)
+"""
+
+
+def test_a_failed_run_is_in_flight_until_dagster_has_looked_whether_to_start_it_again(
+    instance: dg.DagsterInstance, connection: psycopg.Connection
+) -> None:
+    complete(connection, *SYMBOLS, days_ago=(2, 3))
+    run = instance.create_run_for_job(
+        build_definitions(SETTINGS).resolve_job_def("refresh_market_data_job"),
+        tags=range_tags(SYMBOLS, YESTERDAY, TODAY),
+    )
+    instance.daemon_cursor_storage.set_cursor_values({LOOKED_AT: "0"})
+    instance.report_run_failed(run)
+    instance.add_run_tags(run.run_id, {"dagster/will_retry": "true"})
+    assert "6 due, 6 of them in flight" in str(tick(instance))
+    (waiting,) = runs_in_flight(instance)
+    assert waiting.state == "failed, about to be started again by Dagster"
+
+    instance.add_run_tags(run.run_id, {"dagster/will_retry": "false"})
+    assert len(ranges(tick(instance))) == 2, "it failed for good"
+
+    instance.add_run_tags(run.run_id, {"dagster/will_retry": "true"})
+    instance.daemon_cursor_storage.set_cursor_values({LOOKED_AT: "1000000"})
+    assert len(ranges(tick(instance))) == 2, "its retry was deleted, or never came"
+    assert runs_in_flight(instance) == []
+
+
+def test_days_that_were_begun_are_due_however_old_and_those_that_nobody_wanted_are_not(
+    instance: dg.DagsterInstance, connection: psycopg.Connection
+) -> None:
+    complete(connection, *SYMBOLS)
+    complete(connection, "KRW-BTC", days_ago=[30])
+    for n, status in ((30, "complete"), (31, "partial")):
+        day = TODAY - DAY * n
+        arguments = {"day": day, "status": status, "end": day_interval(day).end}
+        connection.execute(MINUTES_ALONE, arguments)
+    requests = tick(instance)
+    assert ranges(requests)[1:] == [
+        (f"{OLD}|KRW-ETH", f"{OLD}|KRW-ETH"),
+        (f"{OLD - DAY}|KRW-ETH", f"{OLD - DAY}|KRW-ETH"),
+    ]
+    assert selected(requests)[1:] == [["candles_1h"], ["candles_1m", "candles_1h"]]
+
+    def labels() -> list[str]:
+        spans = ranges(tick(instance, "update_regime"))
+        return [first for first, _ in spans if first < f"{TODAY - DAY * 3}"]
+
+    assert labels() == [], "candles alone were asked for"
+    signal_coverage.ask_for(connection, [REGIME_LABELS], ["KRW-BTC", "KRW-ETH"], [OLD], "run")
+    assert labels() == [f"{OLD}|KRW-BTC"], "wanted, and its hours are there"
+
+    backfill = PartitionBackfill(
+        backfill_id="atwork",
+        status=BulkActionStatus.REQUESTED,
+        from_failure=False,
+        tags={},
+        backfill_timestamp=0.0,
+        asset_selection=[dg.AssetKey("candles_1m")],
+    )
+    instance.add_backfill(backfill)
+    assert len(ranges(tick(instance))) == 1, "it does them itself"
+    assert labels() == []
+    instance.update_backfill(backfill.with_status(BulkActionStatus.CANCELED))  # type: ignore[no-untyped-call]
+    assert labels() == [f"{OLD}|KRW-BTC"]

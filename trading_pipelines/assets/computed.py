@@ -3,11 +3,14 @@
 What an asset is belongs in its own module, how a partition is computed in `signals/`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from datetime import UTC, date, datetime
+from typing import Any
 
 import dagster as dg
 
 from trading_pipelines.assets.metadata import metadata_values
+from trading_pipelines.assets.runs import SCHEDULE, end_where_called_off
 from trading_pipelines.partitions import (
     DAY,
     SYMBOL,
@@ -17,13 +20,15 @@ from trading_pipelines.partitions import (
 )
 from trading_pipelines.resources.database import DatabaseResource
 from trading_pipelines.settings.strategy import StrategySettings
+from trading_pipelines.signals import coverage, due
 from trading_pipelines.signals.catalogue import Signal
 
 SHOWN_ERRORS = 3
 DATA_VERSION = "dagster/data_version"
 HAS_OWN_DATA_VERSION = "dagster/data_version_is_user_provided"
+CODE_VERSION = "dagster/code_version"
 # Of the code and of each input: by them Dagster tells whether a partition is stale.
-PROVENANCE = ("dagster/code_version", "dagster/input_")
+PROVENANCE = (CODE_VERSION, "dagster/input_")
 Materialized = Iterator[dg.MaterializeResult[None] | dg.AssetMaterialization]
 
 
@@ -79,9 +84,19 @@ def materialize(
     """
     from trading_pipelines.signals.registry import compute
 
+    end_where_called_off(context)
     requested = partitions_of_run(context.partition_keys)
     run_id = context.run.root_run_id or context.run_id
     with database.connect() as connection:
+        stored = coverage.read(connection, signal, requested.symbols, requested.days, settings)
+        if SCHEDULE in context.run.tags and due.all_made(
+            stored, signal, settings, datetime.now(UTC)
+        ):
+            context.log.info("another run has computed all of this meanwhile")
+            yield dg.MaterializeResult()
+            tags = _provenance(context, signal)
+            yield from (made(signal, p.symbol, p.day, p.rows_digest, tags) for p in stored)
+            return
         computed = compute(connection, signal, requested.symbols, requested.days, settings, run_id)
     partitions = {partition_key(p.symbol, p.day): p for p in computed}
     for warning in dict.fromkeys(partition.warning for partition in computed):
@@ -94,24 +109,41 @@ def materialize(
     if not errors:
         yield dg.MaterializeResult()
         provenance = _provenance(context, signal)
-    for key, partition in partitions.items():
-        if partition.error:
-            continue
-        tags = dimension_tags(partition.symbol, partition.day)
-        if partition.rows_digest:
-            tags |= provenance
-            tags |= {DATA_VERSION: partition.rows_digest, HAS_OWN_DATA_VERSION: "true"}
-        yield dg.AssetMaterialization(
-            signal.asset,
-            partition=key,
-            metadata=metadata_values(partition.figures),
-            tags=tags,
-        )
+    for partition in computed:
+        if not partition.error:
+            yield made(
+                signal,
+                partition.symbol,
+                partition.day,
+                partition.rows_digest,
+                provenance,
+                partition.figures,
+            )
     if errors:
         raise dg.Failure(
             f"{len(errors)} of {len(partitions)} partitions failed, the others are stored. "
             + "; ".join(errors[:SHOWN_ERRORS])
         )
+
+
+def made(
+    signal: Signal,
+    symbol: str,
+    day: date,
+    rows_digest: str | None,
+    provenance: Mapping[str, str],
+    figures: Mapping[str, Any] | None = None,
+) -> dg.AssetMaterialization:
+    """Return the event of a partition: its data version is the digest of its rows."""
+    tags = dimension_tags(symbol, day)
+    if rows_digest:
+        tags |= {**provenance, DATA_VERSION: rows_digest, HAS_OWN_DATA_VERSION: "true"}
+    return dg.AssetMaterialization(
+        signal.asset,
+        partition=partition_key(symbol, day),
+        metadata=metadata_values(figures or {}),
+        tags=tags,
+    )
 
 
 def _provenance(context: dg.AssetExecutionContext, signal: Signal) -> dict[str, str]:

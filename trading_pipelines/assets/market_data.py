@@ -14,8 +14,16 @@ import psycopg
 from trading_pipelines.assets.about import BY_HAND, describe
 from trading_pipelines.assets.metadata import table
 from trading_pipelines.assets.partition_checks import Findings, PartitionChecks
+from trading_pipelines.assets.runs import (
+    SCHEDULE,
+    end_where_called_off,
+    ender,
+    is_by_hand,
+    wanted_assets,
+)
 from trading_pipelines.candles import checks, coverage, resample
 from trading_pipelines.candles.download import FailedDay, download
+from trading_pipelines.candles.due import look_back
 from trading_pipelines.candles.failed_checks import Partition
 from trading_pipelines.partitions import (
     CANDLES_1H,
@@ -27,6 +35,8 @@ from trading_pipelines.partitions import (
 from trading_pipelines.resources.database import DatabaseResource
 from trading_pipelines.resources.exchange import ExchangeResource
 from trading_pipelines.settings.strategy import StrategySettings
+from trading_pipelines.signals import coverage as signal_coverage
+from trading_pipelines.signals.catalogue import SIGNALS
 
 POOL = "upbit"
 """How many runs download at once; its limit is in `dagster.yaml`."""
@@ -66,6 +76,9 @@ def build_assets(
         partitions = partitions_of_run(context.partition_keys)
         run_id = context.run.root_run_id or context.run_id
         with database.connect() as connection:
+            between_pages = ender(context)
+            between_pages()
+            _ask_for_signals(context, connection, partitions, settings)
             failed = download(
                 connection,
                 exchange.client(connection),
@@ -73,8 +86,14 @@ def build_assets(
                 partitions.days,
                 run_id,
                 settings.healing,
+                due_at=None if is_by_hand(context.run) else datetime.now(UTC),
+                between_pages=between_pages,
             )
             days = coverage.read(connection, partitions.symbols, partitions.days)
+            if others := sum(day.complete and day.run_id != run_id for day in days):
+                context.log.info(
+                    "%d of %d partitions were complete: not asked for", others, len(days)
+                )
             minutes = {partition_key(d.symbol, d.day): minutes_metadata(d) for d in days}
             if failed:
                 # The step fails, and candles_1h after it: the good partitions must not wait for it.
@@ -102,6 +121,7 @@ def build_assets(
         ),
     )
     def candles_1h(context: dg.AssetExecutionContext, database: DatabaseResource) -> None:
+        end_where_called_off(context)
         partitions = partitions_of_run(context.partition_keys)
         with database.connect() as connection:
             run_id = context.run.root_run_id or context.run_id
@@ -110,6 +130,26 @@ def build_assets(
             context.add_asset_metadata(values, partition_key=key)
 
     return [candles_1m, candles_1h]
+
+
+def _ask_for_signals(
+    context: dg.AssetExecutionContext,
+    connection: psycopg.Connection,
+    partitions: SymbolDays,
+    settings: StrategySettings,
+) -> None:
+    """Record which signals are wanted of the days, so that they follow whatever comes between.
+
+    Those of the run or its backfill; where a schedule looks after the days, all of them.
+    """
+    assets, days = wanted_assets(context), partitions.days
+    if SCHEDULE in context.run.tags:
+        data, now = settings.data, datetime.now(UTC)
+        first = look_back(data.start_date, data.look_back_days, now)[0]
+        assets, days = {s.asset for s in SIGNALS}, [day for day in days if day >= first]
+    signals = [signal for signal in SIGNALS if signal.asset in assets]
+    run_id = context.run.root_run_id or context.run_id
+    signal_coverage.ask_for(connection, signals, partitions.symbols, days, run_id)
 
 
 def minutes_metadata(day: coverage.CandleCoverage) -> dict[str, Any]:

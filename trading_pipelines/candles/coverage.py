@@ -5,7 +5,7 @@ in which nothing was traded has no candle (`quiet`); one that was never asked fo
 do about it belongs in `due`; the rows themselves in `store`.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from enum import StrEnum
@@ -252,6 +252,47 @@ def days_between(
 ) -> list[date]:
     """Return the first UTC days in [start, before) with minutes on record, at most `number`."""
     return [day for (day,) in connection.execute(DAYS_BETWEEN, [start, before, number])]
+
+
+# 9 ms with 20,000 rows of coverage, 110 ms with 100,000, which are 27 years of five symbols.
+HALF_MADE = """
+SELECT minutes.symbol, minutes.day
+FROM trading_pipelines.candle_coverage AS minutes
+LEFT JOIN trading_pipelines.candle_coverage AS hours
+    ON hours.symbol = minutes.symbol AND hours.interval = '1h' AND hours.day = minutes.day
+WHERE minutes.interval = '1m' AND minutes.symbol = ANY(%(symbols)s)
+  AND minutes.day >= %(start)s AND minutes.day < %(before)s
+  AND (minutes.status <> 'complete' OR minutes.failures > 0
+    OR hours.computed_from IS DISTINCT FROM minutes.changed_at
+    OR hours.status IS DISTINCT FROM 'complete')
+  AND NOT minutes.left_failed AND coalesce(minutes.retry_at <= now(), true)
+ORDER BY minutes.day DESC LIMIT %(most)s
+"""
+# The candles of each are counted, a millisecond a day.
+MOST_HALF_MADE = 200
+
+
+def half_made(
+    connection: psycopg.Connection, symbols: Sequence[str], start: date, before: date
+) -> list[CandleCoverage]:
+    """Return the UTC days in [start, before) that were begun and are not done, the newest 200.
+
+    Their minutes were not asked for to the end, or failed, or lack their hours. `before` is where
+    the look-back begins; a day that nobody has asked for is none of them, nor one left failed, nor
+    one that waits after a failure.
+    """
+    arguments = {
+        "symbols": list(symbols),
+        "start": start,
+        "before": before,
+        "most": MOST_HALF_MADE,
+    }
+    begun = set(connection.execute(HALF_MADE, arguments).fetchall())
+    days = read(connection, {symbol for symbol, _ in begun}, {day for _, day in begun})
+    return sorted(
+        (day for day in days if (day.symbol, day.day) in begun),
+        key=lambda day: (symbols.index(day.symbol), day.day),
+    )
 
 
 LOOK_AFTER = """

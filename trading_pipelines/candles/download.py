@@ -6,7 +6,7 @@ asked for and believed belongs in `exchange`, when a day is due in `due`.
 
 import contextlib
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
@@ -15,7 +15,7 @@ from typing import Protocol
 import psycopg
 
 from trading_pipelines.candles import coverage as candle_coverage
-from trading_pipelines.candles import store
+from trading_pipelines.candles import due, store
 from trading_pipelines.candles.coverage import FailureKind, FetchedInterval
 from trading_pipelines.candles.exchange import RequestStats
 from trading_pipelines.candles.page import (
@@ -100,9 +100,13 @@ def download(
     days: Sequence[date],
     run_id: str,
     healing: HealingSettings,
+    due_at: datetime | None = None,
+    between_pages: Callable[[], None] = lambda: None,
 ) -> list[FailedDay]:
     """Bring the UTC days of the symbols up to date in `market_data` and `candle_coverage`.
 
+    With `due_at` (UTC) nothing is asked for of days that are as they should be at that moment;
+    without it a complete day is asked for again. `between_pages` may end the download by raising.
     Returns the days that failed or were not reached; everything else is stored and committed. A
     symbol that fails leaves the others alone, but a block by the exchange ends the whole download.
     `connection` is autocommit; `run_id` is the root run's, see `coverage.interval_to_fetch`.
@@ -112,14 +116,16 @@ def download(
     for symbol in symbols:
         if blocked is None:
             try:
-                failed += _download_symbol(connection, exchange, symbol, days, run_id, healing)
+                failed += _download_symbol(
+                    connection, exchange, symbol, days, run_id, healing, due_at, between_pages
+                )
                 continue
             except BlockedError as error:
                 blocked = error
         failed += [
             FailedDay(symbol, coverage.day, str(blocked))
             for coverage in candle_coverage.read(connection, [symbol], days)
-            if not coverage.complete or coverage.run_id != run_id
+            if not coverage.complete or (due_at is None and coverage.run_id != run_id)
         ]
     return failed
 
@@ -131,16 +137,23 @@ def _download_symbol(
     days: Sequence[date],
     run_id: str,
     healing: HealingSettings,
+    due_at: datetime | None,
+    between_pages: Callable[[], None],
 ) -> list[FailedDay]:
     closed_until = exchange.closed_until()
     overlap = timedelta(minutes=healing.overlap_minutes)
-    asked = candle_coverage.read(connection, [symbol], days)
+    asked = [
+        coverage
+        for coverage in candle_coverage.read(connection, [symbol], days)
+        if due_at is None or due.lacks_minutes(coverage, due_at)
+    ]
+    days = [coverage.day for coverage in asked]
     intervals = [
         candle_coverage.interval_to_fetch(coverage, closed_until, run_id, overlap)
         for coverage in asked
     ]
     # Of the day before, only one that is complete is looked at again.
-    before = {interval.start.date() for interval in intervals} - {day.day for day in asked}
+    before = {interval.start.date() for interval in intervals}.difference(days)
     complete = {
         day.day for day in candle_coverage.read(connection, [symbol], before) if day.complete
     }
@@ -152,11 +165,13 @@ def _download_symbol(
     ):
         at, end = interval.start, interval.end
         while at < interval.end:
+            between_pages()
             try:
                 for covered in _store_pages(
                     connection, exchange, symbol, Interval(at, end), run_id, complete, overlap
                 ):
                     at, away_in_a_row = covered.end, 0
+                    between_pages()
                 if at < end:
                     break  # the rest has not closed yet
                 end = interval.end

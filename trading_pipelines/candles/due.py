@@ -89,6 +89,11 @@ def reason(coverage: CandleCoverage, now: datetime) -> CandleDueReason | None:
     return next((name for name, holds in checks.items() if holds), None)
 
 
+def lacks_minutes(coverage: CandleCoverage, now: datetime) -> bool:
+    """Return whether the exchange has to be asked for the day; whoever asks does not wait."""
+    return reason(coverage, now) not in {None, CandleDueReason.HOURS}
+
+
 def plan(
     days: Sequence[CandleCoverage],
     in_flight: AbstractSet[tuple[str, date]],

@@ -37,6 +37,10 @@ def backfill(
             help="Compute labels, models, forecasts too: for days that no schedule looks at.",
         ),
     ] = False,
+    again: Annotated[
+        bool,
+        typer.Option("--again", help="Ask for complete days too, and repair rows that differ."),
+    ] = False,
 ) -> None:
     """Fetch days of candles by Dagster's native partition backfill, and follow it to its end.
 
@@ -65,6 +69,6 @@ def backfill(
             url = running.url
         else:
             fail(f"the services of {home.path} are still starting: try again in a moment")
-        outcome = run_backfill(urls, url, target, render, with_signals=with_signals)
+        outcome = run_backfill(urls, url, target, render, with_signals=with_signals, again=again)
     show_summary(outcome, f"{target.first} to {target.last} (UTC days)")
     exit_by(outcome)

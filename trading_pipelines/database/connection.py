@@ -55,6 +55,10 @@ class DatabaseError(OperatorError):
     """The database can't be used as it is; the message says what to do."""
 
 
+class UnreachableError(DatabaseError):
+    """Nobody answers, or lets us in."""
+
+
 @dataclass(frozen=True, repr=False)
 class DatabaseUrls:
     """Where the two databases are. May hold a password: never printed, never logged."""
@@ -298,7 +302,7 @@ def open_session(url: str, settings: Mapping[str, str] | None = None) -> psycopg
     except (psycopg.OperationalError, psycopg.ProgrammingError) as error:
         # A value that can't be read (a port, an sslmode) is quoted.
         reason = re.sub(r"""(value[\w :]*) (["']).*?\2""", r"\1", " ".join(str(error).split()))
-        raise DatabaseError(
+        raise UnreachableError(
             f"the database can't be reached: {reason}; is the server up, "
             "and are DATABASE_URL and DAGSTER_POSTGRES_URL, where they are set, right?"
         ) from None

@@ -48,7 +48,7 @@ NEEDS = {
     "models": ["model"],
     "alerts": ["alerts"],
     "dead_alerts": ["alerts"],
-    "holes": ["days", "failed", "old_gaps", "filled_at"],
+    "holes": ["days", "failed", "old_gaps", "half_made", "older_filled_at", "filled_at"],
     "failed_partitions": ["failed"],
     "events": ["compared"],
     "slots": ["held_slots"],
@@ -276,6 +276,8 @@ class _Judge:
         days: Sequence[CandleCoverage],
         failed: Sequence[FailedPartition],
         old_gaps: Sequence[tuple[str, date]],
+        half_made: Sequence[tuple[str, str, date]],
+        older_filled_at: datetime | None,
         filled_at: datetime | None,
     ) -> Judgement:
         if not self.settings.data.refresh:
@@ -303,6 +305,13 @@ class _Judge:
         lines += [
             f"{symbol}: {_days(gaps)}, older than the look-back" for symbol, gaps in old.items()
         ]
+        # A backfill begins all its days before it ends one.
+        if older_filled_at is None or older_filled_at < self.now - self._late:
+            left: dict[str, list[date]] = {}
+            for asset, symbol, day_begun in half_made:
+                if (symbol, day_begun) not in old_gaps:
+                    left.setdefault(f"{asset} {symbol}".strip(), []).append(day_begun)
+            lines += [f"{name}: {_days(begun)}, begun and not done" for name, begun in left.items()]
         return lines, f"filling: {filling:,} left" if filling else "none"
 
     def _failed(self, failed: Sequence[FailedPartition]) -> Judgement:

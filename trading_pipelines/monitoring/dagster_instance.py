@@ -16,6 +16,7 @@ import grpc
 import psycopg
 import tenacity
 from dagster._core.errors import DagsterUserCodeUnreachableError
+from dagster._core.execution.backfill import BulkActionsFilter, BulkActionStatus
 from dagster._core.instance.ref import InstanceRef
 from dagster._core.scheduler.instigation import (
     InstigatorState,
@@ -24,6 +25,7 @@ from dagster._core.scheduler.instigation import (
     TickStatus,
 )
 from dagster._core.storage.tags import (
+    BACKFILL_ID_TAG,
     DOCKER_IMAGE_TAG,
     GRPC_INFO_TAG,
     MAX_RETRIES_TAG,
@@ -67,6 +69,20 @@ AT_WORK = [
     dg.DagsterRunStatus.STARTED,
     dg.DagsterRunStatus.CANCELING,
 ]
+UNFINISHED = [
+    dg.DagsterRunStatus.QUEUED,
+    dg.DagsterRunStatus.NOT_STARTED,
+    *AT_WORK,
+]
+# Where Dagster's daemon writes down up to which failure it has looked for runs to start again.
+LOOKED_AT = f"EVENT_LOG_CONSUMER_CURSOR-{dg.DagsterEventType.RUN_FAILURE.value}"
+CALLED_OFF = [
+    BulkActionStatus.CANCELING,
+    BulkActionStatus.CANCELED,
+    BulkActionStatus.FAILING,
+    BulkActionStatus.FAILED,
+]
+MOST_FAILURES = 500
 
 
 def probe_dagster(
@@ -346,6 +362,63 @@ def fail_runs_that_will_not_start(
 def will_retry(run: dg.DagsterRun) -> bool:
     """Return whether Dagster itself starts the failed run again."""
     return run.tags.get(WILL_RETRY_TAG) == "true"
+
+
+def unfinished_runs(instance: dg.DagsterInstance) -> list[dg.RunRecord]:
+    """Return the runs that are queued, at work or about to be started again, the newest first.
+
+    A failed run is one of these until the daemon has looked at its failure: then there is another
+    run in its place, or there will be none.
+    """
+    # First of all: a run that fails, or is started again, between the questions is seen by one.
+    looked_at = instance.daemon_cursor_storage.get_cursor_values({LOOKED_AT}).get(LOOKED_AT)
+    records = list(instance.get_run_records(dg.RunsFilter(statuses=UNFINISHED)))
+    if looked_at is None:
+        return records
+    failures = instance.event_log_storage.get_logs_for_all_runs_by_log_id(
+        after_cursor=int(looked_at),
+        dagster_event_type={dg.DagsterEventType.RUN_FAILURE},
+        limit=MOST_FAILURES,
+    )
+    if not failures:
+        return records
+    failed = dg.RunsFilter(
+        run_ids=list({event.run_id for event in failures.values()}),
+        statuses=[dg.DagsterRunStatus.FAILURE],
+    )
+    # The tag comes a moment after the failure.
+    records += [
+        record
+        for record in instance.get_run_records(failed)
+        if record.dagster_run.tags.get(WILL_RETRY_TAG) != "false"
+    ]
+    return sorted(records, key=lambda record: record.storage_id, reverse=True)
+
+
+def backfills_at_work(instance: dg.DagsterInstance) -> bool:
+    """Return whether a native backfill has runs to come."""
+    at_work = BulkActionsFilter(statuses=[BulkActionStatus.REQUESTED])
+    return instance.get_backfills_count(at_work) > 0
+
+
+def is_called_off(instance: dg.DagsterInstance, run: dg.DagsterRun) -> bool:
+    """Return whether the run was cancelled or reported as failed, or its backfill called off.
+
+    Dagster itself cancels no run that is STARTING, and one that starts forgets that it was marked
+    as cancelled: its events tell it all the same.
+    """
+    ended = {
+        dg.DagsterEventType.RUN_CANCELING,
+        dg.DagsterEventType.RUN_CANCELED,
+        dg.DagsterEventType.RUN_FAILURE,
+    }
+    if instance.get_records_for_run(run.run_id, of_type=ended, limit=1).records:
+        return True
+    if BACKFILL_ID_TAG not in run.tags:
+        return False
+    # Counted, not read: a backfill of two years is a megabyte.
+    called_off = BulkActionsFilter(statuses=CALLED_OFF, backfill_ids=[run.tags[BACKFILL_ID_TAG]])
+    return instance.get_backfills_count(called_off) > 0
 
 
 class CodeServer:

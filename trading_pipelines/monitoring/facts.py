@@ -127,6 +127,10 @@ class Facts:
     """The last comparison of Dagster's events with the tables, by asset."""
     old_gaps: Sequence[tuple[str, date]] | Unknown
     """(symbol, day)s older than the look-back that lack candles or labels."""
+    half_made: Sequence[tuple[str, str, date]] | Unknown
+    """(asset, symbol, day)s older than the look-back that were begun and are not done."""
+    older_filled_at: datetime | Unknown | None
+    """When a partition older than the look-back was last written (UTC)."""
     filled_at: datetime | Unknown | None
     """When candles of a closed day of the look-back last came (UTC)."""
     labels: Mapping[str, datetime | None] | Unknown

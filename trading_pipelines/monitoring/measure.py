@@ -4,7 +4,7 @@ What is allowed belongs in `checks`.
 """
 
 import shutil
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import fields
 from datetime import date, datetime, timedelta
@@ -41,7 +41,8 @@ from trading_pipelines.monitoring.facts import (
 from trading_pipelines.settings.environment import Environment
 from trading_pipelines.settings.strategy import AlertSettings, HealthSettings, StrategySettings
 from trading_pipelines.signals import coverage as signal_coverage
-from trading_pipelines.signals.catalogue import VOLATILITY_MODEL
+from trading_pipelines.signals import due as signals_due
+from trading_pipelines.signals.catalogue import SIGNALS, VOLATILITY_MODEL
 from trading_pipelines.signals.coverage import SignalCoverage
 from trading_pipelines.signals.left_failed import FAILING
 
@@ -56,6 +57,14 @@ FROM unnest(%s::text[]) AS symbols (symbol)
 FILLED = """
 SELECT max(changed_at) FROM trading_pipelines.candle_coverage
 WHERE interval = '1m' AND symbol = ANY(%s) AND day = ANY(%s)
+"""
+OLDER_FILLED = """
+SELECT max(changed_at) FROM (
+    SELECT changed_at FROM trading_pipelines.candle_coverage
+    WHERE symbol = ANY(%(symbols)s) AND day < %(before)s
+    UNION ALL
+    SELECT changed_at FROM trading_pipelines.signal_coverage WHERE day < %(before)s
+) AS older
 """
 # A replay counts anew: from its first attempt or, before that, from when it may be attempted.
 WAITING = """
@@ -173,6 +182,11 @@ def _facts(
                 c, symbols, settings.data.start_date, days[0]
             ),
         ),
+        half_made=of("half_made", lambda c: list(_half_made(c, settings, days[0]))),
+        older_filled_at=of(
+            "older_filled_at",
+            lambda c: _moment(c, OLDER_FILLED, {"symbols": symbols, "before": days[0]}),
+        ),
         filled_at=of("filled_at", lambda c: _moment(c, FILLED, [symbols, days[:-1]])),
         labels=of("labels", lambda c: dict(c.execute(LABELS, [symbols]).fetchall())),
         model=of("model", lambda c: _model(c, settings, days, now)),
@@ -192,7 +206,9 @@ def _first_line(text: str) -> str:
 
 
 def _moment(
-    connection: psycopg.Connection, query: LiteralString, arguments: Sequence[object] = ()
+    connection: psycopg.Connection,
+    query: LiteralString,
+    arguments: Sequence[object] | Mapping[str, object] = (),
 ) -> datetime | None:
     row = connection.execute(query, arguments).fetchone()
     return row[0] if row else None
@@ -228,6 +244,19 @@ def _model(
     if day not in days:
         return None
     return signal_coverage.read(connection, VOLATILITY_MODEL, [], [day], settings)[0]
+
+
+def _half_made(
+    connection: psycopg.Connection, settings: StrategySettings, before: date
+) -> Iterator[tuple[str, str, date]]:
+    start = settings.data.start_date
+    for day in coverage.half_made(connection, settings.symbols, start, before):
+        yield "candles", day.symbol, day.day
+    for signal in SIGNALS:
+        partitions = signal_coverage.half_made(connection, signal, start, before, settings)
+        for partition in partitions:
+            if signals_due.is_ready(partition, signal):
+                yield signal.asset, partition.symbol, partition.day
 
 
 def _alerts(connection: psycopg.Connection, settings: AlertSettings, now: datetime) -> AlertFacts:

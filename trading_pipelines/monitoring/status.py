@@ -26,7 +26,7 @@ from trading_pipelines.monitoring.reconciliation import Reconciliation
 from trading_pipelines.settings.strategy import StrategySettings
 from trading_pipelines.signals import coverage as signal_coverage
 from trading_pipelines.signals import due as signals_due
-from trading_pipelines.signals.catalogue import SIGNALS
+from trading_pipelines.signals.catalogue import SIGNALS, Signal
 from trading_pipelines.signals.coverage import SignalCoverage
 from trading_pipelines.signals.left_failed import (
     LEFT_FAILED,
@@ -93,22 +93,29 @@ def read(
     connection: psycopg.Connection, settings: StrategySettings, now: datetime
 ) -> InstallationStatus:
     """Return the state at `now` (UTC) of the look-back's days."""
-    days = due.look_back(settings.data.start_date, settings.data.look_back_days, now)
+    start = settings.data.start_date
+    days = due.look_back(start, settings.data.look_back_days, now)
     partitions = coverage.read(connection, settings.symbols, days)
+    half_made = coverage.half_made(connection, settings.symbols, start, days[0])
+    older = list(_due_older_signals(connection, settings, days[0], now))
+    begun = {(day.symbol, day.day) for day in half_made}
+    begun |= {(partition.symbol, partition.day) for partition in older}
     counts = ledger.counts(connection).values()
     (model_day,) = connection.execute(NEWEST_MODEL).fetchone() or (None,)
     return InstallationStatus(
         symbols=_symbols(connection, settings.symbols, partitions, now),
         model_day=model_day,
         due=[
-            *_due_candles(partitions, now),
+            *_due_candles((*partitions, *half_made), now),
             *(
                 DuePartition("candles_1m", symbol, day, OLDER_THAN_LOOK_BACK)
                 for symbol, day in signal_coverage.gaps_before_look_back(
-                    connection, settings.symbols, settings.data.start_date, days[0]
+                    connection, settings.symbols, start, days[0]
                 )
+                if (symbol, day) not in begun
             ),
             *_due_signals(connection, settings, days, now),
+            *older,
         ],
         left_failed=left_failed(connection, settings.symbols),
         red=[
@@ -177,12 +184,28 @@ def _due_candles(partitions: Sequence[CandleCoverage], now: datetime) -> Iterato
 def _due_signals(
     connection: psycopg.Connection, settings: StrategySettings, days: Sequence[date], now: datetime
 ) -> Iterator[DuePartition]:
-    hidden = {None, signals_due.SignalDueReason.LEFT_FAILED}
     for signal in SIGNALS:
-        for partition in signal_coverage.read(connection, signal, settings.symbols, days, settings):
-            if (why := signals_due.reason(partition, signal, settings, now)) not in hidden:
-                why_text = _why(partition, str(why))
-                yield DuePartition(signal.asset, partition.symbol, partition.day, why_text)
+        partitions = signal_coverage.read(connection, signal, settings.symbols, days, settings)
+        yield from _due(partitions, signal, settings, now)
+
+
+def _due_older_signals(
+    connection: psycopg.Connection, settings: StrategySettings, before: date, now: datetime
+) -> Iterator[DuePartition]:
+    start = settings.data.start_date
+    for signal in SIGNALS:
+        partitions = signal_coverage.half_made(connection, signal, start, before, settings)
+        yield from _due(partitions, signal, settings, now)
+
+
+def _due(
+    partitions: Iterable[SignalCoverage], signal: Signal, settings: StrategySettings, now: datetime
+) -> Iterator[DuePartition]:
+    hidden = {None, signals_due.SignalDueReason.LEFT_FAILED}
+    for partition in partitions:
+        if (why := signals_due.reason(partition, signal, settings, now)) not in hidden:
+            why_text = _why(partition, str(why))
+            yield DuePartition(signal.asset, partition.symbol, partition.day, why_text)
 
 
 def _why(partition: CandleCoverage | SignalCoverage, reason: str) -> str:

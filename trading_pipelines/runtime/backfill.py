@@ -7,7 +7,7 @@ progress is drawn belongs in `cli.render`.
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any, Protocol
@@ -115,12 +115,13 @@ def run_backfill(
     source: str | None = None,
     *,
     with_signals: bool = False,
+    again: bool = False,
 ) -> BackfillOutcome:
     """Launch the native backfill on the web server at `url` and show it to its end.
 
     Raises BackfillError.
     """
-    backfill_id = launch(url, target, source, with_signals=with_signals)
+    backfill_id = launch(url, target, source, with_signals=with_signals, again=again)
     screen.say(
         f"backfill {backfill_id} of {len(target.symbols)} symbols x {len(target.days)} days: "
         f"{url}/runs/b/{backfill_id}"
@@ -131,12 +132,18 @@ def run_backfill(
 
 
 def launch(
-    url: str, target: BackfillTarget, source: str | None = None, *, with_signals: bool = False
+    url: str,
+    target: BackfillTarget,
+    source: str | None = None,
+    *,
+    with_signals: bool = False,
+    again: bool = False,
 ) -> str:
     """Launch the native backfill of the market data assets; return its id. Raises BackfillError.
 
     `source` tags its runs, so that the UI says it when the market is not the real one. With the
     signals, the model is fitted on the symbols of the instance's settings, whatever the target's.
+    Complete days are not asked for, but `again`.
     """
     ranges = [
         {"start": f"{target.first}|{symbol}", "end": f"{target.last}|{symbol}"}
@@ -147,9 +154,10 @@ def launch(
         ranges_of |= {CURRENT_SIGNALS: None, SIGNALS_OVERVIEW: None}
         days = [{"start": f"{target.first}", "end": f"{target.last}"}]
         ranges_of |= {signal.asset: days if signal.pooled else ranges for signal in SIGNALS}
+    tags = {"source": source or "", "again": "true" if again else ""}
     parameters = {
         "title": f"{len(target.symbols)} symbols, {target.first} to {target.last}",
-        "tags": [{"key": "source", "value": source}] if source else [],
+        "tags": [{"key": key, "value": value} for key, value in tags.items() if value],
         "partitionsByAssets": [
             {"assetKey": {"path": [asset]}, "partitions": ranges and {"ranges": ranges}}
             for asset, ranges in ranges_of.items()
@@ -187,7 +195,11 @@ def follow(
         runs = answer["runsOrError"]["results"]
         # A run that Dagster starts again records its partitions under the first attempt's id.
         run_ids = {run["rootRunId"] or run["runId"] for run in runs}
-        partitions = coverage.read(connection, target.symbols, target.days)
+        partitions = [
+            # The requests of others are none of this backfill's.
+            day if day.run_id in run_ids else replace(day, requests=0, waits=0)
+            for day in coverage.read(connection, target.symbols, target.days)
+        ]
         show(_progress(partitions, run_ids))
         if backfill["status"] in ENDED:
             if backfill["error"]:
@@ -212,7 +224,7 @@ def follow(
 def _failure(partition: CandleCoverage, run_ids: set[str]) -> str | None:
     if partition.error:
         return partition.error
-    if partition.run_id not in run_ids:
+    if partition.run_id not in run_ids and not partition.complete:
         return "not reached"
     return None if partition.hours_current else "its hours were not computed"
 
@@ -220,11 +232,12 @@ def _failure(partition: CandleCoverage, run_ids: set[str]) -> str | None:
 def _progress(partitions: Sequence[CandleCoverage], run_ids: set[str]) -> BackfillProgress:
     now = datetime.now(UTC)
     reached = [partition for partition in partitions if partition.run_id in run_ids]
+    done = [day for day in partitions if day.complete or day.run_id in run_ids]
     return BackfillProgress(
-        done=sum(_fetched_minutes(partition, now) for partition in reached),
+        done=sum(_fetched_minutes(partition, now) for partition in done),
         total=sum(_minutes_until(partition.day, now) for partition in partitions),
         rows=sum(partition.stored for partition in reached),
-        requests=sum(partition.requests for partition in reached),
+        requests=sum(partition.requests for partition in partitions),
     )
 
 

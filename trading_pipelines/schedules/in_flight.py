@@ -5,23 +5,19 @@ from datetime import date
 
 import dagster as dg
 
-from trading_pipelines.monitoring.dagster_instance import AT_WORK, launched_as
+from trading_pipelines.monitoring.dagster_instance import launched_as, unfinished_runs
 from trading_pipelines.monitoring.facts import RunInFlight
 from trading_pipelines.partitions import PARTITION, RANGE_END, RANGE_START, parse_keys
 
-UNFINISHED = [
-    dg.DagsterRunStatus.QUEUED,
-    dg.DagsterRunStatus.NOT_STARTED,
-    *AT_WORK,
-]
+FAILED = "failed, about to be started again by Dagster"
 
 
 def in_flight(
-    runs: Sequence[dg.DagsterRun], partitions: dg.PartitionsDefinition[str], *assets: str
+    runs: Sequence[dg.RunRecord], partitions: dg.PartitionsDefinition[str], *assets: str
 ) -> set[tuple[str, date]]:
     """Return (symbol, UTC day) of what `runs` will write of any of the assets."""
     keys: set[str] = set()
-    for run in runs:
+    for run in (record.dagster_run for record in runs):
         if run.asset_selection and not run.asset_selection & {dg.AssetKey(a) for a in assets}:
             continue
         if PARTITION in run.tags:
@@ -35,9 +31,9 @@ def in_flight(
 
 
 def runs_in_flight(instance: dg.DagsterInstance) -> list[RunInFlight]:
-    """Return the runs that are queued or at work, the newest first."""
+    """Return the runs that are queued, at work or about to be started again, the newest first."""
     runs = []
-    for record in instance.get_run_records(dg.RunsFilter(statuses=UNFINISHED)):
+    for record in unfinished_runs(instance):
         run = record.dagster_run
         keys = [run.tags[tag] for tag in (PARTITION, RANGE_START, RANGE_END) if tag in run.tags]
         pairs = parse_keys(keys)
@@ -46,7 +42,11 @@ def runs_in_flight(instance: dg.DagsterInstance) -> list[RunInFlight]:
                 job=launched_as(run),
                 symbols=tuple(dict.fromkeys(symbol for symbol, _ in pairs if symbol)),
                 days=tuple(dict.fromkeys(day for _, day in pairs)),
-                state=run.status.value.lower().replace("_", " "),
+                state=(
+                    FAILED
+                    if run.status is dg.DagsterRunStatus.FAILURE
+                    else run.status.value.lower().replace("_", " ")
+                ),
                 since=record.update_timestamp,
             )
         )

@@ -9,9 +9,10 @@ import psycopg
 from trading_pipelines.alerts.kinds import DAILY_REPORT
 from trading_pipelines.alerts.periodic import due_reports
 from trading_pipelines.korean_time import KST
+from trading_pipelines.monitoring.dagster_instance import unfinished_runs
 from trading_pipelines.partitions import kst_days, kst_weeks, partition_key
 from trading_pipelines.resources.database import DatabaseResource
-from trading_pipelines.schedules.in_flight import UNFINISHED, in_flight
+from trading_pipelines.schedules.in_flight import in_flight
 from trading_pipelines.schedules.run_requests import REPORT, default_status, run_key
 from trading_pipelines.settings.strategy import StrategySettings
 from trading_pipelines.signals.rejections.summary import REJECT_SUMMARY, due_weeks
@@ -86,14 +87,14 @@ def _build(
         now = datetime.now(UTC)
         with database.connect() as connection:
             days = due(connection, now)
-        runs = context.instance.get_runs(dg.RunsFilter(statuses=UNFINISHED))
+        runs = unfinished_runs(context.instance)
         if failed_wait is not None:
             just_failed = dg.RunsFilter(
                 job_name=job.name,
                 statuses=[dg.DagsterRunStatus.FAILURE],
                 updated_after=now - failed_wait,
             )
-            runs = [*runs, *context.instance.get_runs(just_failed)]
+            runs = [*runs, *context.instance.get_run_records(just_failed)]
         running = in_flight(runs, partitions, asset)
         keys = [partition_key("", day) for day in days if ("", day) not in running]
         requests = [

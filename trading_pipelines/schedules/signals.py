@@ -5,9 +5,10 @@ from datetime import UTC, datetime
 
 import dagster as dg
 
+from trading_pipelines.monitoring.dagster_instance import backfills_at_work, unfinished_runs
 from trading_pipelines.partitions import range_tags
 from trading_pipelines.resources.database import DatabaseResource
-from trading_pipelines.schedules.in_flight import UNFINISHED, in_flight
+from trading_pipelines.schedules.in_flight import in_flight
 from trading_pipelines.schedules.run_requests import NEWEST, default_status, run_key
 from trading_pipelines.settings.strategy import StrategySettings
 from trading_pipelines.signals import coverage, due
@@ -120,11 +121,16 @@ def _build_update(
         now = datetime.now(UTC)
         days = due.look_back(signals, settings, now)
         # Before the tables: a run that ended in between would be launched again.
-        unfinished = context.instance.get_runs(dg.RunsFilter(statuses=UNFINISHED))
+        unfinished = unfinished_runs(context.instance)
+        at_work = backfills_at_work(context.instance)
         plans = {}
         with database.connect() as connection:
             for signal in signals:
                 stored = coverage.read(connection, signal, settings.symbols, days, settings)
+                # What a backfill has begun it does itself, as long as it is at work.
+                if not at_work:
+                    start = settings.data.start_date
+                    stored += coverage.half_made(connection, signal, start, days[0], settings)
                 running = in_flight(unfinished, partitions, signal.asset)
                 plans[signal] = due.plan(signal, stored, running, settings, now)
         for signal, plan in plans.items():

@@ -15,12 +15,14 @@ import dagster as dg
 import psycopg
 
 from trading_pipelines.assets import market_data
+from trading_pipelines.assets.computed import CODE_VERSION, made
 from trading_pipelines.assets.partition_checks import PartitionChecks
 from trading_pipelines.candles import coverage, due, failed_checks
 from trading_pipelines.candles.checks import ContractBreach
 from trading_pipelines.candles.failed_checks import FailedCheck, Partition
 from trading_pipelines.candles.windows import DAY
 from trading_pipelines.monitoring import reconciliation
+from trading_pipelines.monitoring.dagster_instance import unfinished_runs
 from trading_pipelines.monitoring.partition_events import store_materializations, store_verdicts
 from trading_pipelines.monitoring.reconciliation import MOST_TAKEN_BACK, Difference, named_keys
 from trading_pipelines.partitions import (
@@ -31,8 +33,9 @@ from trading_pipelines.partitions import (
     symbol_days,
 )
 from trading_pipelines.resources.database import DatabaseResource
-from trading_pipelines.schedules.in_flight import UNFINISHED, in_flight
+from trading_pipelines.schedules.in_flight import in_flight
 from trading_pipelines.settings.strategy import StrategySettings
+from trading_pipelines.signals import coverage as signal_coverage
 from trading_pipelines.signals.catalogue import POOLED, SIGNALS
 
 NAME = "reconcile_partitions"
@@ -61,7 +64,7 @@ def build_reconciliation(
         context: dg.SensorEvaluationContext, database: DatabaseResource
     ) -> dg.SkipReason:
         # Before the tables: a run that ended in between would look like a difference.
-        runs = context.instance.get_runs(dg.RunsFilter(statuses=UNFINISHED))
+        runs = unfinished_runs(context.instance)
         with database.connect() as market, database.connect_to_dagster() as dagster:
             now = datetime.now(UTC)
             history = _next_days(market, settings, context.cursor, now)
@@ -126,33 +129,44 @@ class _Tick:
             if self._is_over():
                 return at
             some = keys[at : at + AT_ONCE]
-            figures = self._figures(asset, some)
-            store_materializations(
-                self.instance,
-                [
-                    dg.AssetMaterialization(
-                        asset,
-                        partition=key,
-                        metadata={"recorded_by": NAME} | figures.get(key, {}),
-                    )
-                    for key in some
-                ],
-            )
+            store_materializations(self.instance, self._made(asset, some))
             for group in checks:
                 partitions = dict.fromkeys(group.descriptions, parse_keys(some))
                 self._judge(group, partitions, told=dict.fromkeys(group.descriptions, some))
         return len(keys)
 
-    def _figures(self, asset: str, keys: Sequence[str]) -> dict[str, dict[str, Any]]:
-        if asset != CANDLES_1M:
-            return {}
+    def _made(self, asset: str, keys: Sequence[str]) -> list[dg.AssetMaterialization]:
+        """Return the partitions' events, as the runs that made them would have told them."""
         partitions = parse_keys(keys)
-        stored = coverage.read(
-            self.market, {symbol for symbol, _ in partitions}, {day for _, day in partitions}
-        )
-        return {
-            partition_key(day.symbol, day.day): market_data.minutes_metadata(day) for day in stored
-        }
+        symbols = list(dict.fromkeys(symbol for symbol, _ in partitions))
+        days = sorted({day for _, day in partitions})
+        recorded_by = {"recorded_by": NAME}
+        if signal := next((signal for signal in SIGNALS if signal.asset == asset), None):
+            signals = signal_coverage.read(self.market, signal, symbols, days, self.settings)
+            return [
+                made(
+                    signal,
+                    row.symbol,
+                    row.day,
+                    row.rows_digest,
+                    {CODE_VERSION: f"{row.code_version}+{row.settings_digest}"},
+                    recorded_by,
+                )
+                for row in signals
+                if (row.symbol, row.day) in partitions
+            ]
+        figures: dict[Partition, dict[str, Any]] = {}
+        if asset == CANDLES_1M:
+            candles = coverage.read(self.market, symbols, days)
+            figures = {(row.symbol, row.day): market_data.minutes_metadata(row) for row in candles}
+        return [
+            dg.AssetMaterialization(
+                asset,
+                partition=partition_key(*partition),
+                metadata=figures.get(partition, {}) | recorded_by,
+            )
+            for partition in partitions
+        ]
 
     def _take_back(self, asset: str, keys: Sequence[str]) -> int:
         if not keys or len(keys) > MOST_TAKEN_BACK:

@@ -41,6 +41,8 @@ class SignalCoverage:
     """Of the settings that it was made by; None: it was made before that was kept."""
     code_version: str | None = None
     """Of the computation that made it; None: it was made before that was kept."""
+    rows_digest: str | None = None
+    """Of the rows that it made; None: it was made before that was kept."""
 
 
 # The inputs of one partition, as they are seen by this transaction.
@@ -102,6 +104,7 @@ WITH rejections AS MATERIALIZED (
 SELECT %(asset)s AS asset, symbols.symbol, days.day, known.computed_until,
     known.inputs AS computed_from, coalesce(known.failures, 0) AS failures, known.error,
     known.retry_at, coalesce(known.left_failed, false) AS left_failed, known.failed_inputs,
+    known.rows_digest,
     digest.inputs, digest.until,
     digest.assets = cardinality(%(inputs)s::text[]) AS has_all_inputs,
     known.settings_digest, known.code_version
@@ -178,6 +181,80 @@ def read(
     with connection.cursor(row_factory=class_row(SignalCoverage)) as cursor:
         cursor.execute(READ_SIGNAL_COVERAGE, arguments | _signal_arguments(signal, settings))
         return cursor.fetchall()
+
+
+ASK_FOR = """
+INSERT INTO trading_pipelines.signal_coverage (asset, symbol, day, run_id)
+SELECT %(asset)s, symbols.symbol, days.day, %(run_id)s
+FROM unnest(%(symbols)s::text[]) AS symbols (symbol) CROSS JOIN unnest(%(days)s::date[])
+    AS days (day)
+ON CONFLICT DO NOTHING
+"""
+# 2 ms with 100,000 rows of coverage.
+HALF_MADE = """
+SELECT known.symbol, known.day
+FROM trading_pipelines.signal_coverage AS known
+WHERE known.asset = %(asset)s AND known.symbol = ANY(%(symbols)s)
+  AND known.day >= %(start)s AND known.day < %(before)s
+  AND (known.computed_until IS NULL
+    OR known.computed_until < (known.day + 1)::timestamp AT TIME ZONE 'UTC')
+  AND NOT known.left_failed AND coalesce(known.retry_at <= now(), true)
+  AND EXISTS (SELECT FROM trading_pipelines.input_versions AS input
+    WHERE input.asset = %(input)s AND input.day = known.day
+      AND input.symbol = ANY (ARRAY['', known.symbol] || %(pooled)s::text[]))
+ORDER BY known.day DESC LIMIT %(most)s
+"""
+MOST_HALF_MADE = 200
+
+
+def ask_for(
+    connection: psycopg.Connection,
+    signals: Iterable[Signal],
+    symbols: Sequence[str],
+    days: Sequence[date],
+    run_id: str,
+) -> None:
+    """Record that partitions are wanted: they are due until they are made, however old they are."""
+    for signal in signals:
+        arguments = {
+            "asset": signal.asset,
+            "symbols": [POOLED] if signal.pooled else list(symbols),
+            "days": list(days),
+            "run_id": run_id,
+        }
+        connection.execute(ASK_FOR, arguments)
+
+
+def half_made(
+    connection: psycopg.Connection,
+    signal: Signal,
+    start: date,
+    before: date,
+    settings: StrategySettings,
+) -> list[SignalCoverage]:
+    """Return the signal's partitions of UTC days in [start, before) that were asked for in vain.
+
+    The newest 200, of those that have candles or whatever they are computed from. `before` is where
+    the look-back begins. One that is left failed, or waits after a failure, is none of them.
+    """
+    symbols = [POOLED] if signal.pooled else settings.symbols
+    of_signal = _signal_arguments(signal, settings)
+    arguments = of_signal | {
+        "symbols": symbols,
+        "start": start,
+        "before": before,
+        "input": next(iter(signal.inputs(settings))),
+        "most": MOST_HALF_MADE,
+    }
+    asked = set(connection.execute(HALF_MADE, arguments).fetchall())
+    if not asked:
+        return []
+    asked_symbols = {symbol for symbol, _ in asked}
+    days = sorted({day for _, day in asked})
+    partitions = read(
+        connection, signal, [s for s in symbols if s in asked_symbols], days, settings
+    )
+    return [partition for partition in partitions if (partition.symbol, partition.day) in asked]
 
 
 GAPS_BEFORE_LOOK_BACK = """

@@ -117,6 +117,19 @@ def made_otherwise(
     return None
 
 
+def all_made(
+    partitions: Sequence[SignalCoverage],
+    signal: Signal,
+    settings: StrategySettings,
+    now: datetime,
+) -> bool:
+    """Return whether each of the partitions is there and none is due at `now`."""
+    return all(
+        partition.computed_until is not None and reason(partition, signal, settings, now) is None
+        for partition in partitions
+    )
+
+
 def look_back(signals: Sequence[Signal], settings: StrategySettings, now: datetime) -> list[date]:
     """Return the UTC days a schedule of these signals looks after, up to the one open at `now`.
 

@@ -464,7 +464,7 @@ def test_a_hole_is_found_with_its_ends_and_the_command_that_fills_it(
     assert Hole("KRW-BTC", start, end) in holes
     # From the first of its holes to the last: ours, and in generated minutes some of one minute.
     eth = [hole for hole in holes if hole.symbol == "KRW-ETH"]
-    days = f"--start {eth[0].start.date()} --end {eth[-1].end.date()}"
+    days = f"--start {eth[0].start.date()} --end {eth[-1].end.date()} --again"
     assert f"trading-pipelines backfill --symbols KRW-ETH {days}" in [
         one.command for one in inspection.repairs
     ]
@@ -486,7 +486,7 @@ def test_repairs_a_week_apart_are_asked_for_apart_and_of_an_open_day_not_at_all(
     days = ("2025-09-01", "2025-09-07", "2025-09-14", "2025-09-22")
     bot.execute(MINUTES_OF_ONE, [[f"{day} 01:00Z" for day in days]])
     assert [one.command for one in inspect(bot_url).repairs] == [
-        f"trading-pipelines backfill --symbols KRW-BTC,KRW-ETH --start {first} --end {last}"
+        f"trading-pipelines backfill --symbols KRW-BTC,KRW-ETH --start {first} --end {last} --again"
         for first, last in (("2025-09-01", "2025-09-07"), ("2025-09-14", "2025-09-14"))
     ]
 

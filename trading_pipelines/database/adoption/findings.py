@@ -53,7 +53,7 @@ class Repair:
         """What the operator runs after `db upgrade`."""
         return (
             f"trading-pipelines backfill --symbols {','.join(self.symbols)} "
-            f"--start {self.first} --end {self.last}"
+            f"--start {self.first} --end {self.last} --again"
         )
 
 
