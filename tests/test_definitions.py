@@ -115,7 +115,7 @@ def test_an_asset_names_its_database_and_links_its_runbook(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = tmp_path / "strategy.yaml"
-    config.touch()
+    config.write_text("{}")
     monkeypatch.setenv("TRADING_PIPELINES_CONFIG", str(config))
     monkeypatch.setenv("DATABASE_URL", "postgresql://bot:s3cret@db:5432/coinpilot?sslmode=require")
     monkeypatch.setenv("DOCS_URL", "https://example.com/docs/")

@@ -25,6 +25,7 @@ from trading_pipelines.monitoring.facts import (
     Unknown,
 )
 from trading_pipelines.monitoring.measure import model_day
+from trading_pipelines.settings.last_good import RefusedSettings
 from trading_pipelines.settings.strategy import StrategySettings
 from trading_pipelines.signals import due as signals_due
 from trading_pipelines.signals.catalogue import VOLATILITY_MODEL
@@ -39,6 +40,7 @@ Judgement = tuple[Sequence[str], str]
 
 NEEDS = {
     "database": ["unusable"],
+    "settings": ["refused_settings"],
     "daemons": ["daemons"],
     "schedules": ["schedules"],
     "sensors": ["sensors"],
@@ -99,6 +101,12 @@ class _Judge:
                 "both answer, newest schema",
                 "`trading-pipelines up` starts the embedded server; one of your own is started by "
                 "you, and `trading-pipelines db upgrade` brings its schema up to date",
+            ),
+            "settings": _Rule(
+                self._settings,
+                "a strategy file that can be used",
+                "mend that line of the file; the settings that it then holds come with a reload of "
+                "the code location (Deployment in the UI), or with `down` and `up`",
             ),
             "daemons": _Rule(
                 self._daemons,
@@ -193,6 +201,14 @@ class _Judge:
             f"off: switch it on in the UI (Automation, {tab}); no ticks: code-server.log and "
             "daemon.log of the home's logs, then `trading-pipelines down` and `up`"
         )
+
+    def _settings(self, refused: RefusedSettings | None) -> Judgement:
+        if refused is None:
+            return [], "the file is good"
+        return [
+            f"the last good ones are in use, as of {self.show(refused.since)}",
+            *refused.problem.splitlines(),
+        ], ""
 
     def _daemons(self, daemons: Sequence[Daemon]) -> Judgement:
         bad = [

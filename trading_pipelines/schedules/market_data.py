@@ -51,7 +51,7 @@ def build_refresh_market_data(
             if until := rate_limit.blocked_until(connection):
                 yield dg.SkipReason(f"the exchange has blocked this address until {until} UTC")
                 return
-            coverage.look_after(connection, settings.symbols, days[0])
+            coverage.look_after(connection, settings.symbols, settings.data, days)
             stored = coverage.read(connection, settings.symbols, days)
         running = in_flight(unfinished, partitions, CANDLES_1M, CANDLES_1H)
         plan = due.plan(stored, running, settings.symbols, now)
