@@ -59,8 +59,8 @@ WELL = Orchestration(
 NAMES = [
     *(
         "database",
-        "settings",
         "daemons",
+        "settings",
         "schedules",
         "sensors",
         "candles",

@@ -40,8 +40,8 @@ Judgement = tuple[Sequence[str], str]
 
 NEEDS = {
     "database": ["unusable"],
-    "settings": ["refused_settings"],
     "daemons": ["daemons"],
+    "settings": ["refused_settings"],
     "schedules": ["schedules"],
     "sensors": ["sensors"],
     "candles": ["days"],
