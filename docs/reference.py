@@ -42,9 +42,11 @@ SETTINGS = """\
 ## Settings
 
 They are in `config/strategy.yaml`, or in the file that `TRADING_PIPELINES_CONFIG` names. A key or a
-section that is left out has its default. A wrong one stops the start, and the message names file,
-line, key and what is allowed. The bot's own sections `regimes`, `risk_management` and
-`regime_change_policy` may stand in the same file; of them only the exits in `regimes` are read.
+section that is left out has its default; a file that means all defaults says `{}`. A wrong one, or
+a file without settings, stops the start, and the message names file, line, key and what is allowed;
+while it runs, the [last good settings](decisions/0029-settings-of-a-moment.md) stay in use. The
+bot's own sections `regimes`, `risk_management` and `regime_change_policy` may stand in the same
+file; of them only the exits in `regimes` are read.
 """
 VARIABLES = """\
 ## Environment variables

@@ -111,11 +111,17 @@ def test_whatever_has_a_name_says_what_it_does() -> None:
     assert [one.name for one in named if not one.description] == []
 
 
+def test_descriptions_of_sensors_and_schedules_hold_no_signs_that_the_ui_shows_raw() -> None:
+    definitions = build_definitions(StrategySettings())
+    named = [*(definitions.schedules or []), *(definitions.sensors or [])]
+    assert [one.name for one in named if "`" in (one.description or "")] == []
+
+
 def test_an_asset_names_its_database_and_links_its_runbook(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = tmp_path / "strategy.yaml"
-    config.touch()
+    config.write_text("{}")
     monkeypatch.setenv("TRADING_PIPELINES_CONFIG", str(config))
     monkeypatch.setenv("DATABASE_URL", "postgresql://bot:s3cret@db:5432/coinpilot?sslmode=require")
     monkeypatch.setenv("DOCS_URL", "https://example.com/docs/")

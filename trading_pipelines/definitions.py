@@ -37,8 +37,8 @@ from trading_pipelines.sensors.bot_tables import build_bot_tables_observer
 from trading_pipelines.sensors.heartbeat import build_heartbeat
 from trading_pipelines.sensors.partitions import build_reconciliation
 from trading_pipelines.settings.environment import load_environment
+from trading_pipelines.settings.last_good import load_settings
 from trading_pipelines.settings.strategy import StrategySettings
-from trading_pipelines.settings.strategy_file import load_strategy
 from trading_pipelines.signals.catalogue import SIGNALS
 
 
@@ -129,10 +129,13 @@ def build_sensors(settings: StrategySettings) -> list[dg.SensorDefinition]:
 
 @dg.definitions
 def defs() -> dg.Definitions:
-    """Load the settings of the environment; SettingsError stops the start."""
+    """Load the settings of the environment, or the last good ones of the home.
+
+    SettingsError stops the start where there are none.
+    """
     environment = load_environment()
     return build_definitions(
-        load_strategy(environment.trading_pipelines_config),
+        load_settings(environment),
         database=PostgresUrl.parse(database_urls(environment).market).database,
         docs_url=environment.docs_url,
     )

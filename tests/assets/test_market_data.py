@@ -13,6 +13,7 @@ from dagster._core.execution.backfill import BulkActionStatus, PartitionBackfill
 from tests.assets.conftest import Dagster, metadata
 from tests.conftest import FIRST_DAY, candle
 from trading_pipelines.assets import market_data
+from trading_pipelines.assets.metadata import ROW_COUNT
 from trading_pipelines.candles import coverage
 from trading_pipelines.candles.download import FailedDay, download
 from trading_pipelines.candles.windows import MINUTE, day_interval
@@ -67,13 +68,13 @@ def test_each_partition_says_what_it_holds_and_what_it_cost(
     doge = found[f"{FIRST_DAY}|{DOGE}"]
     day = recorded[(recorded.symbol == DOGE) & (recorded.timestamp_utc.dt.date == FIRST_DAY)]
     assert len(day) < 1440, "minutes without a trade are in it"
-    assert (doge["rows"], doge["quiet"]) == (len(day), 1440 - len(day))
+    assert (doge[ROW_COUNT], doge["quiet"]) == (len(day), 1440 - len(day))
     assert (doge["holes"], doge["repaired"]) == (0, 0)
     assert doge["status"] == "complete"
     assert str(doge["source"]).startswith("recording")
     assert sum(int(str(day["requests"])) for day in found.values()) == 2 * 15
     assert doge.keys() >= {"waits", "seconds", "first", "last", "fetched_until"}
-    assert metadata(result, CANDLES_1H)[f"{FIRST_DAY}|{DOGE}"]["rows"] == 24
+    assert metadata(result, CANDLES_1H)[f"{FIRST_DAY}|{DOGE}"][ROW_COUNT] == 24
     assert all(check.passed for check in result.get_asset_check_evaluations()), "recorded is clean"
 
 
@@ -102,7 +103,7 @@ def test_an_odd_row_is_red_in_the_check_of_its_partition_and_the_hours_are_compu
     assert "contradict" in str(red.metadata["findings"])
     assert metadata(result, CANDLES_1M)[f"{FIRST_DAY}|{DOGE}"]["set_aside"] == 1
     assert metadata(result, CANDLES_1M)[f"{FIRST_DAY}|{BTC}"]["set_aside"] == 0
-    assert metadata(result, CANDLES_1H)[f"{FIRST_DAY}|{DOGE}"]["rows"] == 24
+    assert metadata(result, CANDLES_1H)[f"{FIRST_DAY}|{DOGE}"][ROW_COUNT] == 24
 
 
 def test_a_broken_contract_keeps_the_hours_from_being_computed_and_backs_off(

@@ -10,6 +10,7 @@ import pytest
 from tests.assets.conftest import Dagster, metadata
 from tests.conftest import FIRST_DAY, LAST_DAY, SYMBOLS
 from tests.signals.conftest import SETTINGS
+from trading_pipelines.assets.metadata import ROW_COUNT
 
 BTC, ETH = "KRW-BTC", "KRW-ETH"
 DAYS = (LAST_DAY - timedelta(days=1), LAST_DAY)
@@ -28,7 +29,7 @@ def test_each_partition_carries_its_own_figures_and_the_newest_are_shown(dagster
     labels = metadata(result, "regime_labels")
     assert labels.keys() == {f"{day}|{s}" for day in DAYS for s in (BTC, ETH)}
     last = labels[f"{LAST_DAY}|{BTC}"]
-    assert (last["rows"], last["label"], last["empty_hours"]) == (24, "SIDEWAYS", 0)
+    assert (last[ROW_COUNT], last["label"], last["empty_hours"]) == (24, "SIDEWAYS", 0)
     assert isinstance(last["diff_pct"], float), "a number, which Dagster charts"
     (shown,) = metadata(result, "current_signals").values()
     (first, *_) = shown["signals"].records  # type: ignore[attr-defined]

@@ -139,7 +139,7 @@ def test_a_wrong_option_is_refused_in_the_words_of_the_settings_file(
     command: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = tmp_path / "strategy.yaml"
-    config.write_text("")
+    config.write_text("{}")
     monkeypatch.setenv("TRADING_PIPELINES_CONFIG", str(config))
     done = CliRunner().invoke(app, command.split(), env={"COLUMNS": "400"})
     assert done.exit_code == 2

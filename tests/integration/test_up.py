@@ -5,6 +5,7 @@ import signal
 from collections.abc import Iterator
 from contextlib import suppress
 from datetime import date
+from typing import Any
 
 import pandas as pd
 import psycopg
@@ -111,3 +112,44 @@ def test_a_killed_database_and_daemon_are_back_by_themselves(up: Installation) -
         return False
 
     await_that(healed, "another postmaster and another daemon")
+
+
+SYMBOLS_IN_THE_UI = """{ assetNodes(assetKeys: [{path: ["candles_1m"]}]) {
+    partitionKeysByDimension { name partitionKeys } } }"""
+RELOAD = """mutation { reloadRepositoryLocation(repositoryLocationName: "trading_pipelines") {
+    __typename } }"""
+
+
+def symbols_after_a_reload(up: Installation) -> list[str]:
+    def ask(query: str) -> dict[str, Any]:
+        answer = requests.post(f"{up.url}/graphql", json={"query": query}, timeout=120)
+        return dict(answer.json()["data"])
+
+    assert ask(RELOAD)["reloadRepositoryLocation"]["__typename"] == "WorkspaceLocationEntry"
+    (asset,) = ask(SYMBOLS_IN_THE_UI)["assetNodes"]
+    return next(
+        list(dimension["partitionKeys"])
+        for dimension in asset["partitionKeysByDimension"]
+        if dimension["name"] == "symbol"
+    )
+
+
+@pytest.mark.parametrize("text", ["", "symbols: [KRW-BTC, KR", None])
+def test_a_reload_while_an_editor_writes_goes_on_with_the_last_good_settings(
+    up: Installation, text: str | None
+) -> None:
+    good = up.config.read_text()
+    try:
+        if text is None:
+            up.config.unlink()
+        else:
+            up.config.write_text(text)
+        assert symbols_after_a_reload(up) == SYMBOLS
+        said = up.run("health", "--only", "settings")
+        assert said.returncode == 1
+        assert f"{up.config}:" in said.stdout.replace("\n", "")
+        assert "the last good ones are in use" in up.run("status").stdout
+    finally:
+        up.config.write_text(good)
+    assert symbols_after_a_reload(up) == SYMBOLS
+    assert up.run("health", "--only", "settings").returncode == 0

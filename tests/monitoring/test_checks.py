@@ -5,7 +5,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import date, datetime, timedelta
 
@@ -15,7 +15,7 @@ from pydantic import SecretStr
 
 from tests.conftest import FIRST_DAY, LAST_DAY, SYMBOLS, copied, new_database
 from trading_pipelines.alerts import ledger
-from trading_pipelines.candles import coverage
+from trading_pipelines.candles import coverage, due
 from trading_pipelines.candles.rate_limit import Clock, RequestSlots
 from trading_pipelines.candles.windows import DAY, HOUR, MINUTE, day_interval
 from trading_pipelines.database.connection import (
@@ -58,8 +58,8 @@ WELL = Orchestration(
     held_slots=[],
 )
 NAMES = [
-    *("database", "daemons", "schedules", "sensors", "candles", "labels", "models", "alerts"),
-    *("dead_alerts", "holes", "failed_partitions", "events", "slots", "clock"),
+    *("database", "daemons", "settings", "schedules", "sensors", "candles", "labels", "models"),
+    *("alerts", "dead_alerts", "holes", "failed_partitions", "events", "slots", "clock"),
     *("database_size", "disk"),
 ]
 # No candle of a closed day has come lately.
@@ -272,7 +272,9 @@ SHORT = SETTINGS.model_copy(update={"data": DataSettings(start_date=FIRST_DAY, l
 def look_after(environment: Environment, first_day: date) -> None:
     plant(environment, LABELLED)
     with connect(database_urls(environment).market) as connection:
-        coverage.look_after(connection, SYMBOLS, first_day)
+        # As by a tick of that time, with a look-back of seven days.
+        days = [first_day + DAY * n for n in range(8)]
+        coverage.look_after(connection, SYMBOLS, SHORT.data, days)
 
 
 def test_days_that_an_outage_left_before_the_look_back_are_told(environment: Environment) -> None:
@@ -330,6 +332,40 @@ def test_days_that_were_begun_and_nobody_goes_on_with_are_told(environment: Envi
         "WHERE symbol = 'KRW-BTC' AND interval = '1m' AND day = '2025-09-05'",
     )
     assert bad(checked(environment, settings=SHORT)) == left_failed, "somebody is at it"
+
+
+def test_settings_of_a_moment_leave_no_gap_and_hide_none(environment: Environment) -> None:
+    look_after(environment, date(2025, 9, 4))
+    gaps = "day IN ('2025-09-02', '2025-09-06', '2025-09-16')"
+    plant(environment, f"DELETE FROM trading_pipelines.candle_coverage WHERE {gaps}")
+
+    def tick(data: DataSettings, symbols: Sequence[str] = SYMBOLS) -> None:
+        with connect(database_urls(environment).market) as connection:
+            days = due.look_back(data.start_date, data.look_back_days, NOW)
+            coverage.look_after(connection, symbols, data, days)
+
+    def gaps_of(data: DataSettings) -> list[tuple[str, date]]:
+        with connect(database_urls(environment).market) as connection:
+            days = due.look_back(data.start_date, data.look_back_days, NOW)
+            return signal_coverage.gaps_before_look_back(connection, SYMBOLS, data.start_date, days)
+
+    outage = [(symbol, date(2025, 9, 6)) for symbol in SYMBOLS]
+    assert gaps_of(SHORT.data) == outage
+    for of_a_moment in (
+        DataSettings(start_date=date(2024, 1, 1), look_back_days=30),
+        DataSettings(start_date=FIRST_DAY, look_back_days=2),
+        DataSettings(start_date=date(2025, 9, 20), look_back_days=7),
+    ):
+        tick(of_a_moment)
+        assert gaps_of(SHORT.data) == outage, "seen from the right file, before its tick"
+        tick(SHORT.data)
+        assert gaps_of(SHORT.data) == outage
+    tick(SHORT.data, SYMBOLS[1:])
+    tick(SHORT.data)
+    assert gaps_of(SHORT.data) == outage, "a symbol that was away has what an outage left, no more"
+    shorter = DataSettings(start_date=FIRST_DAY, look_back_days=2)
+    tick(shorter)
+    assert gaps_of(shorter) == outage, "nor does the day that the settings gave up count"
 
 
 def enter(environment: Environment, **more: object) -> None:
@@ -474,7 +510,7 @@ def test_where_nothing_was_ever_started_the_database_is_bad_and_the_rest_not_kno
 ) -> None:
     environment = Environment(trading_pipelines_home=f"{tmp_path}/home")  # type: ignore[arg-type]
     checks = checked(environment, Unknown("see database"))
-    assert nothing_is_known_but(checks, "database", "disk")
+    assert nothing_is_known_but(checks, "database", "settings", "disk")
     assert checks["database"].good is False
     assert "No such file" in checks["database"].found
     assert not environment.trading_pipelines_home.exists(), "a probe makes nothing"
@@ -489,7 +525,7 @@ def test_a_server_that_accepts_and_never_answers_is_told_in_a_few_seconds(
         started = time.monotonic()
         checks = checked(Environment(database_url=url), Unknown("see database"))
         assert time.monotonic() - started < 20
-    assert nothing_is_known_but(checks, "database", "disk")
+    assert nothing_is_known_but(checks, "database", "settings", "disk")
     assert "timeout" in checks["database"].found
 
 
@@ -518,7 +554,7 @@ def test_a_server_that_stops_after_the_connect_is_told_at_the_deadline(
     finally:
         for undo in stopped:
             undo()
-    assert nothing_is_known_but(checks, "database", "disk")
+    assert nothing_is_known_but(checks, "database", "settings", "disk")
     assert bad(checks)["database"] == "no answer within 1 s"
 
 

@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 from tests.conftest import FIRST_DAY, LAST_DAY
 from trading_pipelines.alerts import ledger
 from trading_pipelines.candles import coverage
+from trading_pipelines.candles.due import look_back
 from trading_pipelines.candles.failed_checks import FailedCheck
 from trading_pipelines.candles.windows import DAY, day_interval
 from trading_pipelines.cli import render
@@ -18,6 +19,7 @@ from trading_pipelines.cli.main import app
 from trading_pipelines.database.connection import connect
 from trading_pipelines.monitoring.facts import Daemon, RunInFlight, Unknown
 from trading_pipelines.monitoring.reconciliation import Reconciliation
+from trading_pipelines.monitoring.settings_change import SettingsChange
 from trading_pipelines.monitoring.status import (
     DuePartition,
     InstallationStatus,
@@ -120,7 +122,8 @@ def test_what_was_begun_is_named_however_old_and_not_as_for_a_backfill(
 ) -> None:
     data = SETTINGS.data.model_copy(update={"look_back_days": 5})
     short = SETTINGS.model_copy(update={"data": data})
-    coverage.look_after(filled, [BTC, ETH], FIRST_DAY)
+    days = look_back(data.start_date, data.look_back_days, day_interval(FIRST_DAY + DAY * 5).end)
+    coverage.look_after(filled, [BTC, ETH], data, days)
     of_day = "symbol = %s AND interval = %s AND day = '2025-09-03'"
     filled.execute(f"DELETE FROM trading_pipelines.candle_coverage WHERE {of_day}", [BTC, "1h"])
     filled.execute(
@@ -240,3 +243,49 @@ def test_services_that_are_served_apart_are_told_by_the_daemons_heartbeat() -> N
     )
     assert services_apart(daemons[2:], NOON) == "not running (no daemon has ever run)"
     assert services_apart(Unknown("see database"), NOON).endswith("not known: see database")
+
+
+def test_a_changed_settings_file_is_said_with_what_comes_goes_and_costs(
+    filled: psycopg.Connection,
+) -> None:
+    def lines(settings: StrategySettings) -> list[str]:
+        status = read(filled, settings, NOON)
+        text = shown(status, [])
+        return [line for line in text if line.startswith("settings:")] if status.change else []
+
+    week = DataSettings(start_date=LAST_DAY - DAY * 9, look_back_days=7)
+    in_use = SETTINGS.model_copy(update={"symbols": [BTC, ETH], "data": week})
+    assert lines(in_use) == [], "no tick has looked after anything"
+    days = look_back(week.start_date, week.look_back_days, NOON)
+    coverage.look_after(filled, in_use.symbols, week, days)
+    assert lines(in_use) == []
+    # Eight days of KRW-NEW, today with them; those of KRW-ETH are stored but for today's.
+    changed = in_use.model_copy(update={"symbols": [ETH, "KRW-NEW"]})
+    assert read(filled, changed, NOON).change == SettingsChange(
+        coming=["KRW-NEW"],
+        going=[BTC],
+        values=[],
+        partitions_in_use=22,
+        partitions=22,
+        looked_after=8,
+        others=3,
+        requests_per_second=10.0,
+    )
+    assert lines(changed)[1] == (
+        "settings: partitions 22 -> 22; refreshed: 8 (64 requests, 1 min or more)"
+    )
+    assert f"KRW-NEW comes; {BTC} goes" in " ".join(shown(read(filled, changed, NOON), []))
+    wider = DataSettings(start_date=date(2024, 1, 1), look_back_days=30)
+    change = read(filled, in_use.model_copy(update={"data": wider}), NOON).change
+    assert change is not None
+    assert change.values == [
+        f"data.start_date 2024-01-01 (in use: {week.start_date})",
+        "data.look_back_days 30 (in use: 7)",
+    ]
+    # The recording has the days from FIRST_DAY on.
+    before_the_recording = (FIRST_DAY - (NOON.date() - DAY * 30)).days
+    assert change.looked_after == 2 * before_the_recording
+    coverage.look_after(filled, changed.symbols, week, days)
+    assert lines(changed) == [], "a tick has taken it up"
+    off = changed.model_copy(update={"data": DataSettings(refresh=False)})
+    assert lines(off) == []

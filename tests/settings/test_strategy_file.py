@@ -99,11 +99,8 @@ def test_the_bots_own_file_loads_unchanged() -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "",
-        "# nothing but a comment\n",
-        "---\n",
-        "\ufeff",
         "{}",
+        "---\n{}\n",
         "data:\nexchange:\nregime_detection:\nalerts:\n",
         "data: {}",
         "regimes:\nrisk_management: !theirs {x: 1, x: 2}\nregime_change_policy:",
@@ -111,6 +108,13 @@ def test_the_bots_own_file_loads_unchanged() -> None:
 )
 def test_what_is_left_out_has_its_default(tmp_path: Path, text: str) -> None:
     assert load(tmp_path, text) == StrategySettings()
+
+
+@pytest.mark.parametrize("text", ["", "\n", "# nothing but a comment\n", "---\n", "\ufeff", "~"])
+def test_a_file_without_settings_is_not_taken_for_all_defaults(tmp_path: Path, text: str) -> None:
+    assert problems(tmp_path, text) == [
+        "1: the file holds no settings; allowed: sections, or {} where all defaults are meant"
+    ]
 
 
 @pytest.mark.parametrize("content", ["!theirs {x: 1}", "{a: !!int abc}"])

@@ -12,7 +12,7 @@ import dagster as dg
 import psycopg
 
 from trading_pipelines.assets.about import BY_HAND, describe
-from trading_pipelines.assets.metadata import table
+from trading_pipelines.assets.metadata import ROW_COUNT, table
 from trading_pipelines.assets.partition_checks import Findings, PartitionChecks
 from trading_pipelines.assets.runs import (
     SCHEDULE,
@@ -156,7 +156,7 @@ def minutes_metadata(day: coverage.CandleCoverage) -> dict[str, Any]:
     """Return what a partition of candles_1m says of itself."""
     return {
         "source": day.source or "",
-        "rows": day.stored,
+        ROW_COUNT: day.stored,
         "repaired": day.repaired,
         "quiet": day.quiet,
         "set_aside": day.set_aside,
@@ -175,7 +175,7 @@ def _compute_hours(
     """Bring candles_1h up to date; return the metadata of each partition."""
     return {
         partition_key(day.symbol, day.day): {
-            "rows": day.rows,
+            ROW_COUNT: day.rows,
             "repaired": day.repaired,
             "quiet": day.quiet,
             **_times(first=day.first, last=day.last),

@@ -17,7 +17,7 @@ from trading_pipelines.candles.back_off import BACK_OFF, back_off_parameters
 from trading_pipelines.candles.page import PAGE_SIZE
 from trading_pipelines.candles.store import INTERVAL
 from trading_pipelines.candles.windows import MINUTE, Interval, day_interval
-from trading_pipelines.settings.strategy import HealingSettings
+from trading_pipelines.settings.strategy import DataSettings, HealingSettings
 
 
 class FailureKind(StrEnum):
@@ -295,21 +295,52 @@ def half_made(
     )
 
 
+# Days that left the look-back by time are what an outage may have left behind; days that left it by
+# a change of the settings are not. So an empty settings file of a moment leaves nothing behind.
 LOOK_AFTER = """
-INSERT INTO trading_pipelines.look_backs AS known (symbol, first_day)
-SELECT symbol, %(first_day)s FROM unnest(%(symbols)s::text[]) AS symbols (symbol)
-ON CONFLICT (symbol) DO UPDATE SET first_day = excluded.first_day
-WHERE excluded.first_day < known.first_day
+INSERT INTO trading_pipelines.look_backs AS known (symbol, first_day, start_date, look_back_days)
+SELECT symbol, %(first_day)s, %(start_date)s, %(look_back_days)s
+FROM unnest(%(symbols)s::text[]) AS symbols (symbol)
+ON CONFLICT (symbol) DO UPDATE SET
+    left_behind = known.left_behind + CASE WHEN known.is_dropped THEN '{}'::datemultirange
+        ELSE datemultirange(daterange(known.first_day, greatest(known.first_day, known.start_date,
+            %(today)s::date - known.look_back_days))) END,
+    first_day = CASE WHEN known.look_back_days IS NULL AND NOT known.is_dropped
+        THEN least(known.first_day, excluded.first_day) ELSE excluded.first_day END,
+    start_date = excluded.start_date, look_back_days = excluded.look_back_days, is_dropped = false
+WHERE known.is_dropped OR excluded.first_day < known.first_day
+    OR (known.start_date, known.look_back_days)
+        IS DISTINCT FROM (excluded.start_date, excluded.look_back_days)
+"""
+DROP_OTHERS = """
+UPDATE trading_pipelines.look_backs SET
+    left_behind = left_behind + datemultirange(daterange(first_day,
+        greatest(first_day, start_date, %(today)s::date - look_back_days))),
+    is_dropped = true
+WHERE NOT is_dropped AND symbol <> ALL(%(symbols)s)
 """
 
 
-def look_after(connection: psycopg.Connection, symbols: Iterable[str], first_day: date) -> None:
-    """Record that a schedule looks after the symbols from that UTC day on.
+def look_after(
+    connection: psycopg.Connection,
+    symbols: Sequence[str],
+    settings: DataSettings,
+    days: Sequence[date],
+) -> None:
+    """Record that a schedule looks after the symbols on the UTC days of its look-back.
 
-    The row tells the gaps that an outage longer than the look-back leaves from history that nobody
-    has asked for.
+    The rows tell the gaps that an outage longer than the look-back leaves from history that nobody
+    has asked for. They follow the settings: what other settings looked after for a while is no gap.
     """
-    connection.execute(LOOK_AFTER, {"symbols": list(symbols), "first_day": first_day})
+    arguments = {
+        "symbols": list(symbols),
+        "first_day": days[0],
+        "today": days[-1],
+        "start_date": settings.start_date,
+        "look_back_days": settings.look_back_days,
+    }
+    connection.execute(LOOK_AFTER, arguments)
+    connection.execute(DROP_OTHERS, arguments)
 
 
 def record(connection: psycopg.Connection, fetched: FetchedInterval) -> None:

@@ -23,6 +23,7 @@ from trading_pipelines.runtime.home import Home
 from trading_pipelines.runtime.sessions import prepared_database
 from trading_pipelines.runtime.supervisor import Supervisor
 from trading_pipelines.settings.environment import load_environment
+from trading_pipelines.settings.last_good import start_with_settings
 from trading_pipelines.settings.shipped import CONFIG, INSTANCE_SETTINGS, shipped
 from trading_pipelines.settings.strategy_file import load_strategy
 
@@ -135,6 +136,8 @@ def serve(
             "`up` runs on this home: give what is served apart a TRADING_PIPELINES_HOME of its own"
         )
     urls = database_urls(environment)
+    if process is processes.Process.CODE_SERVER:
+        start_with_settings(environment)
     if process is processes.Process.WEBSERVER:
         require_storage(urls.dagster)
     processes.serve(

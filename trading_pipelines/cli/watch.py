@@ -21,6 +21,7 @@ from trading_pipelines.monitoring.status import services_apart
 from trading_pipelines.runtime.home import Home
 from trading_pipelines.runtime.sessions import market_connection, prepared_database
 from trading_pipelines.settings.environment import Environment, load_environment
+from trading_pipelines.settings.last_good import read_settings
 from trading_pipelines.settings.strategy import StrategySettings
 from trading_pipelines.settings.strategy_file import load_strategy
 from trading_pipelines.signals.published.current import read_current_signals
@@ -39,14 +40,15 @@ def status() -> None:
     from trading_pipelines.schedules.in_flight import runs_in_flight
 
     environment = load_environment()
-    settings = load_strategy(environment.trading_pipelines_config)
+    in_use = read_settings(environment)
+    settings = in_use.settings
     now = datetime.now(UTC)
     with prepared_database(environment) as urls, connect(urls.market) as connection:
         installation = read_status(connection, settings, now)
         in_flight = dagster_instance.ask(urls.dagster, runs_in_flight)
         services = _services(environment, settings, now)
     runs = in_flight.reason if isinstance(in_flight, Unknown) else in_flight
-    for part in draw_status(installation, services, runs, now):
+    for part in draw_status(installation, services, runs, now, in_use.refused):
         out.print(part, soft_wrap=isinstance(part, str))
 
 
@@ -77,7 +79,7 @@ def health(
     if unknown := sorted({*(only or [])} - NEEDS.keys()):
         raise typer.BadParameter(f"--only {', '.join(unknown)}: one of {', '.join(NEEDS)}")
     environment = load_environment()
-    settings = load_strategy(environment.trading_pipelines_config)
+    settings = read_settings(environment).settings
     now = datetime.now(UTC)
     names = only or NEEDS
     needed = facts_needed(names)

@@ -26,6 +26,7 @@ from trading_pipelines.monitoring.facts import (
 )
 from trading_pipelines.monitoring.measure import model_day
 from trading_pipelines.monitoring.reconciliation import Reconciliation
+from trading_pipelines.settings.last_good import RefusedSettings
 from trading_pipelines.settings.strategy import StrategySettings
 from trading_pipelines.signals import due as signals_due
 from trading_pipelines.signals.catalogue import VOLATILITY_MODEL
@@ -41,6 +42,7 @@ Judgement = tuple[Sequence[str], str]
 NEEDS = {
     "database": ["unusable"],
     "daemons": ["daemons"],
+    "settings": ["refused_settings"],
     "schedules": ["schedules"],
     "sensors": ["sensors"],
     "candles": ["days"],
@@ -101,6 +103,12 @@ class _Judge:
                 "both answer, newest schema",
                 "`trading-pipelines up` starts the embedded server; one of your own is started by "
                 "you, and `trading-pipelines db upgrade` brings its schema up to date",
+            ),
+            "settings": _Rule(
+                self._settings,
+                "a strategy file that can be used",
+                "mend that line of the file; the settings that it then holds come with a reload of "
+                "the code location (Deployment in the UI), or with `down` and `up`",
             ),
             "daemons": _Rule(
                 self._daemons,
@@ -202,6 +210,14 @@ class _Judge:
             f"off: switch it on in the UI (Automation, {tab}); no ticks: code-server.log and "
             "daemon.log of the home's logs, then `trading-pipelines down` and `up`"
         )
+
+    def _settings(self, refused: RefusedSettings | None) -> Judgement:
+        if refused is None:
+            return [], "the file is good"
+        return [
+            f"the last good ones are in use, as of {self.show(refused.since)}",
+            *refused.problem.splitlines(),
+        ], ""
 
     def _daemons(self, daemons: Sequence[Daemon]) -> Judgement:
         bad = [

@@ -10,6 +10,7 @@ from datetime import date, datetime
 from trading_pipelines.candles.coverage import CandleCoverage
 from trading_pipelines.candles.rate_limit import Clock
 from trading_pipelines.monitoring.reconciliation import Reconciliation
+from trading_pipelines.settings.last_good import RefusedSettings
 from trading_pipelines.signals.coverage import SignalCoverage
 
 GIGABYTE = 10**9
@@ -142,6 +143,8 @@ class Facts:
     sizes: Sizes | Unknown
     clock: Clock | Unknown
     """The exchange's, as its answers told it last."""
+    refused_settings: RefusedSettings | Unknown | None
+    """Why the strategy file can't be used; None where it can."""
     free_bytes: int | Unknown | None
     """On the home's disk; None where the database is on a server of the operator's."""
 

@@ -39,6 +39,8 @@ from trading_pipelines.monitoring.facts import (
     WaitingAlerts,
 )
 from trading_pipelines.settings.environment import Environment
+from trading_pipelines.settings.errors import SettingsError
+from trading_pipelines.settings.last_good import RefusedSettings, read_settings
 from trading_pipelines.settings.strategy import AlertSettings, HealthSettings, StrategySettings
 from trading_pipelines.signals import coverage as signal_coverage
 from trading_pipelines.signals import due as signals_due
@@ -82,7 +84,7 @@ SELECT asset, symbol, day, failures, left_failed, error
 
 EVERYTHING = frozenset(field.name for field in fields(Facts))
 # None of these needs a connection to the market database.
-ELSEWHERE = DAGSTERS | {"free_bytes"}
+ELSEWHERE = DAGSTERS | {"free_bytes", "refused_settings"}
 
 
 def measure(
@@ -179,7 +181,7 @@ def _facts(
         old_gaps=of(
             "old_gaps",
             lambda c: signal_coverage.gaps_before_look_back(
-                c, symbols, settings.data.start_date, days[0]
+                c, symbols, settings.data.start_date, days
             ),
         ),
         half_made=of("half_made", lambda c: list(_half_made(c, settings, days[0]))),
@@ -195,6 +197,7 @@ def _facts(
         failed=of("failed", lambda c: _failed(c, symbols, settings.alerts)),
         sizes=_sizes(market, dagster, now) if "sizes" in names else NOT_ASKED,
         clock=of("clock", lambda c: rate_limit.read_clock(c, environment.upbit_base_url)),
+        refused_settings=_refused(environment) if "refused_settings" in names else NOT_ASKED,
         free_bytes=free if "free_bytes" in names else NOT_ASKED,
         # Asked last: a connection may be lost on the way.
         unusable=_unusable(schema, market, dagster) if "unusable" in names else NOT_ASKED,
@@ -293,6 +296,13 @@ def _sizes(market: _Asking, dagster: _Asking, now: datetime) -> Sizes | Unknown:
     if isinstance(growth, Unknown):
         return growth
     return Sizes(market_bytes, dagster_bytes, growth)
+
+
+def _refused(environment: Environment) -> RefusedSettings | Unknown | None:
+    try:
+        return read_settings(environment).refused
+    except SettingsError as error:
+        return Unknown("; ".join(str(error).splitlines()))
 
 
 def _free(environment: Environment) -> int:

@@ -23,6 +23,8 @@ from trading_pipelines.korean_time import KST, kst
 from trading_pipelines.monitoring import reconciliation
 from trading_pipelines.monitoring.facts import Daemon, RunInFlight, Unknown
 from trading_pipelines.monitoring.reconciliation import Reconciliation
+from trading_pipelines.monitoring.settings_change import SettingsChange, settings_change
+from trading_pipelines.settings.last_good import RefusedSettings
 from trading_pipelines.settings.strategy import StrategySettings
 from trading_pipelines.signals import coverage as signal_coverage
 from trading_pipelines.signals import due as signals_due
@@ -87,6 +89,8 @@ class InstallationStatus:
     dead: int
     delivered_at: datetime | None
     made_otherwise: Sequence[MadeOtherwise] = ()
+    change: SettingsChange | None = None
+    """How the settings file differs from the settings in use."""
 
 
 def read(
@@ -105,12 +109,13 @@ def read(
     return InstallationStatus(
         symbols=_symbols(connection, settings.symbols, partitions, now),
         model_day=model_day,
+        change=settings_change(connection, settings, now),
         due=[
             *_due_candles((*partitions, *half_made), now),
             *(
                 DuePartition("candles_1m", symbol, day, OLDER_THAN_LOOK_BACK)
                 for symbol, day in signal_coverage.gaps_before_look_back(
-                    connection, settings.symbols, start, days[0]
+                    connection, settings.symbols, start, days
                 )
                 if (symbol, day) not in begun
             ),
@@ -230,10 +235,19 @@ def services_apart(daemons: Sequence[Daemon] | Unknown, now: datetime) -> str:
 
 
 def draw(
-    status: InstallationStatus, services: str, in_flight: Sequence[RunInFlight] | str, now: datetime
+    status: InstallationStatus,
+    services: str,
+    in_flight: Sequence[RunInFlight] | str,
+    now: datetime,
+    refused: RefusedSettings | None = None,
 ) -> Iterator[RenderableType]:
     """Yield the parts of the screen; `in_flight` may say why it is not known."""
     yield f"services: {services}"
+    if refused:
+        yield f"[red]settings[/]: the last good ones are in use, as of {kst(refused.since)}"
+        yield from _lines("[red]settings[/]", refused.problem.splitlines())
+    if status.change:
+        yield from _lines("settings", status.change.lines())
     yield _table(status, now)
     model = f"of {status.model_day} (UTC day)" if status.model_day else "none yet"
     yield f"volatility model: {model}"

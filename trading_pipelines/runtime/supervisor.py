@@ -32,6 +32,7 @@ from trading_pipelines.runtime.home import (
 )
 from trading_pipelines.runtime.processes import HOST, START_SECONDS
 from trading_pipelines.settings.environment import Environment
+from trading_pipelines.settings.last_good import start_with_settings
 
 START_ATTEMPTS = 3
 WATCH_SECONDS = 2.0
@@ -56,6 +57,7 @@ class Supervisor:
     ) -> None:
         self._environment = environment
         self._home = Home.of(environment)
+        self._with_config = environment.model_copy(update={"trading_pipelines_config": config})
         self._stop_flag = environment.stop_flag
         self._server = embedded_server(environment)
         self._urls = urls
@@ -91,6 +93,7 @@ class Supervisor:
             # Services that were killed have left theirs behind.
             self._stop_flag.unlink(missing_ok=True)
             self._record()
+            start_with_settings(self._with_config)
             self._write_instance()
             # A service may be killed meanwhile, or slow on a busy machine: `up` gave up at once,
             # and nobody was left to start it again.

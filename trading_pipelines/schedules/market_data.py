@@ -53,7 +53,7 @@ def build_refresh_market_data(
             if until := rate_limit.blocked_until(connection):
                 yield dg.SkipReason(f"the exchange has blocked this address until {until} UTC")
                 return
-            coverage.look_after(connection, settings.symbols, days[0])
+            coverage.look_after(connection, settings.symbols, settings.data, days)
             stored = coverage.read(connection, settings.symbols, days)
             # What a backfill has begun it does itself, as long as it is at work.
             if not backfills_at_work(context.instance):

@@ -35,30 +35,30 @@ STAYS = (
 def build_alert_sensors(settings: StrategySettings) -> list[dg.SensorDefinition]:
     """Return a sensor for each kind of alert."""
     return [
-        _build(settings, AI_REJECT, "the bot's decisions that are REJECT to n8n's `ai-reject`."),
+        _build(settings, AI_REJECT, "the bot's decisions that are REJECT to n8n's ai-reject."),
         _build(
             settings,
             AI_DECISION,
-            "the bot's decisions that are CONFIRM to n8n's webhook `ai-decision`; those that are "
-            "REJECT too where `alerts.ai_reject` is off.",
+            "the bot's decisions that are CONFIRM to n8n's webhook ai-decision; those that are "
+            "REJECT too where alerts.ai_reject is off.",
         ),
-        _build(settings, TRADE, "the bot's filled orders to n8n's webhook `trade`."),
+        _build(settings, TRADE, "the bot's filled orders to n8n's webhook trade."),
         _build(
             settings,
             RISK,
             "the bot's risk violations, cooldowns, trading halts and their ends to n8n's webhook "
-            "`risk`.",
+            "risk.",
         ),
         _build(
             settings,
             DAILY_REPORT,
-            "each day's `daily_report` once to n8n's webhook `daily-report`, from 09:00 KST on.",
+            "each day's daily_report once to n8n's webhook daily-report, from 09:00 KST on.",
             watch=False,
         ),
         _build(
             settings,
             REJECT_SUMMARY,
-            "each week's `reject_summary` once to n8n's webhook `risk`.",
+            "each week's reject_summary once to n8n's webhook risk.",
             watch=False,
         ),
         _build_pipeline_failure_alerts(settings),
@@ -86,10 +86,10 @@ def _build_pipeline_failure_alerts(settings: StrategySettings) -> dg.SensorDefin
         name=f"{PIPELINE_FAILURE}_alerts",
         minimum_interval_seconds=30,
         default_status=dg.DefaultSensorStatus.RUNNING,
-        description="Tells n8n's webhook `risk` of runs that failed for good, partitions left "
+        description="Tells n8n's webhook risk of runs that failed for good, partitions left "
         "failed, symbols gone quiet and dead alerts: each failure once, again after "
-        "`repeat_after` with the number of repetitions held back, and when it has recovered. Also "
-        "keeps the check `no_dead_alerts` up to date.",
+        "repeat_after with the number of repetitions held back, and when it has recovered. Also "
+        "keeps the check no_dead_alerts up to date.",
     )
     def pipeline_failure_alerts(
         context: dg.SensorEvaluationContext, database: DatabaseResource, webhooks: WebhooksResource

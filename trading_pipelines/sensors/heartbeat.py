@@ -26,7 +26,7 @@ def build_heartbeat(settings: StrategySettings) -> dg.SensorDefinition:
         name=dagster_instance.HEARTBEAT,
         minimum_interval_seconds=60,
         default_status=dg.DefaultSensorStatus.RUNNING,
-        description="Asks HEARTBEAT_URL (GET) as long as `trading-pipelines health` is good; asks "
+        description="Asks HEARTBEAT_URL (GET) as long as trading-pipelines health is good; asks "
         "nothing while it is not good or can't be known.",
     )
     def heartbeat(context: dg.SensorEvaluationContext) -> dg.SkipReason:

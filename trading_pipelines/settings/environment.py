@@ -285,6 +285,11 @@ class Environment(BaseSettings):
         return own if own.exists() else shipped
 
     @property
+    def last_good_settings(self) -> Path:
+        """The copy of the strategy file as it could last be used, by which a home goes on."""
+        return self.trading_pipelines_home / "last-good-strategy.yaml"
+
+    @property
     def stop_flag(self) -> Path:
         """A file that is there while the services of the home are being stopped."""
         return self.trading_pipelines_home / "stopping"

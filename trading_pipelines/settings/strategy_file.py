@@ -123,17 +123,22 @@ def allowed_text(schema: dict[str, Any]) -> str:
     return " ".join([kinds[schema["type"]], *limits])
 
 
-def _read(path: Path) -> _StrategyFile:
-    """Raise SettingsError where there is nothing to validate: no file, not UTF-8, not YAML."""
-    raw = b""
+def read_strategy(path: Path) -> bytes:
+    """Return the strategy file as it stands; raises SettingsError where it can't be read."""
     try:
-        raw = path.read_bytes()
-        return _StrategyFile(raw.decode())
+        return path.read_bytes()
     except OSError as error:
-        problem = (
-            f": {error.strerror}; allowed: a YAML file; start where config/strategy.yaml is (a new "
-            "folder: `trading-pipelines init .`), or set TRADING_PIPELINES_CONFIG to its path"
-        )
+        raise SettingsError(
+            f"{path}: {error.strerror}; allowed: a YAML file; start where config/strategy.yaml is "
+            "(a new folder: `trading-pipelines init .`), or set TRADING_PIPELINES_CONFIG to its "
+            "path"
+        ) from error
+
+
+def _parsed(raw: bytes, path: Path) -> _StrategyFile:
+    """Raise SettingsError where there is nothing to validate: not UTF-8, not YAML."""
+    try:
+        return _StrategyFile(raw.decode())
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
         problem = f":{line}: not UTF-8; allowed: YAML saved as UTF-8"
@@ -146,12 +151,23 @@ def _read(path: Path) -> _StrategyFile:
 
 
 def load_strategy(path: Path) -> StrategySettings:
-    """Read the strategy file; sections and keys left out, or an empty file, mean the defaults.
+    """Read the strategy file; sections and keys left out mean the defaults.
 
-    Raises SettingsError with every problem as `file:line: key: what is wrong; allowed: what is`.
+    Raises SettingsError with every problem as `file:line: key: what is wrong; allowed: what is`. A
+    file without content is one: an editor that is just writing leaves it so for a moment.
     """
-    file = _read(path)
-    content = {} if file.content is None else file.content
+    return parse_strategy(read_strategy(path), path)
+
+
+def parse_strategy(raw: bytes, path: Path) -> StrategySettings:
+    """Return the settings that the content of `path` means; raises as `load_strategy` does."""
+    file = _parsed(raw, path)
+    content = file.content
+    if content is None:
+        raise SettingsError(
+            f"{path}:1: the file holds no settings; allowed: sections, or {{}} where all defaults "
+            "are meant"
+        )
     if not isinstance(content, dict):
         sections = ", ".join(StrategySettings.model_fields)
         raise SettingsError(

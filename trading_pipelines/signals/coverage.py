@@ -261,9 +261,13 @@ GAPS_BEFORE_LOOK_BACK = """
 SELECT look_back.symbol, days.day::date
 FROM unnest(%(symbols)s::text[]) WITH ORDINALITY AS symbols (symbol, place)
 JOIN trading_pipelines.look_backs AS look_back ON look_back.symbol = symbols.symbol
-CROSS JOIN generate_series(greatest(look_back.first_day, %(start)s::date), %(before)s::date - 1,
-    interval '1 day') AS days (day)
-WHERE NOT EXISTS (
+CROSS JOIN generate_series(
+    greatest(%(start)s::date, least(look_back.first_day, lower(look_back.left_behind))),
+    %(before)s::date - 1, interval '1 day') AS days (day)
+WHERE (look_back.left_behind @> days.day::date OR NOT look_back.is_dropped
+        AND days.day >= look_back.first_day AND days.day < coalesce(greatest(look_back.start_date,
+            %(today)s::date - look_back.look_back_days), %(before)s))
+  AND NOT EXISTS (
     SELECT FROM trading_pipelines.candle_coverage AS asked
     JOIN trading_pipelines.signal_coverage AS labelled
         ON labelled.symbol = asked.symbol AND labelled.day = asked.day
@@ -275,17 +279,18 @@ ORDER BY place, days.day
 
 
 def gaps_before_look_back(
-    connection: psycopg.Connection, symbols: Sequence[str], start: date, before: date
+    connection: psycopg.Connection, symbols: Sequence[str], start: date, days: Sequence[date]
 ) -> list[tuple[str, date]]:
-    """Return each (symbol, UTC day) in [start, before) that lacks candles or labels.
+    """Return each (symbol, UTC day) from `start` to the look-back that lacks candles or labels.
 
-    Only days that a schedule once looked after. `before` is where its look-back begins now, so that
-    no schedule looks at them any more; an outage longer than the look-back leaves such days.
+    Only days that a schedule once looked after and that left its look-back by time: an outage
+    longer than the look-back leaves such days. `days` are the look-back's, up to the open one.
     """
     arguments = {
         "symbols": list(symbols),
         "start": start,
-        "before": before,
+        "before": days[0],
+        "today": days[-1],
         "labels": REGIME_LABELS.asset,
     }
     return connection.execute(GAPS_BEFORE_LOOK_BACK, arguments).fetchall()

@@ -7,7 +7,7 @@ from alembic import op
 from sqlalchemy import text
 
 revision = "0015"
-down_revision = "0012"
+down_revision = "0013"
 
 SCHEMA = """
 CREATE TABLE trading_pipelines.failed_checks (
