@@ -76,7 +76,7 @@ SCHEDULES = [
 SENSORS = [
     *("ai_reject_alerts", "ai_decision_alerts", "trade_alerts", "risk_alerts"),
     *("daily_report_alerts", "reject_summary_alerts", "pipeline_failure_alerts"),
-    "observe_bot_tables",
+    *("reconcile_partitions", "observe_bot_tables"),
 ]
 
 

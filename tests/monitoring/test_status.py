@@ -272,7 +272,7 @@ def test_a_changed_settings_file_is_said_with_what_comes_goes_and_costs(
         requests_per_second=10.0,
     )
     assert lines(changed)[1] == (
-        "settings: partitions 22 -> 22; refreshed: 8 (64 requests, 1 min or more)"
+        "settings: partitions 22 -> 22; refreshed: 8 (58 requests, 1 min or more)"
     )
     assert f"KRW-NEW comes; {BTC} goes" in " ".join(shown(read(filled, changed, NOON), []))
     wider = DataSettings(start_date=date(2024, 1, 1), look_back_days=30)

@@ -12,16 +12,18 @@ from math import ceil
 import psycopg
 from psycopg.rows import class_row
 
-from trading_pipelines.candles import coverage, due
+from trading_pipelines.candles import due
 from trading_pipelines.candles.page import PAGE_SIZE
 from trading_pipelines.candles.windows import DAY, MINUTE
 from trading_pipelines.settings.strategy import DataSettings, StrategySettings
 
-REQUESTS_A_DAY = ceil(DAY / MINUTE / PAGE_SIZE)
-
 IN_USE = """
 SELECT symbol, start_date, look_back_days FROM trading_pipelines.look_backs
 WHERE NOT is_dropped AND look_back_days IS NOT NULL ORDER BY symbol
+"""
+COMPLETE = """
+SELECT symbol, day FROM trading_pipelines.candle_coverage
+WHERE interval = '1m' AND status = 'complete' AND symbol = ANY (%s)
 """
 
 
@@ -73,7 +75,7 @@ class SettingsChange:
         ]
 
     def _cost(self, partitions: int) -> str:
-        requests = partitions * REQUESTS_A_DAY
+        requests = ceil(partitions * (DAY / MINUTE) / PAGE_SIZE)
         minutes = ceil(timedelta(seconds=requests / self.requests_per_second) / MINUTE)
         return f"{partitions:,} ({requests:,} requests, {minutes:,} min or more)"
 
@@ -93,35 +95,30 @@ def settings_change(
     going = [symbol for symbol in in_use if symbol not in settings.symbols]
     newest = next(iter(in_use.values()))
     values = [
-        f"data.{key} {wanted} (in use: {known})"
+        f"data.{key} {changed} (in use: {used})"
         for key in ("start_date", "look_back_days")
-        if (wanted := getattr(settings.data, key)) != (known := getattr(newest, key))
+        if (changed := getattr(settings.data, key)) != (used := getattr(newest, key))
     ]
     if not (coming or going or values):
         return None
-    wanted, looked_after = _partitions(settings.symbols, settings.data, now)
-    known, looked_after_now = set[tuple[str, date]](), set[tuple[str, date]]()
+    partitions, looked_after = _partitions(settings.symbols, settings.data, now)
+    partitions_now, looked_after_now = set[tuple[str, date]](), set[tuple[str, date]]()
     for row in in_use.values():
         data = settings.data.model_copy(
             update={"start_date": row.start_date, "look_back_days": row.look_back_days}
         )
         all_days, its_look_back = _partitions([row.symbol], data, now)
-        known |= all_days
+        partitions_now |= all_days
         looked_after_now |= its_look_back
-    days = {day for _, day in wanted}
-    complete = {
-        (one.symbol, one.day)
-        for one in coverage.read(connection, settings.symbols, sorted(days))
-        if one.complete
-    }
+    complete = set(connection.execute(COMPLETE, [settings.symbols]).fetchall())
     return SettingsChange(
         coming,
         going,
         values,
-        partitions_in_use=len(known),
-        partitions=len(wanted),
+        partitions_in_use=len(partitions_now),
+        partitions=len(partitions),
         looked_after=len(looked_after - looked_after_now - complete),
-        others=len(wanted - known - looked_after - complete),
+        others=len(partitions - partitions_now - looked_after - complete),
         requests_per_second=settings.exchange.requests_per_second,
     )
 

@@ -37,8 +37,8 @@ class SettingsInUse:
 def read_settings(environment: Environment) -> SettingsInUse:
     """Return the settings in use; raises SettingsError where there are no last good ones.
 
-    Only beside last good ones can a file be seen to be cut off: it is their beginning, or it ends
-    within a line and they don't. It writes nothing.
+    Only beside last good ones can a file be seen to be cut off: it says something else, and is
+    their beginning or ends within a line where they don't. It writes nothing.
     """
     path = environment.trading_pipelines_config
     last = _last_good(environment)
@@ -46,7 +46,7 @@ def read_settings(environment: Environment) -> SettingsInUse:
         raw = read_strategy(path)
         settings = parse_strategy(raw, path)
         if last is not None:
-            _refuse_cut_off(raw, last.raw, path)
+            _refuse_cut_off(raw, settings, last, path)
     except SettingsError as error:
         if last is None:
             raise
@@ -111,11 +111,15 @@ def _keep(environment: Environment, raw: bytes) -> None:
         logging.getLogger(__name__).warning("the settings can't be kept in %s: %s", kept, error)
 
 
-def _refuse_cut_off(raw: bytes, last: bytes, path: Path) -> None:
-    if raw != last and last.startswith(raw):
+def _refuse_cut_off(
+    raw: bytes, settings: StrategySettings, last: SettingsInUse, path: Path
+) -> None:
+    if settings == last.settings:
+        return
+    if last.raw.startswith(raw):
         wrong = "ends where the settings in use go on"
         allowed = "all of them, or a last line of ... where no more is meant"
-    elif last.endswith(b"\n") and not raw.endswith(b"\n"):
+    elif last.raw.endswith(b"\n") and not raw.endswith(b"\n"):
         wrong = "ends within a line, the settings in use don't"
         allowed = "a line break at the end"
     else:
