@@ -18,6 +18,7 @@ import requests
 from urllib3.exceptions import MaxRetryError
 
 from trading_pipelines.alerts.discord import discord_message
+from trading_pipelines.http_calls import KILOBYTE, call
 from trading_pipelines.settings.environment import Environment
 from trading_pipelines.settings.strategy import AlertSettings
 
@@ -26,7 +27,8 @@ RETRIED_4XX = {408, 425, 429}
 # n8n says so while it starts, when it listens and its workflows are not yet active.
 NOT_REGISTERED = 404
 PROBE_SECONDS = 2.0
-CONNECT_SECONDS = 3.0
+# Discord's message of 6,000 characters, each written as \uXXXX, with what stands around them.
+MOST_BYTES = 64 * KILOBYTE
 LONGEST_ANSWER = 500
 LONGEST_WAIT = 86400.0
 
@@ -67,7 +69,7 @@ class WebhookAnswer:
 
 @dataclass(frozen=True, repr=False)
 class Webhooks:
-    """Where alerts are posted, in seconds of `timeout`; holds secrets and is never printed.
+    """Where alerts are posted, each within `timeout` seconds; holds secrets and is never printed.
 
     Without an `n8n_url` everything goes to Discord directly; without either nothing can be sent.
     """
@@ -104,7 +106,12 @@ class Webhooks:
     def is_n8n_ready(self) -> bool:
         """Ask n8n whether it is up; it may still answer 404 for its webhooks for a moment."""
         try:
-            answer = requests.get(f"{self.n8n_url}/healthz/readiness", timeout=PROBE_SECONDS)
+            answer = call(
+                "GET",
+                f"{self.n8n_url}/healthz/readiness",
+                seconds=PROBE_SECONDS,
+                most_bytes=MOST_BYTES,
+            )
         except requests.RequestException:
             return False
         return answer.status_code == 200
@@ -123,7 +130,7 @@ class Webhooks:
             answer = _unpostable(error)
         except requests.RequestException as error:
             # Whoever was connected to may have acted on the request.
-            is_connected = not isinstance(error, ValueError) and not (
+            is_connected = not isinstance(error, ValueError | requests.ConnectTimeout) and not (
                 error.args and isinstance(error.args[0], MaxRetryError)
             )
             if is_connected and isinstance(error, requests.Timeout):
@@ -149,23 +156,27 @@ class Webhooks:
         return text
 
     def _post_to_n8n(self, channel: str, body: Mapping[str, Any]) -> requests.Response:
-        return requests.post(
+        return call(
+            "POST",
             f"{self.n8n_url}/webhook/{channel}",
             json=body,
             headers={
                 "X-Webhook-Secret": self.secret or "",
                 "Idempotency-Key": _header(body.get("idempotency_key", "")),
             },
-            timeout=(CONNECT_SECONDS, self.timeout),
+            seconds=self.timeout,
+            most_bytes=MOST_BYTES,
             allow_redirects=False,
         )
 
     def _post_to_discord(self, channel: str, body: Mapping[str, Any]) -> requests.Response:
-        return requests.post(
+        return call(
+            "POST",
             str(self.discord_url),
             params={"wait": "true"},
             json=discord_message(channel, body),
-            timeout=(CONNECT_SECONDS, self.timeout),
+            seconds=self.timeout,
+            most_bytes=MOST_BYTES,
             allow_redirects=False,
         )
 
