@@ -14,7 +14,7 @@ from typing import Any
 import requests
 from requests.adapters import HTTPAdapter
 from urllib3.connection import HTTPConnection, HTTPSConnection
-from urllib3.connectionpool import HTTPConnectionPool
+from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
 CONNECT_SECONDS = 3.0
 KILOBYTE, MEGABYTE = 1 << 10, 1 << 20
@@ -157,7 +157,8 @@ class _BoundedAdapter(HTTPAdapter):
         **options: Any,  # noqa: ANN401
     ) -> HTTPConnectionPool:
         pool = super().get_connection_with_tls_context(*arguments, **options)
-        pool.ConnectionCls = _NotedTLS if pool.scheme == "https" else _Noted
+        assert isinstance(pool, HTTPConnectionPool)
+        pool.ConnectionCls = _NotedTLS if isinstance(pool, HTTPSConnectionPool) else _Noted
         return pool
 
     def send(

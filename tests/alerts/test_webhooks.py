@@ -172,8 +172,15 @@ def test_an_answer_of_n8n(
     ("reply", "expected"),
     [
         (POSTED, (PostOutcome.DELIVERED, 200, False)),
-        (Reply(204), (PostOutcome.DELIVERED, 204, False)),
-        (Reply(200, "odd"), (PostOutcome.DELIVERED, 200, False)),
+        # Only a message with its id is Discord's word; these are a portal's, or a proxy's.
+        *[
+            (Reply(status, body), (THEIRS, status, False))
+            for status, body in (
+                *((204, None), (200, None), (200, "<html>Log in to this network</html>")),
+                *((200, {}), (200, {"id": None}), (200, {"id": ""}), (200, {"id": 5})),
+                *((200, ["1131"]), (200, b'{"id": "11'), (201, {"message": "ok"})),
+            )
+        ],
         (Reply(302, headers={"Location": "/else"}), (OURS, 302, True)),
         *[
             (Reply(status, {"message": "no", "code": 10015}), (OURS, status, True))
@@ -397,7 +404,12 @@ def test_whatever_is_answered_is_an_answer(
     answer = webhooks.post(via, "risk", BODY)
     assert (answer.outcome is PostOutcome.DELIVERED) == (
         status < 300
-        and (via == DISCORD or (isinstance(body, dict) and body.get("delivered") is True))
+        and isinstance(body, dict)
+        and (
+            bool(isinstance(body.get("id"), str) and body["id"])
+            if via == DISCORD
+            else body.get("delivered") is True
+        )
     )
     assert answer.outcome is not PostOutcome.CONNECT_FAILED
     assert answer.status is not None

@@ -218,9 +218,11 @@ def _of_n8n(response: requests.Response) -> WebhookAnswer:
 def _of_discord(response: requests.Response) -> WebhookAnswer:
     content, status = _json(response), response.status_code
     if status < 300:
-        return WebhookAnswer(
-            PostOutcome.DELIVERED, "delivered", status, message_id=_id(content.get("id"))
-        )
+        # Asked to wait for the message, it gives one: a portal's page, or nothing, is none.
+        if (message_id := content.get("id")) and isinstance(message_id, str):
+            return WebhookAnswer(PostOutcome.DELIVERED, "delivered", status, message_id=message_id)
+        text = _words(f"Discord answers {status} without a message's id", response.text)
+        return WebhookAnswer(PostOutcome.NO_RESPONSE, text, status)
     return _refused(f"Discord answers {status}", status, content.get("message"), response)
 
 
