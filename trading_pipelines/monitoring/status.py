@@ -14,7 +14,8 @@ from rich.console import RenderableType
 from rich.markup import escape
 from rich.table import Table
 
-from trading_pipelines.alerts import failures, ledger
+from trading_pipelines.alerts import endpoints, failures, ledger
+from trading_pipelines.alerts.endpoints import Endpoint
 from trading_pipelines.candles import coverage, due
 from trading_pipelines.candles.coverage import CandleCoverage
 from trading_pipelines.candles.windows import contiguous, floor_hour, named
@@ -73,6 +74,8 @@ class InstallationStatus:
     waiting: int
     dead: int
     delivered_at: datetime | None
+    endpoints: Sequence[Endpoint] = ()
+    """Where alerts are posted, those in trouble."""
 
 
 def read(
@@ -100,6 +103,7 @@ def read(
         waiting=sum(of_kind[state] for of_kind in counts for state in failures.WAITING),
         dead=sum(of_kind[ledger.DeliveryState.DEAD] for of_kind in counts),
         delivered_at=ledger.last_delivered(connection),
+        endpoints=list(endpoints.in_trouble(connection).values()),
     )
 
 
@@ -201,6 +205,8 @@ def draw(
         f"alerts: {status.waiting} waiting, {status.dead} dead, last delivered "
         f"{kst(status.delivered_at)}"
     )
+    for endpoint in status.endpoints:
+        yield f"[red]alerts wait[/]: {escape(endpoints.described(endpoint, kst))}"
 
 
 def _table(status: InstallationStatus, now: datetime) -> Table:
