@@ -35,7 +35,7 @@ const key = clamp(text(body.idempotency_key), 256);
 const footer = key === '-' ? undefined : { text: key };
 const used = [title, footer ? key : '', ...fields.map((field) => field.name + field.value)].join('').length;
 const description = embed.description && clamp(embed.description, Math.min(4096, 6000 - used));
-return JSON.stringify({ embeds: [{ title, description, color: embed.color, fields, footer }], allowed_mentions: { parse: [] } });
+return JSON.stringify({ embeds: [{ title, description, color: embed.color, fields, footer }], allowed_mentions: { parse: [] }, ...(body.thread_name && !/[?&]thread_id=/.test($env.DISCORD_WEBHOOK_URL) ? { thread_name: body.thread_name } : {}) });
 """
 NOT_DELIVERED = r"""
 const seconds = Number($json.body?.retry_after ?? Math.min(Number($json.headers?.['retry-after'] ?? NaN), 1800));

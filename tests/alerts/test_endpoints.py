@@ -5,6 +5,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from tests.alerts.conftest import (
     POSTED,
@@ -14,10 +15,14 @@ from tests.alerts.conftest import (
     usual,
 )
 from tests.alerts.test_delivery import PAST_THE_BURST, SECOND, Bench, always, bench
-from trading_pipelines.alerts import endpoints
-from trading_pipelines.alerts.kinds import TRADE
+from trading_pipelines.alerts import endpoints, failures
+from trading_pipelines.alerts.incidents import reconcile
+from trading_pipelines.alerts.kinds import AI_REJECT, PIPELINE_FAILURE, TRADE
 from trading_pipelines.alerts.webhooks import DISCORD, Webhooks
+from trading_pipelines.assets.alert_deliveries import ENDPOINTS_WORK
 from trading_pipelines.database.connection import connect
+from trading_pipelines.korean_time import kst
+from trading_pipelines.monitoring.status import InstallationStatus, draw
 
 __all__ = ["bench"]
 
@@ -372,3 +377,52 @@ def test_a_few_that_are_old_are_told_in_one_message(bench: Bench) -> None:
         "digested",
         "digested",
     ]
+
+
+# Who says so.
+
+
+def test_a_broken_endpoint_is_told_by_status_health_the_check_and_an_alert(bench: Bench) -> None:
+    say(bench, DELETED)
+    bench.reject()
+    bench.deliver(**DIRECT)
+    (endpoint,) = endpoints.in_trouble(bench.bot.connection).values()
+    now = bench.clock.now
+    line = (
+        f"Discord's webhook: broken since {kst(now)} (Discord answers 404: Unknown Webhook); "
+        "what to do: the webhook or its thread was deleted: make a new webhook"
+    )
+    assert endpoints.described(endpoint, kst).startswith(line)
+    status = InstallationStatus([], None, [], [], 1, 0, None, [endpoint])
+    console = Console(width=500, record=True)
+    for part in draw(status, "up", [], now):
+        console.print(part)
+    assert f"alerts wait: {line}" in console.export_text()
+    check = ENDPOINTS_WORK.evaluation(endpoints.broken(bench.bot.connection))
+    assert not check.passed
+    assert str(check.metadata["Discord's webhook"].value).startswith(line)
+    (failure,) = failures.broken_endpoints(bench.bot.connection)
+    assert failure.type == "ENDPOINT_BROKEN"
+    assert "make a new webhook" in failure.message
+    say(bench, POSTED)
+    pass_time(bench, 240, **DIRECT)
+    assert ENDPOINTS_WORK.evaluation(endpoints.broken(bench.bot.connection)).passed
+    assert failures.broken_endpoints(bench.bot.connection) == []
+
+
+def test_the_report_of_a_broken_endpoint_does_not_die_of_it(bench: Bench) -> None:
+    say(bench, DELETED)
+    bench.reject()
+    bench.deliver(**DIRECT)
+    broken = failures.broken_endpoints(bench.bot.connection)
+    reconcile(bench.bot.connection, broken, timedelta(hours=4), bench.clock.now)
+    for _ in range(30):
+        bench.clock.advance(60)
+        bench.deliver(PIPELINE_FAILURE, **DIRECT)
+    assert "dead" not in bench.states()
+    say(bench, POSTED)
+    for _ in range(8):
+        bench.clock.advance(60)
+        for kind in (AI_REJECT, PIPELINE_FAILURE):
+            bench.deliver(kind, **DIRECT)
+    assert bench.states() == ["delivered"] * 2

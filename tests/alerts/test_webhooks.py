@@ -109,6 +109,57 @@ def test_a_thread_of_discords_is_kept(discord: Receiver) -> None:
     assert discord.requests[0].query == "thread_id=7&wait=true"
 
 
+def test_a_threads_name_is_sent_unless_the_url_names_a_thread(
+    n8n: Receiver, discord: Receiver
+) -> None:
+    hook = f"{discord.url}/api/webhooks/1/x"
+    for url in (hook, f"{hook}?thread_id=7"):
+        Webhooks(n8n.url, SECRET, url, 5.0, "alerts").post(DISCORD, "risk", BODY)
+    assert [request.body.get("thread_name") for request in discord.requests] == ["alerts", None]
+    Webhooks(n8n.url, SECRET, None, 5.0, "alerts").post(N8N, "risk", BODY)
+    assert n8n.requests[0].body == BODY | {"thread_name": "alerts"}
+
+
+@pytest.mark.parametrize(
+    ("via", "reply", "trouble", "of"),
+    [
+        (DISCORD, Reply(429, "page"), "limited", DISCORD),
+        (N8N, refusal(429), "limited", DISCORD),
+        (N8N, Reply(429, "page"), "limited", N8N),
+        (DISCORD, Reply(404, {"message": "Unknown Webhook", "code": 10015}), "broken", DISCORD),
+        (N8N, refusal(404), "broken", DISCORD),
+        (N8N, refusal(307), "broken", DISCORD),
+        (N8N, Reply(302, headers={"Location": "https://x/"}), "broken", N8N),
+        (N8N, Reply(403, "wrong secret"), "broken", N8N),
+        (N8N, Reply(404, "not registered"), None, ""),
+        (N8N, Reply(400, "odd"), None, ""),
+        (DISCORD, Reply(400, {"message": "Invalid Form Body", "code": 50035}), None, ""),
+        (DISCORD, Reply(403, {"message": "blocked", "code": 240000}), None, ""),
+        (DISCORD, Reply(503), None, ""),
+    ],
+)
+def test_whose_fault_it_is(
+    n8n: Receiver,
+    discord: Receiver,
+    webhooks: Webhooks,
+    via: str,
+    reply: Reply,
+    trouble: str | None,
+    of: str,
+) -> None:
+    for receiver in (n8n, discord):
+        receiver.script.append(reply)
+    answer = webhooks.post(via, "risk", BODY)
+    assert (answer.trouble, answer.of) == (trouble, of)
+    assert bool(answer.advice) == bool(trouble)
+
+
+def test_no_secret_is_in_the_advice(discord: Receiver, webhooks: Webhooks) -> None:
+    discord.script.append(Reply(301, headers={"Location": f"https://d/api/webhooks/1/{TOKEN}"}))
+    advice = webhooks.post(DISCORD, "risk", BODY).advice
+    assert "https://d/api/webhooks/1/***" in advice
+
+
 NO = {"delivered": False}
 OURS, THEIRS = PostOutcome.REFUSED, PostOutcome.NO_RESPONSE
 

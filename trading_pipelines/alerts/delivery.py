@@ -115,12 +115,12 @@ class Sender:
         """Attempt each due alert once; more than `digest_over` of them become one message."""
         attempts_allowed = len(self.settings.retry_waits) + 1
         tally.dead += attempts.give_up(self.connection, self.kind, attempts_allowed, self.clock())
-        known = endpoints.read(self.connection, self.webhooks)
-        troubles = {endpoint.name: endpoint for endpoint in known if endpoint.mended_at is None}
+        seen = endpoints.read(self.connection, self.webhooks)
+        troubles = {endpoint.name: endpoint for endpoint in seen if endpoint.mended_at is None}
         tally.dead += self._give_up_waiting(troubles)
         due = ledger.due(self.connection, self.kind, self.clock())
         # While Discord takes nothing, more may come: one digest when it is mended, not one a look.
-        if DISCORD not in troubles and self._is_for_a_digest(due, known):
+        if DISCORD not in troubles and self._is_for_a_digest(due, seen):
             tally.digested += self._digest()
             due = ledger.due(self.connection, self.kind, self.clock())
         is_n8n_away = is_limited = False
@@ -151,10 +151,10 @@ class Sender:
             return 0
         return attempts.give_up_waiting(self.connection, self.kind, channels, before)
 
-    def _is_for_a_digest(self, due: Sequence[Delivery], known: Sequence[Endpoint]) -> bool:
+    def _is_for_a_digest(self, due: Sequence[Delivery], seen: Sequence[Endpoint]) -> bool:
         """Whether what is due is too many, or several have waited for an endpoint for too long."""
         candidates = [delivery for delivery in due if delivery.can_be_digested]
-        mended = [e.mended_at for e in known if e.mended_at and e.mended_at - e.since >= OLD]
+        mended = [e.mended_at for e in seen if e.mended_at and e.mended_at - e.since >= OLD]
         old = [
             delivery
             for delivery in candidates
@@ -249,7 +249,9 @@ class Sender:
         name = DISCORD if answer.of == DISCORD else f"{N8N}/{delivery.channel}"
         # Their rests are over, or nothing would have been posted.
         limited = {e.name for e in troubles.values() if e.trouble == EndpointTrouble.LIMITED}
-        rested = [one for one in passed if one in limited and not (answer.trouble and one == name)]
+        rested = [
+            other for other in passed if other in limited and not (answer.trouble and other == name)
+        ]
         endpoints.mend(self.connection, rested, now)
         if answer.trouble is None:
             # What Discord has read, even to refuse it, has come through.
@@ -258,13 +260,13 @@ class Sender:
                 endpoints.mend(self.connection, passed, now)
             return timedelta(0)
         if answer.of == DISCORD:
-            endpoints.mend(self.connection, [one for one in passed if one != name], now)
+            endpoints.mend(self.connection, [other for other in passed if other != name], now)
         rests, rest = 0, ASK_BROKEN_AGAIN
         if answer.trouble is EndpointTrouble.LIMITED:
-            known = troubles[name].rests if name in troubles else 0
-            rests = 0 if answer.retry_after else known + 1
+            rests_before = troubles[name].rests if name in troubles else 0
+            rests = 0 if answer.retry_after else rests_before + 1
             rest = timedelta(seconds=answer.retry_after or 0) or min(
-                SHORTEST_REST * 2 ** min(known, 10), LONGEST_REST
+                SHORTEST_REST * 2 ** min(rests_before, 10), LONGEST_REST
             )
         endpoints.note(
             self.connection, self.webhooks, name, answer, rests=rests, next_at=now + rest, now=now

@@ -123,8 +123,8 @@ class Webhooks:
     @property
     def address(self) -> str:
         """A hash of what is set, to tell whether the operator has set something else."""
-        known = repr((self.n8n_url, self.secret, self.discord_url, self.thread_name))
-        return hashlib.sha256(known.encode()).hexdigest()[:16]
+        settings = repr((self.n8n_url, self.secret, self.discord_url, self.thread_name))
+        return hashlib.sha256(settings.encode()).hexdigest()[:16]
 
     def post(self, via: str, channel: str, body: Mapping[str, Any]) -> WebhookAnswer:
         """Post once, via n8n's webhook of the channel or to Discord; never raises."""
@@ -287,7 +287,7 @@ def _fields(content: Mapping[str, Any]) -> str:
         for name, inner in errors.items():
             if name == "_errors" and isinstance(inner, list):
                 named.extend(
-                    f"{path}: {one.get('message')}" for one in inner if isinstance(one, dict)
+                    f"{path}: {error.get('message')}" for error in inner if isinstance(error, dict)
                 )
             else:
                 visit(inner, f"{path}.{name}" if path else str(name))

@@ -116,11 +116,11 @@ def _build_pipeline_failure_alerts(settings: StrategySettings) -> dg.SensorDefin
                 ENDPOINTS_WORK.evaluation(broken)
             ),
         }
-        known = (context.cursor or "").splitlines()
+        states_before = (context.cursor or "").splitlines()
         return dg.SensorResult(
             skip_reason=skip,
             cursor="\n".join(states),
-            asset_events=[event for state, event in states.items() if state not in known],
+            asset_events=[event for state, event in states.items() if state not in states_before],
         )
 
     return pipeline_failure_alerts

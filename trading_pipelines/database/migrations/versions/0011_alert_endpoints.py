@@ -7,7 +7,7 @@ from alembic import op
 from sqlalchemy import text
 
 revision = "0011"
-down_revision = "0015"
+down_revision = "0010"
 
 SCHEMA = """
 CREATE TABLE trading_pipelines.alert_endpoints (
