@@ -35,18 +35,22 @@ const key = clamp(text(body.idempotency_key), 256);
 const footer = key === '-' ? undefined : { text: key };
 const used = [title, footer ? key : '', ...fields.map((field) => field.name + field.value)].join('').length;
 const description = embed.description && clamp(embed.description, Math.min(4096, 6000 - used));
-return JSON.stringify({ embeds: [{ title, description, color: embed.color, fields, footer }], allowed_mentions: { parse: [] } });
+return JSON.stringify({ embeds: [{ title, description, color: embed.color, fields, footer }], allowed_mentions: { parse: [] }, ...(body.thread_name && !/[?&]thread_id=/.test($env.DISCORD_WEBHOOK_URL) ? { thread_name: body.thread_name } : {}) });
 """
 NOT_DELIVERED = r"""
-const seconds = Number($json.body?.retry_after ?? $json.headers?.['retry-after'] ?? NaN);
+const seconds = Number($json.body?.retry_after ?? Math.min(Number($json.headers?.['retry-after'] ?? NaN), 1800));
+const fields = (errors, path) => Object.entries(errors ?? {}).flatMap(([name, inner]) => name === '_errors' ? [path.slice(1) + ': ' + inner?.[0]?.message] : typeof inner === 'object' ? fields(inner, path + '.' + name) : []);
+const named = fields($json.body?.errors, '').concat($json.headers?.location ? ['to ' + $json.headers.location] : []).join('; ').slice(0, 300);
+const words = $json.statusCode < 300 ? 'no message with its id' : ($json.body?.message ?? $json.statusMessage) + (named ? ' (' + named + ')' : '');
 const usable = /^https?:/.test($env.DISCORD_WEBHOOK_URL);
 return JSON.stringify({
   delivered: false,
   status: $json.statusCode ?? null,
   retry_after: Number.isFinite(seconds) ? seconds : null,
-  error: $json.statusCode ? 'Discord answered ' + $json.statusCode + ': ' + ($json.body?.message ?? $json.statusMessage) : usable ? 'no answer from Discord (' + String($json.error?.code ?? $json.error?.message ?? $json.error).replaceAll($env.DISCORD_WEBHOOK_URL, '…') + ')' : "n8n's DISCORD_WEBHOOK_URL is no URL",
+  error: $json.statusCode ? 'Discord answered ' + $json.statusCode + ': ' + words : usable ? 'no answer from Discord (' + String($json.error?.code ?? $json.error?.message ?? $json.error).replaceAll($env.DISCORD_WEBHOOK_URL, '…') + ')' : "n8n's DISCORD_WEBHOOK_URL is no URL",
 });
 """
+TAKEN = "$json.statusCode >= 200 && $json.statusCode < 300 && !!$json.body?.id"
 
 
 @dataclass(frozen=True)
@@ -216,7 +220,8 @@ def _content(name: str, workflow: Workflow) -> dict[str, Any]:
                 },
                 "onError": "continueErrorOutput",
             },
-            _if("taken", "2xx?", [720, -120], "$json.statusCode >= 200 && $json.statusCode < 300"),
+            # A page before the internet answers 200 too: only a message has an id.
+            _if("taken", "2xx?", [720, -120], TAKEN),
             _respond(
                 "delivered",
                 "Delivered",

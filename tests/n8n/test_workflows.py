@@ -126,11 +126,11 @@ def test_what_discord_did_not_take_is_not_delivered_and_n8n_says_why_after_one_t
     assert len(inbox.messages) == (fault == "lost answer")
 
 
-def test_an_answer_without_a_body_is_a_delivery_without_an_id(
-    n8n: LocalN8n, inbox: DiscordInbox
-) -> None:
+def test_an_answer_without_a_message_is_no_delivery(n8n: LocalN8n, inbox: DiscordInbox) -> None:
     inbox.fail("204")
-    assert post(n8n, "trade", BODIES["trade"]) == (200, {"delivered": True, "message_id": None})
+    error = "Discord answered 204: no message with its id"
+    refused = {"delivered": False, "status": 204, "retry_after": None, "error": error}
+    assert post(n8n, "trade", BODIES["trade"]) == (502, refused)
 
 
 @pytest.mark.parametrize("channel", FILES)

@@ -131,7 +131,9 @@ def test_another_path_is_not_there(inbox: DiscordInbox, path: str) -> None:
     assert inbox.requests == 1
 
 
-@pytest.mark.parametrize(("kind", "code"), [("400", 50035), ("404", 10015), ("500", 0)])
+@pytest.mark.parametrize(
+    ("kind", "code"), [("400", 50035), ("401", 50027), ("403", 50013), ("404", 10015), ("500", 0)]
+)
 def test_a_fault_is_answered_as_discord_does_and_takes_no_message(
     inbox: DiscordInbox, kind: FaultKind, code: int
 ) -> None:
@@ -139,6 +141,14 @@ def test_a_fault_is_answered_as_discord_does_and_takes_no_message(
     answer = post(inbox)
     assert (answer.status_code, answer.json()["code"]) == (int(kind), code)
     assert (inbox.messages, inbox.requests) == ([], 1)
+
+
+def test_a_forum_channel_takes_what_names_a_thread(inbox: DiscordInbox) -> None:
+    inbox.fail("forum")
+    assert post(inbox).json()["code"] == 220001
+    assert requests.post(f"{inbox.url}?thread_id=7", json=HELLO, timeout=60).ok
+    assert requests.post(inbox.url, json={**HELLO, "thread_name": "alerts"}, timeout=60).ok
+    assert len(inbox.messages) == 2
 
 
 def test_a_429_says_when_to_come_again_in_the_body_and_in_a_header(inbox: DiscordInbox) -> None:

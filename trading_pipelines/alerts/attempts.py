@@ -32,6 +32,8 @@ class NextState:
     state: DeliveryState
     next_at: datetime
     via: str
+    spends_a_try: bool = True
+    """False where the endpoint was at fault, and not the alert."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +116,8 @@ def record(
         )
         connection.execute(
             "UPDATE trading_pipelines.alert_deliveries SET state = %s, next_at = %s, via = %s, "
-            "is_away = %s, delivered_at = %s, message_id = %s, last_error = %s "
+            "is_away = %s, delivered_at = %s, message_id = %s, last_error = %s, "
+            "attempts = attempts - %s "
             # Unless it was replayed meanwhile, which starts anew.
             "WHERE id = %s AND attempts = %s",
             [
@@ -125,6 +128,7 @@ def record(
                 now if is_delivered else None,
                 storable(answer.message_id),
                 None if is_delivered else text,
+                0 if next_state.spends_a_try else 1,
                 delivery.id,
                 delivery.attempts + 1,
             ],
@@ -137,6 +141,19 @@ def give_up(connection: psycopg.Connection, kind: str, attempts: int, now: datet
         "UPDATE trading_pipelines.alert_deliveries SET state = 'dead' "
         "WHERE kind = %s AND state = 'retrying' AND attempts >= %s AND next_at <= %s",
         [kind, attempts, now],
+    ).rowcount
+
+
+def give_up_waiting(
+    connection: psycopg.Connection, kind: str, channels: Sequence[str], before: datetime
+) -> int:
+    """Close the kind's alerts of the channels that wait since before then; return how many."""
+    return connection.execute(
+        "UPDATE trading_pipelines.alert_deliveries SET state = 'dead', last_error = concat_ws("
+        "'; ', 'its endpoint was in trouble for as long as alerts.look_back_days', last_error) "
+        "WHERE kind = %s AND state IN ('pending', 'retrying') AND channel = ANY(%s) "
+        "AND created_at < %s",
+        [kind, list(channels), before],
     ).rowcount
 
 

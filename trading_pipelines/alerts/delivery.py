@@ -8,21 +8,23 @@ import itertools
 import random
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import psycopg
 
-from trading_pipelines.alerts import attempts, ledger
+from trading_pipelines.alerts import attempts, endpoints, ledger
 from trading_pipelines.alerts.attempts import NextState
-from trading_pipelines.alerts.kinds import cut
+from trading_pipelines.alerts.endpoints import Endpoint
+from trading_pipelines.alerts.kinds import CHANNELS, cut
 from trading_pipelines.alerts.ledger import Delivery, DeliveryState
 from trading_pipelines.alerts.webhooks import (
     DISCORD,
     N8N,
     TRANSPORT_FAILURES,
+    EndpointTrouble,
     PostOutcome,
     WebhookAnswer,
     Webhooks,
@@ -39,6 +41,11 @@ POLL_SECONDS = 0.2
 RETRY_POLL_SECONDS = 1.0
 PROBE_EVERY_SECONDS = 5.0
 ASK_N8N_AGAIN = timedelta(minutes=1)
+ASK_BROKEN_AGAIN = timedelta(minutes=3)
+# Of a 429 that does not say for how long; doubled each time.
+SHORTEST_REST, LONGEST_REST = timedelta(minutes=1), timedelta(minutes=30)
+# What has waited so long for an endpoint is told in one message with the others.
+OLD = timedelta(hours=1)
 DIGEST_LINES = 10
 LONGEST_DIGEST = 3500
 
@@ -53,7 +60,7 @@ class Tally:
     dead: int = 0
     digested: int = 0
     waiting: int = 0
-    """Alerts that were due and had to wait for Discord's limits or for n8n."""
+    """Alerts that were due and had to wait for Discord's limits, for n8n or an endpoint."""
 
     def __str__(self) -> str:
         """Say it in one line."""
@@ -108,22 +115,83 @@ class Sender:
         """Attempt each due alert once; more than `digest_over` of them become one message."""
         attempts_allowed = len(self.settings.retry_waits) + 1
         tally.dead += attempts.give_up(self.connection, self.kind, attempts_allowed, self.clock())
+        seen = endpoints.read(self.connection, self.webhooks)
+        troubles = {endpoint.name: endpoint for endpoint in seen if endpoint.mended_at is None}
+        tally.dead += self._give_up_waiting(troubles)
         due = ledger.due(self.connection, self.kind, self.clock())
-        if sum(delivery.can_be_digested for delivery in due) > self.settings.digest_over:
+        # While Discord takes nothing, more may come: one digest when it is mended, not one a look.
+        if DISCORD not in troubles and self._is_for_a_digest(due, seen):
             tally.digested += self._digest()
             due = ledger.due(self.connection, self.kind, self.clock())
         is_n8n_away = is_limited = False
         tally.waiting = 0
         for delivery in due:
-            via = self._choose_route(delivery)
+            via = self._open_route(delivery, troubles)
             # While n8n is away the others need not all find out by themselves.
-            if is_limited or is_over() or (via == N8N and is_n8n_away):
+            if via is None or is_limited or is_over() or (via == N8N and is_n8n_away):
                 tally.waiting += 1
                 continue
-            outcome = self._attempt(delivery, via, tally)
+            outcome = self._attempt(delivery, via, troubles, tally)
             is_limited = outcome is None
             is_n8n_away |= via == N8N and outcome in TRANSPORT_FAILURES
             tally.waiting += is_limited
+            before, troubles = troubles, endpoints.in_trouble(self.connection, self.webhooks)
+            if DISCORD in before and DISCORD not in troubles:
+                self._send_due(tally, is_over)  # what has waited may be a digest's
+                return
+
+    def _give_up_waiting(self, troubles: Mapping[str, Endpoint]) -> int:
+        """Close what has waited for an endpoint as long as `look_back_days`; return how many."""
+        before = self.clock() - timedelta(days=self.settings.look_back_days)
+        closed = {name for name, endpoint in troubles.items() if endpoint.since < before}
+        if self.webhooks.discord_url:
+            closed &= {DISCORD}  # round n8n
+        channels = [channel for channel in CHANNELS if closed & set(endpoints.passed(N8N, channel))]
+        if not channels:
+            return 0
+        return attempts.give_up_waiting(self.connection, self.kind, channels, before)
+
+    def _is_for_a_digest(self, due: Sequence[Delivery], seen: Sequence[Endpoint]) -> bool:
+        """Whether what is due is too many, or several have waited for an endpoint for too long."""
+        candidates = [delivery for delivery in due if delivery.can_be_digested]
+        mended = [e.mended_at for e in seen if e.mended_at and e.mended_at - e.since >= OLD]
+        old = [
+            delivery
+            for delivery in candidates
+            if any(
+                delivery.next_at < at and (delivery.occurred_at or delivery.next_at) < at - OLD
+                for at in mended
+            )
+        ]
+        return len(candidates) > self.settings.digest_over or len(old) > 1
+
+    def _open_route(self, delivery: Delivery, troubles: Mapping[str, Endpoint]) -> str | None:
+        """Return by which way the alert can be posted now, None where it has to wait.
+
+        Of an endpoint in trouble one alert at a time asks whether it is mended.
+        """
+        routes = [self._choose_route(delivery)]
+        n8n_trouble = troubles.get(f"{N8N}/{delivery.channel}")
+        if (
+            routes == [N8N]
+            and self.webhooks.discord_url
+            and n8n_trouble
+            and n8n_trouble.trouble == EndpointTrouble.BROKEN
+        ):
+            routes.append(DISCORD)
+        now = self.clock()
+        return next(
+            (
+                via
+                for via in routes
+                if all(
+                    troubles[name].next_at <= now
+                    for name in endpoints.passed(via, delivery.channel)
+                    if name in troubles
+                )
+            ),
+            None,
+        )
 
     def _choose_route(self, delivery: Delivery) -> str:
         """Return N8N or DISCORD; while n8n is away too long, one alert a minute asks it again."""
@@ -139,9 +207,15 @@ class Sender:
         was_just_asked = now < last_asked + ASK_N8N_AGAIN
         return DISCORD if is_away_too_long and was_just_asked else N8N
 
-    def _attempt(self, delivery: Delivery, via: str, tally: Tally) -> PostOutcome | None:
+    def _attempt(
+        self, delivery: Delivery, via: str, troubles: Mapping[str, Endpoint], tally: Tally
+    ) -> PostOutcome | None:
         """Attempt one alert; None where Discord's limits do not allow it now, or it has changed."""
         now = self.clock()
+        passed = endpoints.passed(via, delivery.channel)
+        asked = [name for name in passed if name in troubles]
+        if not endpoints.claim(self.connection, asked, now + ASK_BROKEN_AGAIN, now):
+            return None
         attempt_id = attempts.reserve(
             self.connection,
             delivery,
@@ -151,9 +225,11 @@ class Sender:
             now,
         )
         if attempt_id is None:
+            endpoints.release(self.connection, asked, now)
             return None
         answer = self.webhooks.post(via, delivery.channel, delivery.body)
-        next_state = self._next_state(delivery, via, answer)
+        rest = self._note_endpoints(delivery, answer, passed, troubles)
+        next_state = self._next_state(delivery, via, answer, rest)
         attempts.record(self.connection, delivery, attempt_id, answer, next_state, self.clock())
         tally.sent[answer.outcome] += 1
         tally.dead += next_state.state is DeliveryState.DEAD
@@ -161,13 +237,61 @@ class Sender:
             attempts.bring_forward(self.connection, self.clock(), channel=delivery.channel)
         return answer.outcome
 
-    def _next_state(self, delivery: Delivery, via: str, answer: WebhookAnswer) -> NextState:
-        """Return what becomes of the alert: delivered, dead, or retried then and by that route."""
+    def _note_endpoints(
+        self,
+        delivery: Delivery,
+        answer: WebhookAnswer,
+        passed: Sequence[str],
+        troubles: Mapping[str, Endpoint],
+    ) -> timedelta:
+        """Note what the answer says of the endpoints; return how long the one in trouble rests."""
+        now = self.clock()
+        name = DISCORD if answer.of == DISCORD else f"{N8N}/{delivery.channel}"
+        # Their rests are over, or nothing would have been posted.
+        limited = {e.name for e in troubles.values() if e.trouble == EndpointTrouble.LIMITED}
+        rested = [
+            other for other in passed if other in limited and not (answer.trouble and other == name)
+        ]
+        endpoints.mend(self.connection, rested, now)
+        if answer.trouble is None:
+            # What Discord has read, even to refuse it, has come through.
+            is_read = answer.outcome is PostOutcome.REFUSED and answer.is_final and answer.status
+            if answer.outcome is PostOutcome.DELIVERED or is_read:
+                endpoints.mend(self.connection, passed, now)
+            return timedelta(0)
+        if answer.of == DISCORD:
+            endpoints.mend(self.connection, [other for other in passed if other != name], now)
+        rests, rest = 0, ASK_BROKEN_AGAIN
+        if answer.trouble is EndpointTrouble.LIMITED:
+            rests_before = troubles[name].rests if name in troubles else 0
+            rests = 0 if answer.retry_after else rests_before + 1
+            rest = timedelta(seconds=answer.retry_after or 0) or min(
+                SHORTEST_REST * 2 ** min(rests_before, 10), LONGEST_REST
+            )
+        endpoints.note(
+            self.connection, self.webhooks, name, answer, rests=rests, next_at=now + rest, now=now
+        )
+        return rest
+
+    def _next_state(
+        self, delivery: Delivery, via: str, answer: WebhookAnswer, rest: timedelta
+    ) -> NextState:
+        """Return what becomes of the alert: delivered, dead, or retried then and by that route.
+
+        What is its endpoint's fault spends none of its tries.
+        """
         now, attempt = self.clock(), delivery.attempts + 1
         if answer.outcome is PostOutcome.DELIVERED:
             return NextState(DeliveryState.DELIVERED, now, via)
-        attempts_left = len(self.settings.retry_waits) + 1 - attempt
-        not_before = now + timedelta(seconds=answer.retry_after or 0)
+        if answer.trouble is EndpointTrouble.BROKEN:
+            is_round = answer.of == N8N and self.webhooks.discord_url
+            next_at = min(delivery.next_at, now)
+            return NextState(
+                DeliveryState.RETRYING, next_at, DISCORD if is_round else via, spends_a_try=False
+            )
+        is_limited = answer.trouble is EndpointTrouble.LIMITED
+        attempts_left = len(self.settings.retry_waits) + 1 - attempt + is_limited
+        not_before = now + (rest or timedelta(seconds=answer.retry_after or 0))
         retry_at = max(now + self._back_off(attempt), not_before)
         has_n8n_failed = via == N8N and answer.outcome in TRANSPORT_FAILURES
         if has_n8n_failed and self.webhooks.discord_url and attempts_left > 0:
@@ -180,7 +304,7 @@ class Sender:
             retry_at = max(min(retry_at, fallback_at), not_before)
         if answer.is_final or attempts_left <= 0:
             return NextState(DeliveryState.DEAD, now, via)
-        return NextState(DeliveryState.RETRYING, retry_at, via)
+        return NextState(DeliveryState.RETRYING, retry_at, via, spends_a_try=not is_limited)
 
     @property
     def _fallback_after(self) -> timedelta:

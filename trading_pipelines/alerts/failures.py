@@ -13,7 +13,7 @@ from datetime import datetime, timedelta
 
 import psycopg
 
-from trading_pipelines.alerts import ledger
+from trading_pipelines.alerts import endpoints, ledger
 from trading_pipelines.alerts.kinds import PIPELINE_FAILURE, SOURCES, cut
 from trading_pipelines.alerts.ledger import DeliveryState
 from trading_pipelines.candles.windows import MINUTE, Interval, day_interval, merge
@@ -24,6 +24,7 @@ from trading_pipelines.signals.left_failed import FAILING, left_failed, shown_in
 RUN_FAILED, PARTITION_FAILED = "RUN_FAILED", "PARTITION_FAILED"
 PARTITION_LEFT_FAILED = "PARTITION_LEFT_FAILED"
 SYMBOL_QUIET, ALERT_DEAD, ALERT_MISSED = "SYMBOL_QUIET", "ALERT_DEAD", "ALERT_MISSED"
+ENDPOINT_BROKEN = "ENDPOINT_BROKEN"
 RECOVERED = "RECOVERED"
 INFO, WARNING, CRITICAL = "INFO", "WARNING", "CRITICAL"
 
@@ -78,6 +79,7 @@ def current(
         *failed_partitions(connection, alerts.failures_before_alert, symbols),
         *left_failed_partitions(connection, symbols),
         *quiet_symbols(connection, symbols, timedelta(seconds=alerts.quiet_after)),
+        *broken_endpoints(connection),
         *dead_alerts(connection),
         *missed_alerts(connection, alerts, now),
     ]
@@ -246,6 +248,28 @@ def quiet_symbols(
                 )
                 failures.append(Failure(f"quiet:{symbol}", SYMBOL_QUIET, WARNING, message, 1))
     return failures
+
+
+def broken_endpoints(connection: psycopg.Connection) -> list[Failure]:
+    """Return a failure for each endpoint that refuses whatever is posted.
+
+    Its alert goes round a broken n8n, and waits for a broken Discord like any other.
+    """
+    return [
+        Failure(
+            f"endpoint:{endpoint.name}",
+            ENDPOINT_BROKEN,
+            CRITICAL,
+            cut_message(
+                f"알림 경로 고장: {endpoints.shown_name(endpoint.name)}",
+                f"{kst(endpoint.since)}부터, 알림은 복구될 때까지 대기함",
+                f"조치: {endpoint.advice}",
+                endpoint.answer,
+            ),
+            1,
+        )
+        for endpoint in endpoints.broken(connection)
+    ]
 
 
 # Our own kind is left out: the alert about a dead alert would die as well, and so on.

@@ -3,16 +3,18 @@
 Dagster does not materialise it: the sensors write it. What an alert is belongs in `alerts/`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import dagster as dg
 
-from trading_pipelines.alerts import ledger
+from trading_pipelines.alerts import endpoints, ledger
+from trading_pipelines.alerts.endpoints import Endpoint
 from trading_pipelines.alerts.kinds import DAILY_REPORT
 from trading_pipelines.assets.about import ARRIVES, describe
 from trading_pipelines.assets.bot_tables import BOT_TABLES
 from trading_pipelines.assets.table_checks import TableCheck
+from trading_pipelines.korean_time import kst
 from trading_pipelines.partitions import CANDLES_1M
 from trading_pipelines.signals.catalogue import REGIME_LABELS
 from trading_pipelines.signals.rejections.summary import REJECT_SUMMARY
@@ -44,13 +46,21 @@ def build_assets() -> list[dg.AssetSpec]:
 
 
 def build_checks() -> list[dg.AssetChecksDefinition]:
-    """Return the check that fails while an alert is dead; a sensor evaluates it at each change."""
-    return [NO_DEAD_ALERTS.definition()]
+    """Return the checks that fail while an alert is dead, and while an endpoint is broken.
+
+    A sensor evaluates each at each change.
+    """
+    return [NO_DEAD_ALERTS.definition(), ENDPOINTS_WORK.definition()]
 
 
 def _judge_dead(counts: Mapping[str, Mapping[str, int]]) -> tuple[bool, dict[str, Any]]:
     dead = {kind: states["dead"] for kind, states in counts.items()}
     return not any(dead.values()), {f"dead_{kind}": number for kind, number in dead.items()}
+
+
+def _judge_endpoints(broken: Sequence[Endpoint]) -> tuple[bool, dict[str, Any]]:
+    lines = {endpoints.shown_name(e.name): endpoints.described(e, kst) for e in broken}
+    return not lines, lines
 
 
 NO_DEAD_ALERTS = TableCheck(
@@ -60,4 +70,12 @@ NO_DEAD_ALERTS = TableCheck(
     "`alerts replay --dead` sends them when the cause is mended.",
     ledger.counts,
     _judge_dead,
+)
+ENDPOINTS_WORK = TableCheck(
+    ALERT_DELIVERIES,
+    "endpoints_work",
+    "Discord's webhook and n8n's take alerts. Of one that is broken: since when, what it answered "
+    "and what to do; its alerts wait, and go out by themselves when it is mended.",
+    endpoints.broken,
+    _judge_endpoints,
 )

@@ -25,10 +25,13 @@ from trading_pipelines.candles.page import (
     TooManyRequestsError,
     UnknownMarketError,
 )
+from trading_pipelines.http_calls import MEGABYTE, BoundedSession
 from trading_pipelines.settings.environment import spare_from_proxies
 
 # Seconds, up to 27 hours. Anything else, a date included, counts as no Retry-After.
 RETRY_AFTER = re.compile("[0-9]{1,5}")
+# 200 candles are 90 KB.
+MOST_BYTES = MEGABYTE
 NO_SUCH_MARKET = "Code not found"
 CAUSES = (
     (socket.gaierror, "name not resolved"),
@@ -42,21 +45,20 @@ class Upbit:
     """A client of the API at `base_url`; used by one thread at a time."""
 
     def __init__(self, base_url: str, timeout_seconds: float) -> None:
-        self._answer: requests.Response | None = None
+        self._session = BoundedSession(timeout_seconds, MOST_BYTES)
+        # No password of a ~/.netrc.
+        self._session.auth = lambda request: request
         self._client = ccxt.upbit(
             {
+                "session": self._session,
                 "urls": {"api": {"public": base_url, "private": base_url}},
                 # The limiter is per instance, so of no use to several processes: see rate_limit.
                 "enableRateLimit": False,
-                "timeout": int(timeout_seconds * 1000),
                 # Proxies and certificates, of which ccxt's own session would not know.
                 "requests_trust_env": True,
             }
         )
         spare_from_proxies()
-        # But no password of a ~/.netrc.
-        self._client.session.auth = lambda request: request
-        self._client.session.hooks["response"].append(self._keep)
 
     def minutes(self, symbol: str, to: datetime) -> object:
         """Return what Upbit answers for the newest 200 one-minute candles before `to`.
@@ -75,7 +77,7 @@ class Upbit:
     def _get(
         self, ask: Callable[[dict[str, object]], object], symbol: str, to: datetime, **path: object
     ) -> object:
-        self._answer = None
+        self._session.answer = None
         error: Exception | None = None
         try:
             ask(
@@ -89,21 +91,14 @@ class Upbit:
         # ValueError and RecursionError: what a body makes of ccxt's parser. The status says more.
         except (ccxt.BaseError, ValueError, RecursionError) as raised:
             error = raised
-        if self._answer is None:
+        if self._session.answer is None:
             raise RetryableError(f"no answer: {type(error).__name__}: {_cause(error)}") from error
-        return _content(self._answer)
+        return _content(self._session.answer)
 
     @property
     def answer_headers(self) -> Mapping[str, str]:
         """The headers of the last answer, whatever their case."""
-        return {} if self._answer is None else self._answer.headers
-
-    def _keep(self, answer: requests.Response, **_kwargs: object) -> None:
-        # A redirect is no answer: where it leads to may not answer at all.
-        if not answer.is_redirect:
-            # Nor is a body that breaks off: reading it raises here, as ccxt expects it to.
-            answer.content  # noqa: B018
-            self._answer = answer
+        return {} if self._session.answer is None else self._session.answer.headers
 
 
 def _content(answer: requests.Response) -> object:

@@ -8,6 +8,8 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 
+from trading_pipelines.alerts import endpoints
+from trading_pipelines.alerts.webhooks import EndpointTrouble
 from trading_pipelines.candles.coverage import CandleCoverage
 from trading_pipelines.candles.due import REFRESHED_EVERY
 from trading_pipelines.candles.rate_limit import Clock
@@ -140,7 +142,7 @@ class _Judge:
             ),
             "alerts": _Rule(
                 self._waiting,
-                f"none waits longer than {minutes}",
+                f"no endpoint is broken, none waits longer than {minutes}",
                 "`trading-pipelines alerts list --state retrying --state pending`, then "
                 "`trading-pipelines n8n check`; not entered: set N8N_URL or DISCORD_WEBHOOK_URL, "
                 "and see the kind's sensor in the UI (Automation, Sensors)",
@@ -279,6 +281,12 @@ class _Judge:
 
     def _waiting(self, alerts: AlertFacts) -> Judgement:
         bad = [
+            endpoints.described(endpoint, self.show)
+            for endpoint in alerts.endpoints
+            # A rest of a while is Discord's way to keep its limits.
+            if endpoint.trouble == EndpointTrouble.BROKEN or endpoint.since < self.now - self._late
+        ]
+        bad += [
             f"{group.kind}: {group.count} {state}, since {self.show(group.since)}"
             for state, groups in (("waiting", alerts.waiting), ("not entered", alerts.not_entered))
             for group in groups

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import date, datetime
 
+from trading_pipelines.alerts.endpoints import Endpoint
 from trading_pipelines.candles.coverage import CandleCoverage
 from trading_pipelines.candles.rate_limit import Clock
 from trading_pipelines.monitoring.reconciliation import Reconciliation
@@ -101,6 +102,8 @@ class AlertFacts:
     """Rows of the bot's that no sensor has entered, as where no address to send to is set."""
     dead: Mapping[str, int]
     delivered: datetime | None
+    endpoints: Sequence[Endpoint] = ()
+    """Those in trouble."""
 
 
 @dataclass(frozen=True)

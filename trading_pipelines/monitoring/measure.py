@@ -13,7 +13,7 @@ from typing import Any, LiteralString, TypeVar
 import psycopg
 from psycopg.rows import class_row
 
-from trading_pipelines.alerts import failures, ledger
+from trading_pipelines.alerts import endpoints, failures, ledger
 from trading_pipelines.alerts.kinds import KINDS
 from trading_pipelines.candles import coverage, due, rate_limit
 from trading_pipelines.candles.windows import DAY
@@ -274,6 +274,7 @@ def _alerts(connection: psycopg.Connection, settings: AlertSettings, now: dateti
         [WaitingAlerts(kind, *rows) for kind, rows in not_entered.items() if kind in on],
         {kind: states["dead"] for kind, states in counts.items() if states["dead"]},
         ledger.last_delivered(connection),
+        list(endpoints.in_trouble(connection).values()),
     )
 
 

@@ -14,7 +14,8 @@ from rich.console import RenderableType
 from rich.markup import escape
 from rich.table import Table
 
-from trading_pipelines.alerts import failures, ledger
+from trading_pipelines.alerts import endpoints, failures, ledger
+from trading_pipelines.alerts.endpoints import Endpoint
 from trading_pipelines.candles import coverage, due, failed_checks
 from trading_pipelines.candles.coverage import CandleCoverage
 from trading_pipelines.candles.failed_checks import FailedCheck
@@ -91,6 +92,8 @@ class InstallationStatus:
     made_otherwise: Sequence[MadeOtherwise] = ()
     change: SettingsChange | None = None
     """How the settings file differs from the settings in use."""
+    endpoints: Sequence[Endpoint] = ()
+    """Where alerts are posted, those in trouble."""
 
 
 def read(
@@ -135,6 +138,7 @@ def read(
         dead=sum(of_kind[ledger.DeliveryState.DEAD] for of_kind in counts),
         delivered_at=ledger.last_delivered(connection),
         made_otherwise=made_otherwise(connection, settings),
+        endpoints=list(endpoints.in_trouble(connection).values()),
     )
 
 
@@ -265,6 +269,8 @@ def draw(
         f"alerts: {status.waiting} waiting, {status.dead} dead, last delivered "
         f"{kst(status.delivered_at)}"
     )
+    for endpoint in status.endpoints:
+        yield f"[red]alerts wait[/]: {escape(endpoints.described(endpoint, kst))}"
 
 
 def _table(status: InstallationStatus, now: datetime) -> Table:

@@ -9,6 +9,10 @@ from typing import Any
 import requests
 
 from trading_pipelines.errors import OperatorError
+from trading_pipelines.http_calls import MEGABYTE, call
+
+# Thousands of runs with their tags.
+MOST_BYTES = 64 * MEGABYTE
 
 
 class GraphQLError(OperatorError):
@@ -27,8 +31,12 @@ def ask(
     Raises NoResponseError and GraphQLError.
     """
     try:
-        response = requests.post(
-            f"{url}/graphql", json={"query": query, "variables": variables or {}}, timeout=timeout
+        response = call(
+            "POST",
+            f"{url}/graphql",
+            seconds=timeout,
+            most_bytes=MOST_BYTES,
+            json={"query": query, "variables": variables or {}},
         )
         body = response.json()
     except (requests.RequestException, ValueError) as error:

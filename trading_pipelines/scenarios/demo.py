@@ -18,9 +18,11 @@ from pydantic import SecretStr
 from rich.console import RenderableType
 
 from trading_pipelines.alerts.n8n.local import LocalN8n, installed_n8n
+from trading_pipelines.candles.upbit import MOST_BYTES
 from trading_pipelines.candles.windows import DAY, MINUTE
 from trading_pipelines.database.connection import connect
 from trading_pipelines.errors import OperatorError
+from trading_pipelines.http_calls import call
 from trading_pipelines.runtime.backfill import (
     BackfillOutcome,
     BackfillTarget,
@@ -128,10 +130,12 @@ def _market_in_upbits_place(
 
 def _answers(base_url: str, symbol: str) -> bool:
     try:
-        answer = requests.get(
+        answer = call(
+            "GET",
             f"{base_url}/v1/candles/minutes/1",
+            seconds=UPBIT_ANSWERS_WITHIN,
+            most_bytes=MOST_BYTES,
             params={"market": symbol, "count": "1"},
-            timeout=UPBIT_ANSWERS_WITHIN,
         )
         return answer.ok and answer.json()[0]["market"] == symbol
     except (requests.RequestException, ValueError, LookupError, TypeError):

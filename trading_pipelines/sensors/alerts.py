@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 
 import dagster as dg
 
-from trading_pipelines.alerts import failures, ledger
+from trading_pipelines.alerts import endpoints, failures, ledger
 from trading_pipelines.alerts.delivery import Sender
 from trading_pipelines.alerts.incidents import reconcile
 from trading_pipelines.alerts.kinds import (
@@ -19,7 +19,11 @@ from trading_pipelines.alerts.kinds import (
     RISK,
     TRADE,
 )
-from trading_pipelines.assets.alert_deliveries import ALERT_DELIVERIES, NO_DEAD_ALERTS
+from trading_pipelines.assets.alert_deliveries import (
+    ALERT_DELIVERIES,
+    ENDPOINTS_WORK,
+    NO_DEAD_ALERTS,
+)
 from trading_pipelines.resources.database import DatabaseResource
 from trading_pipelines.resources.webhooks import WebhooksResource
 from trading_pipelines.sensors.finished_runs import finished_runs
@@ -89,7 +93,7 @@ def _build_pipeline_failure_alerts(settings: StrategySettings) -> dg.SensorDefin
         description="Tells n8n's webhook risk of runs that failed for good, partitions left "
         "failed, symbols gone quiet and dead alerts: each failure once, again after "
         "repeat_after with the number of repetitions held back, and when it has recovered. Also "
-        "keeps the check no_dead_alerts up to date.",
+        "keeps the checks no_dead_alerts and endpoints_work up to date.",
     )
     def pipeline_failure_alerts(
         context: dg.SensorEvaluationContext, database: DatabaseResource, webhooks: WebhooksResource
@@ -103,15 +107,20 @@ def _build_pipeline_failure_alerts(settings: StrategySettings) -> dg.SensorDefin
                 reconcile(connection, failing, repeat_after, now)
         skip = _deliver(PIPELINE_FAILURE, settings, database, webhooks, watch=False)
         with database.connect() as connection:
-            counts = ledger.counts(connection)
+            counts, broken = ledger.counts(connection), endpoints.broken(connection)
         dead = {kind: number for kind, states in counts.items() if (number := states["dead"])}
         # An evaluation is an event for ever: one at each change, not two a minute.
-        state = f"{ALERT_DELIVERIES} {dead}"
-        is_known = state in (context.cursor or "").splitlines()
+        states = {
+            f"{ALERT_DELIVERIES} {dead}": NO_DEAD_ALERTS.evaluation(counts),
+            f"endpoints {[(e.name, e.since.isoformat(), e.answer) for e in broken]}": (
+                ENDPOINTS_WORK.evaluation(broken)
+            ),
+        }
+        states_before = (context.cursor or "").splitlines()
         return dg.SensorResult(
             skip_reason=skip,
-            cursor=state,
-            asset_events=[] if is_known else [NO_DEAD_ALERTS.evaluation(counts)],
+            cursor="\n".join(states),
+            asset_events=[event for state, event in states.items() if state not in states_before],
         )
 
     return pipeline_failure_alerts

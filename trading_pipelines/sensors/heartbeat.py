@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 import dagster as dg
 import requests
 
+from trading_pipelines.http_calls import KILOBYTE, call
 from trading_pipelines.korean_time import kst
 from trading_pipelines.monitoring import dagster_instance
 from trading_pipelines.monitoring.checks import judge
@@ -17,6 +18,7 @@ from trading_pipelines.settings.environment import load_environment
 from trading_pipelines.settings.strategy import StrategySettings
 
 TIMEOUT_SECONDS = 10
+MOST_BYTES = 64 * KILOBYTE
 
 
 def build_heartbeat(settings: StrategySettings) -> dg.SensorDefinition:
@@ -53,7 +55,7 @@ def _beat(url: str) -> str:
     An error of `requests` quotes the URL.
     """
     try:
-        response = requests.get(url, timeout=TIMEOUT_SECONDS)
+        response = call("GET", url, seconds=TIMEOUT_SECONDS, most_bytes=MOST_BYTES)
     except requests.RequestException as error:
         return f"all is well, but HEARTBEAT_URL can't be asked: {type(error).__name__}"
     outcome = "told" if response.ok else "but HEARTBEAT_URL answers"

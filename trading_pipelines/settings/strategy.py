@@ -205,6 +205,12 @@ class AlertSettings(_Section):
     fallback_after: Annotated[float, Field(ge=0, le=604800)] = 300.0
     digest_over: _Count = 20
     messages_per_minute: Annotated[int, Field(ge=1, le=150)] = 30
+    discord_thread_name: Annotated[
+        str | None,
+        Field(
+            min_length=1, max_length=100, description="a text of 1 to 100 characters, or nothing"
+        ),
+    ] = None
     repeat_after: Annotated[float, Field(ge=60, le=604800)] = 14400.0
     failures_before_alert: _Count = 3
     quiet_after: Annotated[float, Field(ge=300, le=604800)] = 3600.0

@@ -26,8 +26,13 @@ from rich.text import Text
 
 from trading_pipelines.simulators.loopback import LoopbackServer, reset
 
-FaultKind = Literal["204", "400", "404", "429", "500", "hang", "reset", "lost answer"]
-"""204 and `lost answer` take the message: the one answers without it, the other not at all."""
+FaultKind = Literal[
+    "204", "400", "401", "403", "404", "429", "500", "forum", "hang", "reset", "lost answer"
+]
+"""204 and `lost answer` take the message: the one answers without it, the other not at all.
+
+`forum` wants a thread, which the webhook's URL may name.
+"""
 
 HOLD_SECONDS = 60.0  # longer than any client waits
 WINDOW_SECONDS, WINDOW_REQUESTS = 2.0, 5
@@ -174,9 +179,10 @@ class DiscordInbox:
             if wait:
                 refused = {"message": "You are being rate limited.", "global": False}
                 return 429, {**refused, "retry_after": round(wait, 3)}
-            if fault in _CANNED:
-                return _CANNED[fault]
             payload = _parsed(body)
+            has_thread = "thread_id" in query or "thread_name" in (payload or {})
+            if fault in _CANNED and not (fault == "forum" and has_thread):
+                return _CANNED[fault]
             if problem := refusal(payload):
                 return 400, problem
             message_id = str(1_300_000_000_000_000_000 + len(self._messages))
@@ -201,6 +207,15 @@ _CANNED: dict[FaultKind | None, tuple[int | FaultKind, dict[str, Any] | None]] =
     "hang": ("hang", None),
     "reset": ("reset", None),
     "400": (400, {"message": "Invalid Form Body", "code": 50035, "errors": {}}),
+    "401": (401, {"message": "Invalid Webhook Token", "code": 50027}),
+    "403": (403, {"message": "Missing Permissions", "code": 50013}),
+    "forum": (
+        400,
+        {
+            "message": "Webhooks posted to forum channels must have a thread_name or thread_id",
+            "code": 220001,
+        },
+    ),
     "404": (404, {"message": "Unknown Webhook", "code": 10015}),
     "500": (500, {"message": "500: Internal Server Error", "code": 0}),
 }

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import requests
 
 from trading_pipelines.alerts.kinds import CHANNELS
+from trading_pipelines.alerts.webhooks import MOST_BYTES
+from trading_pipelines.http_calls import call
 
 STARTING = "n8n is starting up"
 """What n8n answers until it is ready, with 200: a 200 alone proves nothing."""
@@ -45,8 +47,14 @@ def _checked(url: str, channel: str, secret: str, timeout: float) -> WorkflowChe
 
 def _check(webhook: str, secret: str, timeout: float) -> tuple[bool, str]:
     def post(headers: Mapping[str, str]) -> requests.Response:
-        return requests.post(
-            webhook, json={}, headers=headers, timeout=timeout, allow_redirects=False
+        return call(
+            "POST",
+            webhook,
+            seconds=timeout,
+            most_bytes=MOST_BYTES,
+            json={},
+            headers=headers,
+            allow_redirects=False,
         )
 
     wrong = _unguarded(post({})) or _unusable(post({"X-Webhook-Secret": secret}))

@@ -21,6 +21,8 @@ from trading_pipelines.alerts.n8n.workflows import (
     N8nError,
     import_workflows,
 )
+from trading_pipelines.alerts.webhooks import MOST_BYTES
+from trading_pipelines.http_calls import call
 from trading_pipelines.settings.shipped import WORKFLOWS, shipped
 
 START_SECONDS = 120
@@ -170,7 +172,10 @@ class LocalN8n:
     def _not_ready(self) -> str | None:
         """Say why it is not ready; None when it is."""
         try:
-            ready = requests.get(f"{self.url}/healthz/readiness", timeout=2).status_code == 200
+            readiness = call(
+                "GET", f"{self.url}/healthz/readiness", seconds=2, most_bytes=MOST_BYTES
+            )
+            ready = readiness.status_code == 200
         except requests.RequestException:
             ready = False
         if not ready:

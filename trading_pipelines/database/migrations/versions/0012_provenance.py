@@ -7,7 +7,7 @@ from alembic import op
 from sqlalchemy import text
 
 revision = "0012"
-down_revision = "0010"
+down_revision = "0011"
 
 # Without a default: what was made before this is not known, and is not said to be of old settings.
 SCHEMA = """
