@@ -393,7 +393,7 @@ def test_a_broken_endpoint_is_told_by_status_health_the_check_and_an_alert(bench
         "what to do: the webhook or its thread was deleted: make a new webhook"
     )
     assert endpoints.described(endpoint, kst).startswith(line)
-    status = InstallationStatus([], None, [], [], 1, 0, None, [endpoint])
+    status = InstallationStatus([], None, [], [], [], [], 1, 0, None, endpoints=[endpoint])
     console = Console(width=500, record=True)
     for part in draw(status, "up", [], now):
         console.print(part)
