@@ -58,6 +58,13 @@ FORCE_TERMINATE = """
 mutation ($runs: [String!]!) { terminateRuns(runIds: $runs,
   terminatePolicy: MARK_AS_CANCELED_IMMEDIATELY) { __typename } }
 """
+RELOAD = """
+mutation { reloadWorkspace { __typename } }
+"""
+BACKFILL = """
+query ($id: String!) { partitionBackfillOrError(backfillId: $id) { ... on PartitionBackfill {
+  status } } }
+"""
 STORED = """
 SELECT day || '|' || symbol FROM trading_pipelines.candle_coverage
 WHERE interval = %s AND status = 'complete' AND failures = 0
@@ -161,6 +168,11 @@ def materialize(up: Installation, first: str, last: str) -> str:
     return str(answer["backfillId"])
 
 
+def at_work(up: Installation) -> list[str]:
+    runs = ask(up.url, RUNS, {"statuses": ["STARTED"]})["runsOrError"]["results"]
+    return [run["runId"] for run in runs]
+
+
 def failed_run(up: Installation) -> str:
     ((run,)) = [ask(up.url, RUNS, {"statuses": ["FAILURE"]})["runsOrError"]["results"]]
     return str(run[0]["runId"]) if run else ""
@@ -189,12 +201,34 @@ def test_a_run_that_is_terminated_by_force_leaves_nothing_in_flight(
     exchange.latency = 0.5
     days = [DAYS[-1] + DAY * n for n in (4, 5)]
     materialize(up, f"{days[0]}|KRW-BTC", f"{days[1]}|KRW-BTC")
-
-    def at_work() -> list[str]:
-        runs = ask(up.url, RUNS, {"statuses": ["STARTED"]})["runsOrError"]["results"]
-        return [run["runId"] for run in runs]
-
-    await_that(lambda: bool(at_work()), "its run is at work")
-    tell(up, FORCE_TERMINATE, runs=at_work())
+    await_that(lambda: bool(at_work(up)), "its run is at work")
+    tell(up, FORCE_TERMINATE, runs=at_work(up))
     exchange.latency = 0.0
     await_one_story(up)
+
+
+def backfill_status(up: Installation, backfill: str) -> str:
+    return str(ask(up.url, BACKFILL, {"id": backfill})["partitionBackfillOrError"]["status"])
+
+
+def test_a_symbol_that_goes_and_comes_back_during_a_backfill_leaves_nothing_behind(
+    up: Installation, exchange: ReplayExchange
+) -> None:
+    exchange.latency = 0.3
+    days = [DAYS[-1] + DAY * n for n in (6, 7)]
+    backfill = materialize(up, f"{days[0]}|KRW-BTC", f"{days[1]}|KRW-DOGE")
+    await_that(lambda: bool(at_work(up)), "a run of it is at work")
+    config = up.config.read_text()
+    assert "KRW-DOGE" in config
+    up.config.write_text(config.replace("- KRW-DOGE\n", ""))
+    tell(up, RELOAD)
+    up.config.write_text(config)
+    tell(up, RELOAD)
+    exchange.latency = 0.0
+    ended = {"COMPLETED_SUCCESS", "COMPLETED_FAILED", "CANCELED", "FAILED"}
+    await_that(lambda: backfill_status(up, backfill) in ended, "the backfill ends")
+    await_one_story(up)
+    again = materialize(up, f"{days[0]}|KRW-BTC", f"{days[1]}|KRW-DOGE")
+    await_that(lambda: backfill_status(up, again) == "COMPLETED_SUCCESS", "it is done")
+    await_one_story(up)
+    assert stored(up, "1h") >= {f"{day}|{symbol}" for day in days for symbol in SYMBOLS}
