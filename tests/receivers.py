@@ -22,9 +22,10 @@ Answer = Callable[["Connection"], None]
 class Connection:
     """A connection of one caller, that is sent what follows."""
 
-    def __init__(self, sock: socket.socket, released: threading.Event) -> None:
+    def __init__(self, sock: socket.socket, released: threading.Event, body: bytes) -> None:
         self.send = sock.sendall
         self.released = released
+        self.body = body
 
     def drip(self, piece: bytes = b"a") -> None:
         """Send a piece now and then, for as long as the caller likes."""
@@ -113,9 +114,10 @@ def receiver(answer: Answer) -> Iterator[str]:
             for line in before.lower().splitlines():
                 if line.startswith(b"content-length:"):
                     missing = int(line.partition(b":")[2]) - len(body)
-                    while missing > 0:
-                        missing -= len(sock.recv(missing))
-            answer(Connection(sock, released))
+                    while missing > 0 and (piece := sock.recv(missing)):
+                        body += piece
+                        missing -= len(piece)
+            answer(Connection(sock, released, body))
 
     def accept() -> None:
         with suppress(OSError):
