@@ -41,7 +41,8 @@ POLL_SECONDS = 0.2
 RETRY_POLL_SECONDS = 1.0
 PROBE_EVERY_SECONDS = 5.0
 ASK_N8N_AGAIN = timedelta(minutes=1)
-ASK_BROKEN_AGAIN = timedelta(minutes=3)
+# What has waited is to be told within two minutes of the endpoint's mending.
+ASK_BROKEN_AGAIN = timedelta(seconds=90)
 # Of a 429 that does not say for how long; doubled each time.
 SHORTEST_REST, LONGEST_REST = timedelta(minutes=1), timedelta(minutes=30)
 # What has waited so long for an endpoint is told in one message with the others.
