@@ -6,7 +6,7 @@ import pytest
 from dagster._core.definitions.assets.graph.asset_graph import AssetNode
 from syrupy.assertion import SnapshotAssertion
 
-from trading_pipelines.assets.about import RUNBOOK, TABLE_NAME
+from trading_pipelines.assets.about import COLUMN_SCHEMA, RUNBOOK, TABLE_NAME
 from trading_pipelines.definitions import build_definitions, defs
 from trading_pipelines.settings.errors import SettingsError
 from trading_pipelines.settings.strategy import StrategySettings
@@ -79,6 +79,23 @@ def test_the_kinds_of_an_asset_follow_from_what_it_is(asset: AssetNode) -> None:
     assert bool(asset.kinds & {"python", "sql"}) is asset.is_materializable
     if not no_table:
         assert "postgres" in asset.kinds
+
+
+def test_an_asset_with_a_table_of_ours_shows_its_columns(asset: AssetNode) -> None:
+    is_ours = ".trading_pipelines." in str(asset.metadata.get(TABLE_NAME))
+    assert (COLUMN_SCHEMA in asset.metadata) is is_ours
+
+
+def test_a_column_says_its_type_its_comment_and_whether_it_may_be_empty() -> None:
+    schema = GRAPH.get(dg.AssetKey("candles_1h")).metadata[COLUMN_SCHEMA]
+    start, minutes = (
+        next(column for column in schema.columns if column.name == name)
+        for name in ("timestamp", "minutes")
+    )
+    assert start.type == "timestamp with time zone"
+    assert start.description == "start of the hour"
+    assert minutes.description == "minutes of the hour in which something was traded"
+    assert not minutes.constraints.nullable
 
 
 def test_the_runbook_of_an_asset_is_there(asset: AssetNode) -> None:
