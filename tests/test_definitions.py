@@ -54,6 +54,7 @@ def test_a_change_of_the_graph_is_seen_as_a_diff(snapshot: SnapshotAssertion) ->
 
 GRAPH = build_definitions(StrategySettings()).resolve_asset_graph()
 ROOT = Path(__file__).parents[1]
+CODE = "dagster/code_references"
 
 
 @pytest.fixture(params=sorted(GRAPH.get_all_asset_keys()), ids=lambda key: key.to_user_string())
@@ -147,6 +148,37 @@ def test_an_asset_names_its_database_and_links_its_runbook(
     assert metadata[RUNBOOK] == dg.MetadataValue.url(
         "https://example.com/docs/operations.md#something-is-red"
     )
+
+
+@pytest.mark.parametrize(
+    ("docs_url", "root"),
+    [
+        ("https://github.com/you/tp/blob/v1.0/docs", "https://github.com/you/tp/tree/v1.0/"),
+        ("https://git.example.com/a/b/tp/-/blob/main/docs",
+         "https://git.example.com/a/b/tp/-/tree/main/"),
+    ],
+)  # fmt: skip
+def test_an_asset_links_to_the_line_that_computes_it(docs_url: str, root: str) -> None:
+    graph = build_definitions(StrategySettings(), docs_url=docs_url).resolve_asset_graph()
+    for key in graph.get_all_asset_keys():
+        node = graph.get(key)
+        if not node.is_materializable:
+            assert CODE not in node.metadata
+            continue
+        (reference,) = node.metadata[CODE].code_references
+        path, _, line = reference.url.removeprefix(root).partition("#L")
+        lines = (ROOT / path).read_text(encoding="utf-8").splitlines()[int(line) - 1 :]
+        assert lines[0].strip().startswith("@dg.")
+        assert key.to_user_string() in "\n".join(lines[:40]) or "signal.asset" in lines[1]
+
+
+@pytest.mark.parametrize(
+    "docs_url",
+    [None, "https://example.com/docs", "https://git.example.com/tp/src/branch/main/docs"],
+)
+def test_no_line_is_shown_where_no_repository_is_known(docs_url: str | None) -> None:
+    graph = build_definitions(StrategySettings(), docs_url=docs_url).resolve_asset_graph()
+    assert not [node.key for node in graph.asset_nodes if CODE in node.metadata]
 
 
 def test_wrong_settings_stop_the_start_with_their_line(

@@ -19,7 +19,7 @@ from trading_pipelines.assets import (
     rejections,
     volatility,
 )
-from trading_pipelines.assets.about import with_location
+from trading_pipelines.assets.about import with_code_references, with_location
 from trading_pipelines.assets.partition_checks import PartitionChecks, no_partition_left_failed
 from trading_pipelines.database.connection import SCHEMA, database_urls
 from trading_pipelines.database.url import PostgresUrl
@@ -66,7 +66,10 @@ def build_definitions(
         *alert_deliveries.build_assets(),
     ]
     return dg.Definitions(
-        assets=dg.map_asset_specs(lambda spec: with_location(spec, database, docs_url), assets),
+        assets=dg.map_asset_specs(
+            lambda spec: with_location(spec, database, docs_url),
+            with_code_references(assets, docs_url),
+        ),
         asset_checks=[
             *(checks.definition() for checks in partition_checks(settings)),
             *volatility.build_checks(settings),
