@@ -9,7 +9,7 @@ from syrupy.assertion import SnapshotAssertion
 from trading_pipelines.assets.about import COLUMN_SCHEMA, RUNBOOK, TABLE_NAME
 from trading_pipelines.definitions import build_definitions, defs
 from trading_pipelines.settings.errors import SettingsError
-from trading_pipelines.settings.strategy import StrategySettings
+from trading_pipelines.settings.strategy import DataSettings, StrategySettings
 
 
 def described(definitions: dg.Definitions) -> dict[str, Any]:
@@ -179,6 +179,15 @@ def test_an_asset_links_to_the_line_that_computes_it(docs_url: str, root: str) -
 def test_no_line_is_shown_where_no_repository_is_known(docs_url: str | None) -> None:
     graph = build_definitions(StrategySettings(), docs_url=docs_url).resolve_asset_graph()
     assert not [node.key for node in graph.asset_nodes if CODE in node.metadata]
+
+
+@pytest.mark.parametrize("refresh", [True, False])
+def test_the_open_ends_have_an_age_where_something_refreshes_them(*, refresh: bool) -> None:
+    settings = StrategySettings(data=DataSettings(refresh=refresh))
+    graph = build_definitions(settings).resolve_asset_graph()
+    aged = {node.key.to_user_string() for node in graph.asset_nodes if node.freshness_policy}
+    open_ends = {"candles_1m", "candles_1h", "regime_labels", "volatility_forecast"}
+    assert aged == (open_ends if refresh else set())
 
 
 def test_wrong_settings_stop_the_start_with_their_line(
