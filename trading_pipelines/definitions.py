@@ -105,7 +105,7 @@ def build_definitions(
 def _with_freshness(spec: dg.AssetSpec, settings: StrategySettings) -> dg.AssetSpec:
     """Say how old an open end may be, where something refreshes it."""
     if settings.data.refresh and spec.key in OPEN_ENDS:
-        return dg.apply_freshness_policy(spec, FRESHNESS)
+        return spec.replace_attributes(freshness_policy=FRESHNESS)
     return spec
 
 
