@@ -1,19 +1,22 @@
 """A page of the docs for each group of assets, written from the definitions: `make docs`.
 
-Columns and their comments come from a scratch database, migrated for it. What an asset says of
-itself belongs in `trading_pipelines/assets/`.
+Columns and their comments come from a scratch database, migrated for it; those of our own tables
+are written for the UI too. What an asset says of itself belongs in `trading_pipelines/assets/`.
 """
 
+import json
 import tempfile
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import psycopg
 from dagster._core.definitions.assets.graph.asset_graph import AssetGraph, AssetNode
+from psycopg.rows import dict_row
 
-from trading_pipelines.assets.about import RUNBOOK, TABLE_NAME, link
+from trading_pipelines.assets.about import COLUMNS_FILE, RUNBOOK, TABLE_NAME, link
 from trading_pipelines.database.connection import connect, upgrade_database
 from trading_pipelines.database.embedded import EmbeddedServer
 from trading_pipelines.definitions import build_definitions
@@ -25,7 +28,8 @@ FIRST_LINE = (
     "database: change those. -->"
 )
 COLUMNS = """
-SELECT attname, format_type(atttypid, atttypmod), coalesce(col_description(attrelid, attnum), '')
+SELECT attname AS name, format_type(atttypid, atttypmod) AS type,
+    coalesce(col_description(attrelid, attnum), '') AS comment, NOT attnotnull AS nullable
 FROM pg_attribute
 WHERE attrelid = %s::regclass AND attnum > 0 AND NOT attisdropped ORDER BY attnum
 """
@@ -71,7 +75,7 @@ def pages(connection: psycopg.Connection) -> dict[str, str]:
                         str(node.description),
                         _table(["", ""], [[name, text] for name, text in rows.items() if text]),
                         *_checks(graph, node),
-                        *_columns(connection, node),
+                        *_table_of(connection, node),
                     ]
                 )
             )
@@ -90,6 +94,22 @@ def write(folder: Path, connection: psycopg.Connection) -> None:
             page.unlink()
     for name, text in texts.items():
         (folder / name).write_text(text, encoding="utf-8")
+
+
+def columns_of_ours(connection: psycopg.Connection) -> str:
+    """Return the columns of each table of ours that is an asset's, as `assets/about.py` reads it.
+
+    Not of those in the schema `public`: the bot may have made or changed them.
+    """
+    names = {
+        str(node.metadata[TABLE_NAME]).partition(".")[2]
+        for node in build_definitions(StrategySettings()).resolve_asset_graph().asset_nodes
+        if TABLE_NAME in node.metadata
+    }
+    tables = {
+        name: _columns(connection, name) for name in sorted(names) if not name.startswith("public.")
+    }
+    return json.dumps(tables, indent=1, ensure_ascii=False) + "\n"
 
 
 def _partitions(definition: dg.PartitionsDefinition[str] | None) -> str:
@@ -126,12 +146,17 @@ def _checks(graph: AssetGraph, node: AssetNode) -> list[str]:
     return [_table(["check", "blocking", "passes when"], rows)] if rows else []
 
 
-def _columns(connection: psycopg.Connection, node: AssetNode) -> list[str]:
+def _table_of(connection: psycopg.Connection, node: AssetNode) -> list[str]:
     if TABLE_NAME not in node.metadata:
         return []
     table = str(node.metadata[TABLE_NAME]).partition(".")[2]
-    rows = connection.execute(COLUMNS, [table]).fetchall()
+    rows = [[c["name"], c["type"], c["comment"]] for c in _columns(connection, table)]
     return [f"Table `{table}`:", _table(["column", "type", "what it says"], rows)]
+
+
+def _columns(connection: psycopg.Connection, table: str) -> list[dict[str, Any]]:
+    with connection.cursor(row_factory=dict_row) as cursor:
+        return cursor.execute(COLUMNS, [table]).fetchall()
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -151,6 +176,7 @@ def main() -> None:
         try:
             upgrade_database(server.url("postgres"))
             with connect(server.url("postgres")) as connection:
+                COLUMNS_FILE.write_text(columns_of_ours(connection), encoding="utf-8")
                 write(FOLDER, connection)
         finally:
             server.stop()

@@ -6,10 +6,10 @@ import pytest
 from dagster._core.definitions.assets.graph.asset_graph import AssetNode
 from syrupy.assertion import SnapshotAssertion
 
-from trading_pipelines.assets.about import RUNBOOK, TABLE_NAME
+from trading_pipelines.assets.about import COLUMN_SCHEMA, RUNBOOK, TABLE_NAME
 from trading_pipelines.definitions import build_definitions, defs
 from trading_pipelines.settings.errors import SettingsError
-from trading_pipelines.settings.strategy import StrategySettings
+from trading_pipelines.settings.strategy import DataSettings, StrategySettings
 
 
 def described(definitions: dg.Definitions) -> dict[str, Any]:
@@ -54,6 +54,7 @@ def test_a_change_of_the_graph_is_seen_as_a_diff(snapshot: SnapshotAssertion) ->
 
 GRAPH = build_definitions(StrategySettings()).resolve_asset_graph()
 ROOT = Path(__file__).parents[1]
+CODE = "dagster/code_references"
 
 
 @pytest.fixture(params=sorted(GRAPH.get_all_asset_keys()), ids=lambda key: key.to_user_string())
@@ -79,6 +80,23 @@ def test_the_kinds_of_an_asset_follow_from_what_it_is(asset: AssetNode) -> None:
     assert bool(asset.kinds & {"python", "sql"}) is asset.is_materializable
     if not no_table:
         assert "postgres" in asset.kinds
+
+
+def test_an_asset_with_a_table_of_ours_shows_its_columns(asset: AssetNode) -> None:
+    is_ours = ".trading_pipelines." in str(asset.metadata.get(TABLE_NAME))
+    assert (COLUMN_SCHEMA in asset.metadata) is is_ours
+
+
+def test_a_column_says_its_type_its_comment_and_whether_it_may_be_empty() -> None:
+    schema = GRAPH.get(dg.AssetKey("candles_1h")).metadata[COLUMN_SCHEMA]
+    start, minutes = (
+        next(column for column in schema.columns if column.name == name)
+        for name in ("timestamp", "minutes")
+    )
+    assert start.type == "timestamp with time zone"
+    assert start.description == "start of the hour"
+    assert minutes.description == "minutes of the hour in which something was traded"
+    assert not minutes.constraints.nullable
 
 
 def test_the_runbook_of_an_asset_is_there(asset: AssetNode) -> None:
@@ -130,6 +148,46 @@ def test_an_asset_names_its_database_and_links_its_runbook(
     assert metadata[RUNBOOK] == dg.MetadataValue.url(
         "https://example.com/docs/operations.md#something-is-red"
     )
+
+
+@pytest.mark.parametrize(
+    ("docs_url", "root"),
+    [
+        ("https://github.com/you/tp/blob/v1.0/docs", "https://github.com/you/tp/tree/v1.0/"),
+        ("https://git.example.com/a/b/tp/-/blob/main/docs",
+         "https://git.example.com/a/b/tp/-/tree/main/"),
+    ],
+)  # fmt: skip
+def test_an_asset_links_to_the_line_that_computes_it(docs_url: str, root: str) -> None:
+    graph = build_definitions(StrategySettings(), docs_url=docs_url).resolve_asset_graph()
+    for key in graph.get_all_asset_keys():
+        node = graph.get(key)
+        if not node.is_materializable:
+            assert CODE not in node.metadata
+            continue
+        (reference,) = node.metadata[CODE].code_references
+        path, _, line = reference.url.removeprefix(root).partition("#L")
+        lines = (ROOT / path).read_text(encoding="utf-8").splitlines()[int(line) - 1 :]
+        assert lines[0].strip().startswith("@dg.")
+        assert key.to_user_string() in "\n".join(lines[:40]) or "signal.asset" in lines[1]
+
+
+@pytest.mark.parametrize(
+    "docs_url",
+    [None, "https://example.com/docs", "https://git.example.com/tp/src/branch/main/docs"],
+)
+def test_no_line_is_shown_where_no_repository_is_known(docs_url: str | None) -> None:
+    graph = build_definitions(StrategySettings(), docs_url=docs_url).resolve_asset_graph()
+    assert not [node.key for node in graph.asset_nodes if CODE in node.metadata]
+
+
+@pytest.mark.parametrize("refresh", [True, False])
+def test_the_open_ends_have_an_age_where_something_refreshes_them(*, refresh: bool) -> None:
+    settings = StrategySettings(data=DataSettings(refresh=refresh))
+    graph = build_definitions(settings).resolve_asset_graph()
+    aged = {node.key.to_user_string() for node in graph.asset_nodes if node.freshness_policy}
+    open_ends = {"candles_1m", "candles_1h", "regime_labels", "volatility_forecast"}
+    assert aged == (open_ends if refresh else set())
 
 
 def test_wrong_settings_stop_the_start_with_their_line(

@@ -8,7 +8,8 @@ import psycopg
 import pytest
 
 from docs import reference
-from docs.asset_pages import FOLDER, write
+from docs.asset_pages import FOLDER, columns_of_ours, write
+from trading_pipelines.assets.about import COLUMNS_FILE
 from trading_pipelines.settings.environment import Environment
 
 ROOT = Path(__file__).parent.parent
@@ -61,6 +62,14 @@ def test_the_pages_of_the_assets_are_what_make_docs_writes(
     differing = {name for name in written | kept if written.get(name) != kept.get(name)}
     assert not differing, (
         f"docs/assets/ is not as the definitions are: {sorted(differing)}. Run `make docs`"
+    )
+
+
+def test_the_columns_that_the_ui_shows_are_those_of_a_migrated_database(
+    connection: psycopg.Connection,
+) -> None:
+    assert COLUMNS_FILE.read_text(encoding="utf-8") == columns_of_ours(connection), (
+        f"{COLUMNS_FILE.name} is not as the migrations are. Run `make docs`"
     )
 
 

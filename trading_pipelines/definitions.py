@@ -5,6 +5,7 @@ their own. Importing this module reads nothing and connects to nothing.
 """
 
 from collections.abc import Mapping
+from datetime import timedelta
 from typing import Any
 
 import dagster as dg
@@ -19,11 +20,11 @@ from trading_pipelines.assets import (
     rejections,
     volatility,
 )
-from trading_pipelines.assets.about import with_location
+from trading_pipelines.assets.about import with_code_references, with_location
 from trading_pipelines.assets.partition_checks import PartitionChecks, no_partition_left_failed
 from trading_pipelines.database.connection import SCHEMA, database_urls
 from trading_pipelines.database.url import PostgresUrl
-from trading_pipelines.partitions import CANDLES_1M, days, symbol_days
+from trading_pipelines.partitions import CANDLES_1H, CANDLES_1M, days, symbol_days
 from trading_pipelines.resources.database import DatabaseResource
 from trading_pipelines.resources.exchange import ExchangeResource
 from trading_pipelines.resources.redis import RedisResource
@@ -39,7 +40,18 @@ from trading_pipelines.sensors.partitions import build_reconciliation
 from trading_pipelines.settings.environment import load_environment
 from trading_pipelines.settings.last_good import load_settings
 from trading_pipelines.settings.strategy import StrategySettings
-from trading_pipelines.signals.catalogue import SIGNALS
+from trading_pipelines.signals.catalogue import REGIME_LABELS, SIGNALS, VOLATILITY_FORECAST
+
+OPEN_ENDS = {
+    dg.AssetKey(name)
+    for name in (CANDLES_1M, CANDLES_1H, REGIME_LABELS.asset, VOLATILITY_FORECAST.asset)
+}
+"""What a schedule brings a newer end of, the rarest each hour."""
+
+# Labels come each hour; the UI rounds to hours. Dagster looks at an asset's newest event alone.
+FRESHNESS = dg.FreshnessPolicy.time_window(
+    warn_window=timedelta(hours=2), fail_window=timedelta(hours=3)
+)
 
 
 def build_definitions(
@@ -66,7 +78,10 @@ def build_definitions(
         *alert_deliveries.build_assets(),
     ]
     return dg.Definitions(
-        assets=dg.map_asset_specs(lambda spec: with_location(spec, database, docs_url), assets),
+        assets=dg.map_asset_specs(
+            lambda spec: _with_freshness(with_location(spec, database, docs_url), settings),
+            with_code_references(assets, docs_url),
+        ),
         asset_checks=[
             *(checks.definition() for checks in partition_checks(settings)),
             *volatility.build_checks(settings),
@@ -85,6 +100,13 @@ def build_definitions(
         # The steps are small: a process for each costs 5-13 s on two cores.
         executor=dg.in_process_executor,
     )
+
+
+def _with_freshness(spec: dg.AssetSpec, settings: StrategySettings) -> dg.AssetSpec:
+    """Say how old an open end may be, where something refreshes it."""
+    if settings.data.refresh and spec.key in OPEN_ENDS:
+        return spec.replace_attributes(freshness_policy=FRESHNESS)
+    return spec
 
 
 def partition_checks(settings: StrategySettings) -> list[PartitionChecks]:

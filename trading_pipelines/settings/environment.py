@@ -212,7 +212,8 @@ class Environment(BaseSettings):
             description=(
                 "where `docs/` can be read, such as "
                 "`https://github.com/you/trading-pipelines/blob/main/docs`: the assets in the UI "
-                "then link to their runbooks"
+                "then link to their runbooks and, on GitHub and GitLab, to the lines that compute "
+                "them (name the tag or commit that runs: lines move on `main`)"
             )
         ),
         _below(
