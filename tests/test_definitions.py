@@ -3,12 +3,14 @@ from typing import Any
 
 import dagster as dg
 import pytest
+import yaml
 from dagster._core.definitions.assets.graph.asset_graph import AssetNode
 from syrupy.assertion import SnapshotAssertion
 
 from trading_pipelines.assets.about import COLUMN_SCHEMA, RUNBOOK, TABLE_NAME
 from trading_pipelines.definitions import build_definitions, defs
 from trading_pipelines.settings.errors import SettingsError
+from trading_pipelines.settings.shipped import INSTANCE_SETTINGS, shipped
 from trading_pipelines.settings.strategy import DataSettings, StrategySettings
 
 
@@ -50,6 +52,19 @@ def described(definitions: dg.Definitions) -> dict[str, Any]:
 
 def test_a_change_of_the_graph_is_seen_as_a_diff(snapshot: SnapshotAssertion) -> None:
     assert described(build_definitions(StrategySettings())) == snapshot
+
+
+def test_every_job_has_a_limit_shorter_than_that_of_what_is_launched_by_hand() -> None:
+    instance = yaml.safe_load(shipped(INSTANCE_SETTINGS).read_text(encoding="utf-8"))
+    by_hand = instance["run_monitoring"]["max_runtime_seconds"]
+    limits = {
+        job.name: float(job.tags["dagster/max_runtime"])
+        for job in build_definitions(StrategySettings()).resolve_all_job_defs()
+        # Without a job of its own: by hand, or a backfill.
+        if not job.name.startswith("__")
+    }
+    assert len(limits) == 9
+    assert all(0 < limit < by_hand for limit in limits.values()), limits
 
 
 GRAPH = build_definitions(StrategySettings()).resolve_asset_graph()

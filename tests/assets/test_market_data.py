@@ -16,6 +16,7 @@ from trading_pipelines.assets import market_data
 from trading_pipelines.assets.metadata import ROW_COUNT
 from trading_pipelines.candles import coverage
 from trading_pipelines.candles.download import FailedDay, download
+from trading_pipelines.candles.rate_limit import RequestSlots
 from trading_pipelines.candles.windows import MINUTE, day_interval
 from trading_pipelines.definitions import build_definitions
 from trading_pipelines.partitions import CANDLES_1H, CANDLES_1M, range_tags
@@ -76,6 +77,19 @@ def test_each_partition_says_what_it_holds_and_what_it_cost(
     assert doge.keys() >= {"waits", "seconds", "first", "last", "fetched_until"}
     assert metadata(result, CANDLES_1H)[f"{FIRST_DAY}|{DOGE}"][ROW_COUNT] == 24
     assert all(check.passed for check in result.get_asset_check_evaluations()), "recorded is clean"
+    log = [entry.user_message for entry in dagster.instance.all_logs(result.run_id)]
+    assert log.count(f"{DOGE} {FIRST_DAY}: {len(day)} minutes stored, {1440 - len(day)} quiet") == 1
+    assert sum(" minutes stored, " in line for line in log) == 4, "one a day"
+
+
+def test_a_run_that_waits_for_the_rate_limit_says_so(
+    dagster: Dagster, connection: psycopg.Connection, exchange: ReplayExchange
+) -> None:
+    RequestSlots(connection, exchange.url, 1000.0).pause(11)
+    result = dagster.run(JOB, FIRST_DAY, FIRST_DAY, [BTC])
+    log = [entry.user_message for entry in dagster.instance.all_logs(result.run_id)]
+    (said,) = [line for line in log if line.startswith("waiting")]
+    assert said.endswith(" s for the next request that the rate limit leaves")
 
 
 def test_a_failed_symbol_fails_alone(dagster: Dagster, exchange: ReplayExchange) -> None:

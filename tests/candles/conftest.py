@@ -48,6 +48,7 @@ class Bench:
         *,
         connection: psycopg.Connection | None = None,
         shift: timedelta = timedelta(0),
+        say: Callable[[str], None] = lambda _: None,
         **changes: float,
     ) -> Exchange:
         """Return a client whose clock is the exchange's, shifted."""
@@ -55,7 +56,7 @@ class Bench:
         slots = RequestSlots(
             connection or self.connection, self.replay.url, settings.requests_per_second
         )
-        return Exchange(self.replay.url, slots, settings, now=lambda: self.now() + shift)
+        return Exchange(self.replay.url, slots, settings, now=lambda: self.now() + shift, say=say)
 
     def now(self) -> datetime:
         return datetime.fromtimestamp(self.replay.now(), UTC)
@@ -68,10 +69,11 @@ class Bench:
         exchange: PageSource | None = None,
         due_at: datetime | None = None,
         between_pages: Callable[[], None] = lambda: None,
+        say: Callable[[str], None] = lambda _: None,
     ) -> list[FailedDay]:
         source = exchange or self.client()
         return download(
-            self.connection, source, symbols, days, run_id, HEALING, due_at, between_pages
+            self.connection, source, symbols, days, run_id, HEALING, due_at, between_pages, say
         )
 
     def coverage(self, symbols: Sequence[str], days: Sequence[date]) -> list[CandleCoverage]:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
+import tenacity
 
 from tests.candles.conftest import (
     HEALING,
@@ -202,6 +203,44 @@ def test_a_download_ends_between_two_pages_where_it_is_told_to_and_keeps_what_it
     assert day.fetched_until == at(1, 10)
     assert bench.download([BTC], days(1, 1)) == []
     assert bench.requests() == windows(1440), "it goes on from there"
+
+
+def test_each_day_stored_to_its_end_is_told_once_with_what_it_holds(
+    bench: Bench, recorded_rows: RecordedRows
+) -> None:
+    said: list[str] = []
+    bench.replay.set_clock(at(3, 12, 4))
+    assert bench.download([BTC, DOGE], days(1, 3), say=said.append) == []
+    rows = {
+        (symbol, day): len(recorded_rows([symbol], [day]))
+        for symbol in (BTC, DOGE)
+        for day in days(1, 2)
+    }
+    assert said == [
+        f"{symbol} {day}: {count} minutes stored, {1440 - count} quiet"
+        for (symbol, day), count in rows.items()
+    ]
+    bench.replay.set_clock(at(3, 12, 9))
+    assert bench.download([BTC, DOGE], days(3, 3), say=said.append) == []
+    assert len(said) == 4, "nothing of a refresh of the open day"
+
+
+@pytest.mark.parametrize(("wait", "told"), [(24.0, [1, 2, 3, 4, 5]), (4.0, [3]), (1.0, [])])
+def test_a_wait_for_an_exchange_that_fails_is_told_when_it_is_long_in_one_or_altogether(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, wait: float, told: list[int]
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(tenacity.wait_random_exponential, "__call__", lambda *_: wait)
+    # Nobody sleeps: only the clock that waits are measured by goes on.
+    passed, clock = [0.0], time.monotonic
+    monkeypatch.setattr(time, "monotonic", lambda: clock() + passed[0])
+    monkeypatch.setattr(time, "sleep", lambda seconds: passed.append(passed.pop() + seconds))
+    bench.replay.set_faults([Fault("503_html", count=5)])
+    assert bench.download([BTC], days(1, 1), exchange=bench.client(say=said.append)) == []
+    window = f"{BTC} 2025-09-01 00:00 to 03:20 UTC"
+    assert [line.partition(": HTTP 503")[0] for line in said] == [
+        f"waiting for {window}: try {n} of 6 failed, the next is in {wait:.0f} s" for n in told
+    ]
 
 
 def test_wrong_rows_and_frozen_candles_are_repaired_and_counted_and_no_other_row_is_touched(

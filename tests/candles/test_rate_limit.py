@@ -120,6 +120,20 @@ def test_a_pause_holds_back_every_process(
     assert time.monotonic() - before < 1
 
 
+def test_a_long_wait_for_a_slot_is_told_before_it_begins_and_a_short_one_is_not(
+    connection: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    happened: list[str] = []
+    monkeypatch.setattr(time, "sleep", lambda seconds: happened.append(f"slept {seconds:.0f} s"))
+    slots = RequestSlots(connection, UPBIT, 100)
+    slots.pause(9)
+    slots.reserve(happened.append)
+    slots.pause(60)
+    slots.reserve(happened.append)
+    told = "waiting 60 s for the next request that the rate limit leaves"
+    assert happened == ["slept 9 s", told, "slept 60 s"]
+
+
 def test_exchanges_have_limits_of_their_own(connection: psycopg.Connection) -> None:
     RequestSlots(connection, UPBIT, 100).pause(60)
     RequestSlots(connection, "http://127.0.0.1:1", 100).reserve()

@@ -81,13 +81,14 @@ def build_assets(
             _ask_for_signals(context, connection, partitions, settings)
             failed = download(
                 connection,
-                exchange.client(connection),
+                exchange.client(connection, context.log.info),
                 partitions.symbols,
                 partitions.days,
                 run_id,
                 settings.healing,
                 due_at=None if is_by_hand(context.run) else datetime.now(UTC),
                 between_pages=between_pages,
+                say=context.log.info,
             )
             days = coverage.read(connection, partitions.symbols, partitions.days)
             if others := sum(day.complete and day.run_id != run_id for day in days):

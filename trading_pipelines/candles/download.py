@@ -102,13 +102,15 @@ def download(
     healing: HealingSettings,
     due_at: datetime | None = None,
     between_pages: Callable[[], None] = lambda: None,
+    say: Callable[[str], None] = lambda _: None,
 ) -> list[FailedDay]:
     """Bring the UTC days of the symbols up to date in `market_data` and `candle_coverage`.
 
     With `due_at` (UTC) nothing is asked for of days that are as they should be at that moment;
-    without it a complete day is asked for again. `between_pages` may end the download by raising.
-    Returns the days that failed or were not reached; everything else is stored and committed. A
-    symbol that fails leaves the others alone, but a block by the exchange ends the whole download.
+    without it a complete day is asked for again. `between_pages` may end the download by raising,
+    `say` is told of each day that has been stored to its end. Returns the days that failed or were
+    not reached; everything else is stored and committed. A symbol that fails leaves the others
+    alone, but a block by the exchange ends the whole download.
     `connection` is autocommit; `run_id` is the root run's, see `coverage.interval_to_fetch`.
     """
     failed: list[FailedDay] = []
@@ -117,7 +119,7 @@ def download(
         if blocked is None:
             try:
                 failed += _download_symbol(
-                    connection, exchange, symbol, days, run_id, healing, due_at, between_pages
+                    connection, exchange, symbol, days, run_id, healing, due_at, between_pages, say
                 )
                 continue
             except BlockedError as error:
@@ -139,6 +141,7 @@ def _download_symbol(
     healing: HealingSettings,
     due_at: datetime | None,
     between_pages: Callable[[], None],
+    say: Callable[[str], None],
 ) -> list[FailedDay]:
     closed_until = exchange.closed_until()
     overlap = timedelta(minutes=healing.overlap_minutes)
@@ -171,6 +174,7 @@ def _download_symbol(
                     connection, exchange, symbol, Interval(at, end), run_id, complete, overlap
                 ):
                     at, away_in_a_row = covered.end, 0
+                    _tell_stored(connection, symbol, covered, complete, say)
                     between_pages()
                 if at < end:
                     break  # the rest has not closed yet
@@ -199,6 +203,19 @@ def _download_symbol(
                     ]
                 at, end = midnight, interval.end
     return failed
+
+
+def _tell_stored(
+    connection: psycopg.Connection,
+    symbol: str,
+    covered: Interval,
+    complete: Collection[date],
+    say: Callable[[str], None],
+) -> None:
+    """Say what is stored of each day that ends in `covered`, but for those not asked for."""
+    ended = {day for day in covered.days() if day_interval(day).end <= covered.end}
+    for day in candle_coverage.read(connection, [symbol], ended.difference(complete)):
+        say(f"{symbol} {day.day}: {day.stored} minutes stored, {day.quiet} quiet")
 
 
 def _failure_kind(error: ExchangeError | NotStoredError) -> FailureKind:

@@ -6,6 +6,7 @@ What a page is belongs in `page`, the HTTP request in `upbit`. Which pages are a
 
 import contextlib
 import re
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -29,7 +30,7 @@ from trading_pipelines.candles.page import (
     reach,
     validate,
 )
-from trading_pipelines.candles.rate_limit import Clock, RequestSlots, Slot
+from trading_pipelines.candles.rate_limit import LONG_WAIT_SECONDS, Clock, RequestSlots, Slot
 from trading_pipelines.candles.windows import DAY, Interval, floor_minute
 from trading_pipelines.settings.strategy import ExchangeSettings
 
@@ -64,13 +65,16 @@ class Exchange:
         settings: ExchangeSettings,
         *,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
+        say: Callable[[str], None] = lambda _: None,
     ) -> None:
+        """`say` is told of each wait longer than `LONG_WAIT_SECONDS`, and why."""
         from trading_pipelines.candles.upbit import Upbit
 
         self._api = Upbit(base_url, settings.timeout_seconds)
         self._slots = slots
         self._settings = settings
         self._now = now
+        self._say = say
         self._ahead: timedelta | None = None
         self._clock: Clock | None = None
         self.stats = RequestStats()
@@ -110,13 +114,28 @@ class Exchange:
         return self._retry(lambda tries: self._try(symbol, window, tries), symbol, window)
 
     def _retry(self, ask: Callable[[Mapping[str, Any]], T], symbol: str, window: Interval) -> T:
+        asked_for = f"{symbol} {window.start:%Y-%m-%d %H:%M} to {window.end:%H:%M} UTC"
+        since, attempts = time.monotonic(), self._settings.attempts
+
+        def note(state: tenacity.RetryCallState) -> None:
+            nonlocal since
+            self.stats.retries += 1
+            again_at = time.monotonic() + state.upcoming_sleep
+            # An exchange that does not answer makes wait by its silence, more than by the back-off.
+            if again_at - since > LONG_WAIT_SECONDS and state.outcome is not None:
+                self._say(
+                    f"waiting for {asked_for}: try {state.attempt_number} of {attempts} failed, "
+                    f"the next is in {state.upcoming_sleep:.0f} s: {state.outcome.exception()}"
+                )
+                since = again_at
+
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception_type(RetryableError),
-            stop=tenacity.stop_after_attempt(self._settings.attempts),
+            stop=tenacity.stop_after_attempt(attempts),
             wait=tenacity.wait_random_exponential(
                 multiplier=self._settings.backoff_seconds, max=self._settings.max_backoff_seconds
             ),
-            before_sleep=self._count_retry,
+            before_sleep=note,
             reraise=True,
         )
         try:
@@ -124,16 +143,12 @@ class Exchange:
         except ExchangeError as error:
             kinds = (UnknownMarketError, InvalidAnswerError, ExchangeError)
             raise next(kind for kind in kinds if isinstance(error, kind))(
-                f"{symbol} {window.start:%Y-%m-%d %H:%M} to {window.end:%H:%M} UTC: {error} "
-                f"(asked {retrying.statistics['attempt_number']} times)"
+                f"{asked_for}: {error} (asked {retrying.statistics['attempt_number']} times)"
             ) from error
-
-    def _count_retry(self, _: tenacity.RetryCallState) -> None:
-        self.stats.retries += 1
 
     def _request(self, ask: Callable[[], object]) -> object:
         """Return the answer to a question that is asked in the next slot."""
-        slot = self._slots.reserve()
+        slot = self._slots.reserve(self._say)
         self.stats.requests += 1
         try:
             answer = ask()

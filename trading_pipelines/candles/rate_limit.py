@@ -6,6 +6,7 @@ its answer, belong in `exchange`.
 """
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -19,6 +20,8 @@ from trading_pipelines.errors import OperatorError
 SPACING = 1.02
 # What Upbit allows an address, however little of it this installation is set to take.
 EXCHANGE_LIMIT = 10
+# A run's log says nothing of shorter waits.
+LONG_WAIT_SECONDS = 10.0
 
 RESERVE = """
 UPDATE trading_pipelines.request_slots AS slots
@@ -114,12 +117,18 @@ class RequestSlots:
             [exchange],
         )
 
-    def reserve(self) -> Slot:
-        """Reserve the next slot and sleep until it has come; raise BlockedError during a block."""
+    def reserve(self, say: Callable[[str], None] = lambda _: None) -> Slot:
+        """Reserve the next slot and sleep until it has come; raise BlockedError during a block.
+
+        `say` is told of a long wait before it begins.
+        """
         at, wait, blocked_until, blocked, used = self._row(RESERVE)
         if blocked:
             raise BlockedError(self._exchange, blocked_until)
-        time.sleep(max(0.0, wait.total_seconds()))
+        seconds = max(0.0, wait.total_seconds())
+        if seconds > LONG_WAIT_SECONDS:
+            say(f"waiting {seconds:.0f} s for the next request that the rate limit leaves")
+        time.sleep(seconds)
         return Slot(at, used)
 
     def obey(self, remaining: int, slot: Slot) -> None:

@@ -1,5 +1,7 @@
 """The exchange as a Dagster resource. How it is asked belongs in `candles/exchange.py`."""
 
+from collections.abc import Callable
+
 import dagster as dg
 import psycopg
 
@@ -23,9 +25,12 @@ class ExchangeResource(dg.ConfigurableResource[None]):
         """Return the resource of the settings' section `exchange`."""
         return cls(**settings.model_dump())
 
-    def client(self, connection: psycopg.Connection) -> Exchange:
-        """Return a client whose request slots are reserved over `connection`."""
+    def client(self, connection: psycopg.Connection, say: Callable[[str], None]) -> Exchange:
+        """Return a client whose request slots are reserved over `connection`.
+
+        `say` is told of long waits, see `Exchange`.
+        """
         settings = ExchangeSettings.model_validate(self.model_dump())
         base_url = load_environment().upbit_base_url
         slots = RequestSlots(connection, base_url, settings.requests_per_second)
-        return Exchange(base_url, slots, settings)
+        return Exchange(base_url, slots, settings, say=say)

@@ -8,6 +8,7 @@ from trading_pipelines.alerts.retention import purge
 from trading_pipelines.candles.windows import DAY
 from trading_pipelines.database import housekeeping
 from trading_pipelines.resources.database import DatabaseResource
+from trading_pipelines.schedules.run_requests import MAX_RUNTIME
 from trading_pipelines.settings.strategy import StrategySettings
 
 
@@ -39,7 +40,8 @@ def build_housekeeping(settings: StrategySettings) -> dg.ScheduleDefinition:
     @dg.job(
         description=f"Deletes runs and their events {keep.keep_runs_days} days after their end and "
         f"finished alerts after {keep.keep_alerts_days} days, and records how large both databases "
-        "are. Partitions and checks keep their newest results: green stays green."
+        "are. Partitions and checks keep their newest results: green stays green.",
+        tags=MAX_RUNTIME,
     )
     def housekeeping_job() -> None:
         delete_what_is_over()

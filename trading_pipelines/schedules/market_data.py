@@ -13,7 +13,7 @@ from trading_pipelines.monitoring.dagster_instance import backfills_at_work, unf
 from trading_pipelines.partitions import CANDLES_1H, CANDLES_1M, range_tags
 from trading_pipelines.resources.database import DatabaseResource
 from trading_pipelines.schedules.in_flight import in_flight
-from trading_pipelines.schedules.run_requests import NEWEST, default_status, run_key
+from trading_pipelines.schedules.run_requests import MAX_RUNTIME, NEWEST, default_status, run_key
 from trading_pipelines.settings.strategy import StrategySettings
 
 
@@ -26,6 +26,7 @@ def build_refresh_market_data(
         selection=dg.AssetSelection.assets(CANDLES_1M, CANDLES_1H),
         partitions_def=partitions,
         description="Downloads the candles of the partitions it is given and computes their hours.",
+        tags=MAX_RUNTIME,
     )
 
     @dg.schedule(

@@ -13,7 +13,7 @@ from trading_pipelines.monitoring.dagster_instance import unfinished_runs
 from trading_pipelines.partitions import kst_days, kst_weeks, partition_key
 from trading_pipelines.resources.database import DatabaseResource
 from trading_pipelines.schedules.in_flight import in_flight
-from trading_pipelines.schedules.run_requests import REPORT, default_status, run_key
+from trading_pipelines.schedules.run_requests import MAX_RUNTIME, REPORT, default_status, run_key
 from trading_pipelines.settings.strategy import StrategySettings
 from trading_pipelines.signals.rejections.summary import REJECT_SUMMARY, due_weeks
 
@@ -71,6 +71,7 @@ def _build(
         selection=dg.AssetSelection.assets(asset),
         partitions_def=partitions,
         description=job_description,
+        tags=MAX_RUNTIME,
     )
 
     @dg.schedule(

@@ -1,4 +1,4 @@
-"""What the run requests of all schedules have alike: their key, their priority, the switch.
+"""What the runs of all schedules have alike: their key, their priority, their limit, the switch.
 
 Which runs are asked for belongs in the schedule of each subject.
 """
@@ -10,6 +10,10 @@ from trading_pipelines.settings.strategy import StrategySettings
 # Before history and the backfills that may be waiting: what the bot trades on, and the report.
 NEWEST = {"dagster/priority": "5"}
 REPORT = {"dagster/priority": "10"}
+# Seconds, twice the 36 minutes of 30 days of 50 symbols that share the line with a backfill. It
+# comes before the limit of `dagster.yaml`, which is for backfills: until a run that hangs is ended,
+# its partitions are not asked for again.
+MAX_RUNTIME = {"dagster/max_runtime": "4320"}
 
 
 def default_status(settings: StrategySettings) -> dg.DefaultScheduleStatus:

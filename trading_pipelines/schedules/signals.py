@@ -9,7 +9,7 @@ from trading_pipelines.monitoring.dagster_instance import backfills_at_work, unf
 from trading_pipelines.partitions import range_tags
 from trading_pipelines.resources.database import DatabaseResource
 from trading_pipelines.schedules.in_flight import in_flight
-from trading_pipelines.schedules.run_requests import NEWEST, default_status, run_key
+from trading_pipelines.schedules.run_requests import MAX_RUNTIME, NEWEST, default_status, run_key
 from trading_pipelines.settings.strategy import StrategySettings
 from trading_pipelines.signals import coverage, due
 from trading_pipelines.signals.catalogue import (
@@ -36,6 +36,7 @@ REFRESH_OVERVIEW = dg.define_asset_job(
     selection=dg.AssetSelection.assets(CURRENT_SIGNALS, SIGNALS_OVERVIEW),
     description="Writes the bot's keys in Redis and draws the overview anew from the stored labels "
     "and forecasts, for example after Redis was down.",
+    tags=MAX_RUNTIME,
 )
 
 
@@ -105,6 +106,7 @@ def _build_update(
         selection=dg.AssetSelection.assets(*(signal.asset for signal in signals), *shown_with),
         partitions_def=partitions,
         description=description,
+        tags=MAX_RUNTIME,
     )
 
     @dg.schedule(
