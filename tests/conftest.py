@@ -63,6 +63,9 @@ FROM market_data GROUP BY symbol, 3
 
 # Begun first, the longest before the others: what is begun last leaves a core idle at the end.
 LONGEST = (
+    "test_called_off.py",
+    "test_two_books.py",
+    "test_hung_runs.py",
     "test_one_off.py",
     "test_up.py",
     "test_fresh_homes.py",
