@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, datetime, timedelta
 
 import dagster as dg
 import psycopg
@@ -12,7 +12,6 @@ import yaml
 from tests.integration.conftest import Installation, await_that, installed
 from trading_pipelines.database.connection import SCHEMA
 from trading_pipelines.database.embedded import EmbeddedServer
-from trading_pipelines.runtime.backfill import BackfillTarget, launch
 from trading_pipelines.settings.strategy import DataSettings, ExchangeSettings, StrategySettings
 from trading_pipelines.settings.strategy_file import dump_strategy
 from trading_pipelines.simulators.upbit import GeneratedMarket, ReplayExchange
@@ -142,32 +141,3 @@ def test_scheduled_runs_that_hang_are_ended_and_what_they_held_is_asked_for_agai
 
 def partitions(run: dg.DagsterRun) -> str:
     return run.tags["dagster/asset_partition_range_start"]
-
-
-def test_a_backfill_whose_run_hangs_is_ended_and_goes_on_where_it_was(
-    up: Installation, instance: dg.DagsterInstance, silent: ReplayExchange
-) -> None:
-    first = datetime.now(UTC).date() - timedelta(days=8)
-    last = first + timedelta(days=2)
-    silent.latency = 0.3
-    before = silent.stats().requests
-    backfill_id = launch(up.url, BackfillTarget((BTC,), first, last))
-
-    def of_backfill() -> list[dg.DagsterRun]:
-        return runs(instance, "dagster/backfill", backfill_id)
-
-    await_that(lambda: silent.stats().requests - before > 10, "it is in the middle")
-    silent.latency = FOR_EVER
-    await_that(
-        lambda: of_backfill()[0].status.value in ENDED,
-        "its run was ended",
-    )
-    silent.latency = 0.0
-    assert up.backfill(first, last, BTC).returncode == 0
-    assert whole(up, first, last) == 3
-    assert silent.stats().requests - before < 22 + 10, "it was not begun anew"
-
-
-def whole(up: Installation, first: date, last: date) -> int:
-    days = [first + timedelta(days=n) for n in range((last - first).days + 1)]
-    return sum(count(up.market_url, COMPLETE, day) for day in days)
