@@ -160,6 +160,17 @@ def installed() -> Iterator[Installation]:
         shutil.rmtree(home)
 
 
+@contextmanager
+def running(exchange: ReplayExchange) -> Iterator[Installation]:
+    """An installation that runs as `make up` runs it, and still does at the end."""
+    with installed() as installation:
+        installation.configure(exchange.url)
+        process = installation.start("up", "--port", "0")
+        await_that(lambda: bool(installation.url), "up says where it runs")
+        yield installation
+        assert process.poll() is None, "it still runs"
+
+
 @pytest.fixture
 def installation() -> Iterator[Installation]:
     """An installation of the test's own."""

@@ -13,7 +13,7 @@ import psycopg
 import pytest
 
 from tests.conftest import FIRST_DAY
-from tests.integration.conftest import Installation, await_that, exact, installed
+from tests.integration.conftest import Installation, await_that, exact, running
 from trading_pipelines.database.connection import SCHEMA
 from trading_pipelines.database.embedded import EmbeddedServer
 from trading_pipelines.runtime import graphql
@@ -49,12 +49,8 @@ mutation Materialize($parameters: ExecutionParams!) {
 @pytest.fixture(scope="module")
 def up(exchange: ReplayExchange) -> Iterator[Installation]:
     """An installation that runs as `make up` runs it."""
-    with installed() as installation:
-        installation.configure(exchange.url)
-        process = installation.start("up", "--port", "0")
-        await_that(lambda: bool(installation.url), "up says where it runs")
+    with running(exchange) as installation:
         yield installation
-        assert process.poll() is None, "it still runs"
 
 
 @pytest.fixture(autouse=True)

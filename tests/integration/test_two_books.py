@@ -12,7 +12,7 @@ import psycopg
 import pytest
 
 from tests.conftest import FIRST_DAY
-from tests.integration.conftest import Installation, await_that, installed
+from tests.integration.conftest import Installation, await_that, running
 from trading_pipelines.candles.windows import DAY
 from trading_pipelines.runtime.graphql import ask
 from trading_pipelines.simulators.upbit.faults import Fault
@@ -74,14 +74,10 @@ WHERE interval = %s AND status = 'complete' AND failures = 0
 @pytest.fixture(scope="module")
 def up(exchange: ReplayExchange) -> Iterator[Installation]:
     """An installation that runs, with four days of two symbols."""
-    with installed() as installation:
-        installation.configure(exchange.url)
-        process = installation.start("up", "--port", "0")
-        await_that(lambda: bool(installation.url), "up says where it runs")
+    with running(exchange) as installation:
         done = installation.backfill(DAYS[0], DAYS[-1], *SYMBOLS)
         assert done.returncode == 0, done.stdout + done.stderr
         yield installation
-        assert process.poll() is None, "it still runs"
 
 
 def tell(up: Installation, mutation: str, **variables: Any) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import pytest
 import requests
 
 from tests.conftest import FIRST_DAY, LAST_DAY, SYMBOLS
-from tests.integration.conftest import Installation, await_that, exact, installed
+from tests.integration.conftest import Installation, await_that, exact, running
 from trading_pipelines.runtime.supervisor import STATE
 from trading_pipelines.simulators.upbit.faults import KINDS, Fault
 from trading_pipelines.simulators.upbit.server import ReplayExchange
@@ -22,12 +22,8 @@ from trading_pipelines.simulators.upbit.server import ReplayExchange
 @pytest.fixture(scope="module")
 def up(exchange: ReplayExchange) -> Iterator[Installation]:
     """An installation that runs as `make up` runs it; its tables are as the last test left them."""
-    with installed() as installation:
-        installation.configure(exchange.url)
-        process = installation.start("up", "--port", "0")
-        await_that(lambda: bool(installation.url), "up says where it runs")
+    with running(exchange) as installation:
         yield installation
-        assert process.poll() is None, "it still runs"
 
 
 def freeze(installation: Installation) -> int:

@@ -88,15 +88,14 @@ def materialize(
     requested = partitions_of_run(context.partition_keys)
     run_id = context.run.root_run_id or context.run_id
     with database.connect() as connection:
-        stored = coverage.read(connection, signal, requested.symbols, requested.days, settings)
-        if SCHEDULE in context.run.tags and due.all_made(
-            stored, signal, settings, datetime.now(UTC)
-        ):
-            context.log.info("another run has computed all of this meanwhile")
-            yield dg.MaterializeResult()
-            tags = _provenance(context, signal)
-            yield from (made(signal, p.symbol, p.day, p.rows_digest, tags) for p in stored)
-            return
+        if SCHEDULE in context.run.tags:
+            stored = coverage.read(connection, signal, requested.symbols, requested.days, settings)
+            if due.all_made(stored, signal, settings, datetime.now(UTC)):
+                context.log.info("another run has computed all of this meanwhile")
+                yield dg.MaterializeResult()
+                tags = _provenance(context, signal)
+                yield from (made(signal, p.symbol, p.day, p.rows_digest, tags) for p in stored)
+                return
         computed = compute(connection, signal, requested.symbols, requested.days, settings, run_id)
     partitions = {partition_key(p.symbol, p.day): p for p in computed}
     for warning in dict.fromkeys(partition.warning for partition in computed):
