@@ -15,6 +15,7 @@ from pathlib import Path
 from socket import create_connection
 from typing import Any
 
+import dagster as dg
 import psycopg
 import pytest
 import yaml
@@ -199,6 +200,8 @@ def site(server: EmbeddedServer, tmp_path_factory: pytest.TempPathFactory) -> It
             "ALLOWED_HOSTS": NAME,
         },
     )
+    # Two processes that make the same SQLite storage at once break it (two heads of Alembic's).
+    dg.DagsterInstance.from_config(str(home)).dispose()
     serve = ("api", "grpc", "-s", code["socket"], "-f", str(home / "code.py"))
     with site.process("dagster", *serve, "--location-name", "here"):
         yield site
