@@ -127,9 +127,13 @@ def work(
     probe: Probe | None,
 ) -> None:
     """Download the days of each symbol that comes through the pipe, as a run of the asset does."""
-    with connect(market_url) as connection, suppress(EOFError, KeyboardInterrupt):
+    with (
+        connect(market_url) as connection,
+        connect(market_url) as line,
+        suppress(EOFError, KeyboardInterrupt),
+    ):
         settings = ExchangeSettings(requests_per_second=rate)
-        exchange = client.Exchange(url, RequestSlots(connection, url, rate), settings)
+        exchange = client.Exchange(url, RequestSlots(line, url, rate), settings)
         parts = probe(-(len(days) * 1440 // -PAGE_SIZE)) if probe else {}
         pipe.send(None)
         while True:

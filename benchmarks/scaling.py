@@ -129,8 +129,9 @@ def prepared(
         with (
             ReplayExchange(market, rate=None, clock=outage.start) as past,
             connect(urls.market) as connection,
+            connect(urls.market) as line,
         ):
-            client = Exchange(past.url, RequestSlots(connection, past.url, 1e6), settings.exchange)
+            client = Exchange(past.url, RequestSlots(line, past.url, 1e6), settings.exchange)
             prepare_drill(connection, client, settings.model_copy(update={"data": data}), outage)
             connection.execute("ANALYZE")
         figures.prepared = time.monotonic() - started

@@ -14,7 +14,7 @@ from tests.assets.conftest import Dagster, metadata
 from tests.conftest import FIRST_DAY, candle
 from trading_pipelines.assets import market_data
 from trading_pipelines.assets.metadata import ROW_COUNT
-from trading_pipelines.candles import coverage
+from trading_pipelines.candles import coverage, rate_limit
 from trading_pipelines.candles.download import FailedDay, download
 from trading_pipelines.candles.rate_limit import RequestSlots
 from trading_pipelines.candles.windows import MINUTE, day_interval
@@ -83,9 +83,13 @@ def test_each_partition_says_what_it_holds_and_what_it_cost(
 
 
 def test_a_run_that_waits_for_the_rate_limit_says_so(
-    dagster: Dagster, connection: psycopg.Connection, exchange: ReplayExchange
+    dagster: Dagster,
+    connection: psycopg.Connection,
+    exchange: ReplayExchange,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    RequestSlots(connection, exchange.url, 1000.0).pause(11)
+    monkeypatch.setattr(rate_limit, "LONG_WAIT_SECONDS", 0.1)
+    RequestSlots(connection, exchange.url, 1000.0).pause(5)
     result = dagster.run(JOB, FIRST_DAY, FIRST_DAY, [BTC])
     log = [entry.user_message for entry in dagster.instance.all_logs(result.run_id)]
     (said,) = [line for line in log if line.startswith("waiting")]

@@ -1,5 +1,6 @@
 """The real replay exchange beside a fresh market database, and the recording as exact rows."""
 
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
@@ -46,17 +47,18 @@ class Bench:
     def client(
         self,
         *,
-        connection: psycopg.Connection | None = None,
         shift: timedelta = timedelta(0),
         say: Callable[[str], None] = lambda _: None,
         **changes: float,
     ) -> Exchange:
         """Return a client whose clock is the exchange's, shifted."""
         settings = FAST.model_copy(update=changes)
-        slots = RequestSlots(
-            connection or self.connection, self.replay.url, settings.requests_per_second
-        )
-        return Exchange(self.replay.url, slots, settings, now=lambda: self.now() + shift, say=say)
+        line = psycopg.connect(self.connection.info.dsn, autocommit=True)
+        slots = RequestSlots(line, self.replay.url, settings.requests_per_second)
+        now = lambda: self.now() + shift  # noqa: E731
+        exchange = Exchange(self.replay.url, slots, settings, now=now, say=say)
+        weakref.finalize(exchange, line.close)
+        return exchange
 
     def now(self) -> datetime:
         return datetime.fromtimestamp(self.replay.now(), UTC)

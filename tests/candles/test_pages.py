@@ -1,5 +1,6 @@
 """The window arithmetic against an exchange with any pattern of quiet minutes and halts."""
 
+from collections.abc import Generator, Iterable
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 
@@ -8,13 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trading_pipelines.candles.download import pages
-from trading_pipelines.candles.exchange import RequestStats
 from trading_pipelines.candles.page import (
     PAGE_SIZE,
     Candle,
     InvalidAnswerError,
     OddRowsError,
     Page,
+    RequestStats,
     validate,
 )
 from trading_pipelines.candles.windows import MINUTE, Interval
@@ -44,13 +45,15 @@ class Upbit:
         self.traded = sorted(traded)
         self.count = count
         self.open_from = open_from
-        self.stats = RequestStats()
 
     def closed_until(self) -> datetime:
         return START + MINUTE * self.open_from
 
-    def first_day(self, symbol: str, until: datetime) -> datetime:  # noqa: ARG002
+    def first_day(self, symbol: str, until: datetime, spent: RequestStats) -> datetime:  # noqa: ARG002
         raise AssertionError("there is always something before")
+
+    def pages(self, symbol: str, windows: Iterable[Interval]) -> Generator[Page, None, None]:
+        return (self.page(symbol, window) for window in windows)
 
     def page(self, symbol: str, window: Interval) -> Page:
         end = (window.end - START) // MINUTE

@@ -121,15 +121,15 @@ def test_a_pause_holds_back_every_process(
 
 
 def test_a_long_wait_for_a_slot_is_told_before_it_begins_and_a_short_one_is_not(
-    connection: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
+    connection: psycopg.Connection,
 ) -> None:
     happened: list[str] = []
-    monkeypatch.setattr(time, "sleep", lambda seconds: happened.append(f"slept {seconds:.0f} s"))
+    sleep = lambda seconds: happened.append(f"slept {seconds:.0f} s")  # noqa: E731
     slots = RequestSlots(connection, UPBIT, 100)
     slots.pause(9)
-    slots.reserve(happened.append)
+    slots.reserve(happened.append, sleep)
     slots.pause(60)
-    slots.reserve(happened.append)
+    slots.reserve(happened.append, sleep)
     told = "waiting 60 s for the next request that the rate limit leaves"
     assert happened == ["slept 9 s", told, "slept 60 s"]
 
@@ -207,14 +207,20 @@ def test_a_refused_request_holds_everybody_back_for_a_second_and_is_asked_again(
             for _ in range(10):
                 bot.get(url, params={"market": "KRW-BTC"}, timeout=60)
         before = time.monotonic()
-        assert len(client.page("KRW-BTC", window).candles) == 1
-        assert (client.stats.requests, client.stats.retries) == (2, 1)
+        page = client.page("KRW-BTC", window)
+        assert len(page.candles) == 1
+        assert (page.spent.requests, page.spent.retries) == (2, 1)
         theirs.reserve()
         assert time.monotonic() - before >= 1
         assert replay.stats().refused == 1
 
 
 # ---- blocks ----
+
+
+def block(slots: RequestSlots, retry_after: timedelta | None = None) -> BlockedError:
+    """Return the block that a request of this moment has met."""
+    return slots.block(retry_after, Slot(datetime.now(UTC), 1))
 
 
 def waits(connection: psycopg.Connection, blocked: BlockedError) -> float:
@@ -228,38 +234,38 @@ def test_blocks_double_from_a_minute_to_an_hour_and_a_day_of_peace_starts_them_o
 ) -> None:
     slots = RequestSlots(connection, UPBIT, 100)
     assert blocked_until(connection) is None
-    grown = [waits(connection, slots.block(None)) for _ in range(8)]
+    grown = [waits(connection, block(slots)) for _ in range(8)]
     assert grown == pytest.approx([60, 120, 240, 480, 960, 1920, 3600, 3600], abs=5)
 
     connection.execute(
         "UPDATE trading_pipelines.request_slots SET blocked_until = now() - interval '23 hours'"
     )
-    assert waits(connection, slots.block(None)) == pytest.approx(3600, abs=5)
+    assert waits(connection, block(slots)) == pytest.approx(3600, abs=5)
     connection.execute(
         "UPDATE trading_pipelines.request_slots SET blocked_until = now() - interval '25 hours'"
     )
-    assert waits(connection, slots.block(None)) == pytest.approx(60, abs=5)
+    assert waits(connection, block(slots)) == pytest.approx(60, abs=5)
 
 
 def test_a_block_of_weeks_is_still_asked_about_every_hour(connection: psycopg.Connection) -> None:
     slots = RequestSlots(connection, UPBIT, 100)
     for _ in range(100):
-        blocked = slots.block(None)
+        blocked = block(slots)
     assert waits(connection, blocked) == pytest.approx(3600, abs=5)
 
 
 def test_what_the_exchange_says_of_its_block_is_obeyed(connection: psycopg.Connection) -> None:
     slots = RequestSlots(connection, UPBIT, 100)
-    slots.block(None)
-    assert waits(connection, slots.block(timedelta(seconds=90))) == pytest.approx(90, abs=5)
-    assert waits(connection, slots.block(timedelta(hours=3))) == pytest.approx(10800, abs=5)
+    block(slots)
+    assert waits(connection, block(slots, timedelta(seconds=90))) == pytest.approx(90, abs=5)
+    assert waits(connection, block(slots, timedelta(hours=3))) == pytest.approx(10800, abs=5)
 
 
 def test_during_a_block_nobody_gets_a_slot_and_after_it_everybody(
     connection: psycopg.Connection, other: psycopg.Connection
 ) -> None:
     mine, theirs = RequestSlots(connection, UPBIT, 100), RequestSlots(other, UPBIT, 100)
-    until = mine.block(timedelta(seconds=0.3)).until
+    until = block(mine, timedelta(seconds=0.3)).until
     for slots in (mine, theirs):
         with pytest.raises(
             BlockedError, match=r"api\.upbit\.com has blocked this address until"
@@ -270,3 +276,45 @@ def test_during_a_block_nobody_gets_a_slot_and_after_it_everybody(
         time.sleep(0.01)
     assert theirs.reserve().at >= until
     assert blocked_until(connection) is None
+
+
+# ---- slots that were reserved ahead ----
+
+
+def test_a_pause_makes_slots_void_that_were_reserved_before_it_and_not_used_yet(
+    connection: psycopg.Connection, other: psycopg.Connection
+) -> None:
+    mine, theirs = RequestSlots(connection, UPBIT, 0.2), RequestSlots(other, UPBIT, 0.2)
+    mine.reserve()
+    slept: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        if not slept:
+            theirs.pause(60)
+        slept.append(seconds)
+
+    slot = mine.reserve(sleep=sleep)
+    assert slept == [pytest.approx(5, abs=1), pytest.approx(60, abs=1)]
+    assert slot.at > datetime.now(UTC) + SECOND * 55
+
+
+def test_a_block_also_ends_the_wait_for_a_slot_that_was_reserved_before_it(
+    connection: psycopg.Connection, other: psycopg.Connection
+) -> None:
+    mine, theirs = RequestSlots(connection, UPBIT, 0.2), RequestSlots(other, UPBIT, 0.2)
+    mine.reserve()
+    with pytest.raises(BlockedError):
+        mine.reserve(sleep=lambda _: block(theirs))
+
+
+def test_requests_that_were_under_way_together_when_a_block_began_are_one_offence(
+    connection: psycopg.Connection,
+) -> None:
+    slots = RequestSlots(connection, UPBIT, 100)
+    together = [slots.reserve() for _ in range(4)]
+    first = slots.block(None, together[0])
+    assert waits(connection, first) == pytest.approx(60, abs=5)
+    assert slots.block(None, together[1]).until == first.until
+    assert waits(connection, slots.block(SECOND * 90, together[2])) == pytest.approx(90, abs=5)
+    assert slots.block(SECOND * 10, together[3]).until > first.until, "the longest is obeyed"
+    assert waits(connection, block(slots)) == pytest.approx(120, abs=5)

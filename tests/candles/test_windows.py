@@ -11,8 +11,8 @@ from trading_pipelines.candles.windows import (
     Interval,
     contiguous,
     day_interval,
-    first_window,
     merge,
+    windows,
 )
 
 EPOCH = datetime(2025, 9, 1, tzinfo=UTC)
@@ -37,13 +37,10 @@ def test_merged_intervals_cover_the_same_minutes_and_never_touch(given: list[Int
 
 @given(intervals.filter(lambda i: i.minutes > 0), st.integers(min_value=1, max_value=500))
 def test_windows_cover_an_interval_exactly_once(interval: Interval, size: int) -> None:
-    at, windows = interval.start, []
-    while at < interval.end:
-        windows.append(first_window(Interval(at, interval.end), size))
-        at = windows[-1].end
-    assert sum(window.minutes for window in windows) == interval.minutes
-    assert covered(windows) == covered([interval])
-    assert all(window.minutes <= size for window in windows)
+    cut = list(windows(interval, size))
+    assert sum(window.minutes for window in cut) == interval.minutes
+    assert covered(cut) == covered([interval])
+    assert all(window.minutes <= size for window in cut)
 
 
 @given(intervals.filter(lambda i: i.minutes > 0))

@@ -507,6 +507,7 @@ def test_an_installation_of_the_version_before_gets_what_is_new(
         # 0004 adds columns to both.
         "trading_pipelines.candle_coverage",
         "trading_pipelines.signal_coverage",
+        "trading_pipelines.request_slots",
     }
 
 

@@ -75,13 +75,13 @@ def build_assets(
     ) -> None:
         partitions = partitions_of_run(context.partition_keys)
         run_id = context.run.root_run_id or context.run_id
-        with database.connect() as connection:
+        with database.connect() as connection, database.connect() as line:
             between_pages = ender(context)
             between_pages()
             _ask_for_signals(context, connection, partitions, settings)
             failed = download(
                 connection,
-                exchange.client(connection, context.log.info),
+                exchange.client(line, context.log.info),
                 partitions.symbols,
                 partitions.days,
                 run_id,

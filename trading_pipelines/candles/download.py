@@ -4,12 +4,12 @@ A killed download continues where it was; a failed day leaves its neighbours alo
 asked for and believed belongs in `exchange`, when a day is due in `due`.
 """
 
-import contextlib
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
-from copy import copy
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
+from itertools import tee
 from typing import Protocol
 
 import psycopg
@@ -17,17 +17,17 @@ import psycopg
 from trading_pipelines.candles import coverage as candle_coverage
 from trading_pipelines.candles import due, store
 from trading_pipelines.candles.coverage import FailureKind, FetchedInterval
-from trading_pipelines.candles.exchange import RequestStats
 from trading_pipelines.candles.page import (
     PAGE_SIZE,
     ExchangeError,
     InvalidAnswerError,
     Page,
+    RequestStats,
     UnknownMarketError,
 )
 from trading_pipelines.candles.rate_limit import BlockedError
 from trading_pipelines.candles.store import NotStoredError
-from trading_pipelines.candles.windows import DAY, Interval, day_interval, first_window, merge
+from trading_pipelines.candles.windows import DAY, Interval, day_interval, merge, windows
 from trading_pipelines.settings.strategy import HealingSettings
 
 # When the exchange is away for two days in a row, the rest is left to the next run, so that an
@@ -39,12 +39,10 @@ FAILED_DAYS_IN_A_ROW = 2
 class PageSource(Protocol):
     """What a download needs of an exchange; see `exchange.Exchange`."""
 
-    stats: RequestStats
+    def pages(self, symbol: str, windows: Iterable[Interval]) -> Generator[Page, None, None]:
+        """Yield of each window, in order, the candles that have closed."""
 
-    def page(self, symbol: str, window: Interval) -> Page:
-        """Return the candles of the window that have closed."""
-
-    def first_day(self, symbol: str, until: datetime) -> datetime:
+    def first_day(self, symbol: str, until: datetime, spent: RequestStats) -> datetime:
         """Return the start of the first day with a candle of the 200 UTC days before `until`."""
 
     def closed_until(self) -> datetime:
@@ -74,23 +72,26 @@ def pages(
     """
     at, is_asked = interval.start, True
     while at < interval.end:
-        window = first_window(Interval(at, interval.end), size)
-        page = exchange.page(symbol, window)
-        covered_until = min(window.end, page.closed_until)
-        if page.is_first and is_asked:
-            nearest = min(interval.end, page.closed_until, held_from or interval.end)
-            until = day_interval(min(nearest, at + DAY * PAGE_SIZE).date()).start
-            if until > covered_until:
-                # Whoever can't be asked for days is asked for their windows.
-                is_asked = False
-                with contextlib.suppress(ExchangeError):
-                    first = exchange.first_day(symbol, until)
-                    covered_until = max(covered_until, first)
-                    is_asked = first == until
-        if covered_until <= at:
-            return
-        yield Interval(at, covered_until), page
-        at = covered_until
+        to_ask, asked = tee(windows(Interval(at, interval.end), size))
+        with closing(exchange.pages(symbol, to_ask)) as answers:
+            for window, page in zip(asked, answers, strict=False):
+                covered_until = min(window.end, page.closed_until)
+                if page.is_first and is_asked:
+                    nearest = min(interval.end, page.closed_until, held_from or interval.end)
+                    until = day_interval(min(nearest, at + DAY * PAGE_SIZE).date()).start
+                    if until > covered_until:
+                        # Whoever can't be asked for days is asked for their windows.
+                        is_asked = False
+                        with suppress(ExchangeError):
+                            first = exchange.first_day(symbol, until, page.spent)
+                            covered_until = max(covered_until, first)
+                            is_asked = first == until
+                if covered_until <= at:
+                    return
+                yield Interval(at, covered_until), page
+                at = covered_until
+                if at != window.end:
+                    break
 
 
 def download(
@@ -184,7 +185,7 @@ def _download_symbol(
                 if at.date() in complete:
                     at = midnight  # the day that was not asked for has lost nothing
                     continue
-                if first_window(Interval(at, end), PAGE_SIZE).end > midnight:
+                if next(windows(Interval(at, end), PAGE_SIZE)).end > midnight:
                     end = midnight  # the next day may be at fault, so ask without it
                     continue
                 kind = _failure_kind(error)
@@ -235,12 +236,12 @@ def _store_pages(
     overlap: timedelta,
 ) -> Iterator[Interval]:
     """Store the interval page by page; of the `complete` days, which are not asked for, amend."""
-    before, since = copy(exchange.stats), time.monotonic()
+    since = time.monotonic()
     # The newest minute so far that the exchange has a row of.
     newest: datetime | None = None
     held_from = store.first_candle(connection, symbol)
     for covered, page in pages(exchange, symbol, interval, held_from=held_from):
-        spent, seconds = exchange.stats.since(before), time.monotonic() - since
+        spent, seconds = page.spent, time.monotonic() - since
         with connection.transaction():
             # One writer a symbol: a backfill and the schedule may meet on the same day.
             connection.execute("SELECT pg_advisory_xact_lock(hashtext(%s))", [f"1m {symbol}"])
@@ -277,7 +278,7 @@ def _store_pages(
                 first = newest or page.row_before or rows[0]
                 _give_up(connection, symbol, Interval(first, rows[-1]), rows, page, overlap)
                 newest = rows[-1]
-        before, since = copy(exchange.stats), time.monotonic()
+        since = time.monotonic()
         yield covered
 
 

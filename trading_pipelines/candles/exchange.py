@@ -1,20 +1,25 @@
-"""Asking the exchange for a page of candles: in a slot of the rate limit, again when it fails.
+"""Asking the exchange for pages of candles: in slots of the rate limit, again when one fails.
 
-What a page is belongs in `page`, the HTTP request in `upbit`. Which pages are asked for belongs in
-`download`, where they are stored in `store`.
+As many are asked for side by side as fill the line at the latency that is seen. What a page is
+belongs in `page`, the HTTP request in `upbit`. Which pages are asked for belongs in `download`,
+where they are stored in `store`.
 """
 
 import contextlib
+import math
 import re
+import threading
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterable, Mapping
+from concurrent.futures import CancelledError, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import tenacity
 
+from trading_pipelines.candles.ahead import in_order
 from trading_pipelines.candles.page import (
     PAGE_SIZE,
     BlockedAnswerError,
@@ -23,6 +28,7 @@ from trading_pipelines.candles.page import (
     OddRow,
     OddRowsError,
     Page,
+    RequestStats,
     RetryableError,
     TooManyRequestsError,
     UnknownMarketError,
@@ -34,6 +40,9 @@ from trading_pipelines.candles.rate_limit import LONG_WAIT_SECONDS, Clock, Reque
 from trading_pipelines.candles.windows import DAY, Interval, floor_minute
 from trading_pipelines.settings.strategy import ExchangeSettings
 
+if TYPE_CHECKING:
+    from trading_pipelines.candles.upbit import Upbit
+
 T = TypeVar("T")
 
 # A trade of the last second of a minute may reach the candle a little after the minute has closed.
@@ -41,22 +50,25 @@ CLOSE_MARGIN = timedelta(seconds=5)
 # A clock that is farther away from ours is none: a Date of 1970 would say that nothing has closed
 # yet. A replayed market has a clock of its own.
 FARTHEST_CLOCK = DAY
+# An exchange that takes longer than 1.4 s to answer is slow, and not far away.
+MOST_SIDE_BY_SIDE = 16
 
 
-@dataclass
-class RequestStats:
-    """How many requests pages have taken so far, and how many of them were retries."""
+@dataclass(frozen=True)
+class _Question:
+    """What is asked for, and what that took so far."""
 
-    requests: int = 0
-    retries: int = 0
+    symbol: str
+    window: Interval
+    spent: RequestStats = field(default_factory=RequestStats)
+    called_off: threading.Event = field(default_factory=threading.Event)
 
-    def since(self, earlier: "RequestStats") -> "RequestStats":
-        """Return what was added after `earlier`."""
-        return RequestStats(self.requests - earlier.requests, self.retries - earlier.retries)
+    def __str__(self) -> str:
+        return f"{self.symbol} {self.window.start:%Y-%m-%d %H:%M} to {self.window.end:%H:%M} UTC"
 
 
 class Exchange:
-    """Upbit's candle API behind `slots`; one instance a run, used by one thread at a time."""
+    """Upbit's candle API behind `slots`; one instance a run."""
 
     def __init__(
         self,
@@ -70,14 +82,42 @@ class Exchange:
         """`say` is told of each wait longer than `LONG_WAIT_SECONDS`, and why."""
         from trading_pipelines.candles.upbit import Upbit
 
-        self._api = Upbit(base_url, settings.timeout_seconds)
+        self._threads = ThreadPoolExecutor(MOST_SIDE_BY_SIDE, "exchange")
+        self._of_thread = threading.local()
+        self._client: Callable[[], Upbit] = lambda: Upbit(base_url, settings.timeout_seconds)
         self._slots = slots
         self._settings = settings
         self._now = now
         self._say = say
         self._ahead: timedelta | None = None
         self._clock: Clock | None = None
-        self.stats = RequestStats()
+        # Seconds that an answer takes, smoothed; None while there is none, or a bad one.
+        self._latency: float | None = None
+
+    @property
+    def _api(self) -> "Upbit":
+        if not hasattr(self._of_thread, "api"):
+            self._of_thread.api = self._client()
+        api: Upbit = self._of_thread.api
+        return api
+
+    def pages(self, symbol: str, windows: Iterable[Interval]) -> Generator[Page, None, None]:
+        """Yield the page of each window, in order; see `page` for what it is and raises.
+
+        The windows that follow are asked for meanwhile: where the iterator is closed early, some
+        were asked for in vain.
+        """
+
+        def ask(window: Interval, called_off: threading.Event) -> Page:
+            return self._page(_Question(symbol, window, called_off=called_off))
+
+        return in_order(self._threads, ask, windows, self._how_many)
+
+    def _how_many(self) -> int:
+        """Return how many requests fill the line, with one to follow and one that is stored."""
+        if self._latency is None:
+            return 1
+        return min(math.ceil(self._latency / self._slots.spacing) + 2, MOST_SIDE_BY_SIDE)
 
     def page(self, symbol: str, window: Interval) -> Page:
         """Return the closed candles of `window`, at most 200 minutes.
@@ -86,45 +126,49 @@ class Exchange:
         Raises UnknownMarketError at once, InvalidAnswerError or ExchangeError (the exchange is
         away) of the last attempt when every one has failed, BlockedError.
         """
-        page = self._ask(symbol, window)
+        return self._page(_Question(symbol, window))
+
+    def _page(self, question: _Question) -> Page:
+        window = question.window
+        page = self._ask(question)
         if not (page.candles or page.odd_rows) and page.closed_until > window.start:
             # A stale or empty answer looks like a quiet window: it is believed when given twice.
-            page = self._ask(symbol, window)
+            page = self._ask(question)
         if page.unanswered_until > window.start:
-            older = self.page(symbol, Interval(window.start, page.unanswered_until))
-            page = page.after(older)
+            rest = replace(question, window=Interval(window.start, page.unanswered_until))
+            page = page.after(self._page(rest))
         return page
 
-    def first_day(self, symbol: str, until: datetime) -> datetime:
+    def first_day(self, symbol: str, until: datetime, spent: RequestStats) -> datetime:
         """Return the start of the first UTC day with a candle of the 200 days before `until`.
 
         That is `until`, a midnight, where the exchange has none; believed when said twice. Raises
-        as `page`.
+        as `page`. Its requests are added to `spent`.
         """
-        whole = Interval(until - DAY * PAGE_SIZE, until)
+        question = _Question(symbol, Interval(until - DAY * PAGE_SIZE, until), spent)
 
         def ask(_: Mapping[str, Any]) -> datetime:
-            answer = self._request(lambda: self._api.days(symbol, until))
+            answer = self._request(question, lambda: self._api.days(symbol, until))
             return first_start(answer, symbol, until)
 
-        first = self._retry(ask, symbol, whole)
-        return first if first < until else self._retry(ask, symbol, whole)
+        first = self._retry(ask, question)
+        return first if first < until else self._retry(ask, question)
 
-    def _ask(self, symbol: str, window: Interval) -> Page:
-        return self._retry(lambda tries: self._try(symbol, window, tries), symbol, window)
+    def _ask(self, question: _Question) -> Page:
+        return self._retry(lambda tries: self._try(question, tries), question)
 
-    def _retry(self, ask: Callable[[Mapping[str, Any]], T], symbol: str, window: Interval) -> T:
-        asked_for = f"{symbol} {window.start:%Y-%m-%d %H:%M} to {window.end:%H:%M} UTC"
+    def _retry(self, ask: Callable[[Mapping[str, Any]], T], question: _Question) -> T:
         since, attempts = time.monotonic(), self._settings.attempts
 
         def note(state: tenacity.RetryCallState) -> None:
             nonlocal since
-            self.stats.retries += 1
+            question.spent.retries += 1
+            self._latency = None
             again_at = time.monotonic() + state.upcoming_sleep
             # An exchange that does not answer makes wait by its silence, more than by the back-off.
             if again_at - since > LONG_WAIT_SECONDS and state.outcome is not None:
                 self._say(
-                    f"waiting for {asked_for}: try {state.attempt_number} of {attempts} failed, "
+                    f"waiting for {question}: try {state.attempt_number} of {attempts} failed, "
                     f"the next is in {state.upcoming_sleep:.0f} s: {state.outcome.exception()}"
                 )
                 since = again_at
@@ -136,6 +180,7 @@ class Exchange:
                 multiplier=self._settings.backoff_seconds, max=self._settings.max_backoff_seconds
             ),
             before_sleep=note,
+            sleep=tenacity.sleep_using_event(question.called_off),
             reraise=True,
         )
         try:
@@ -143,13 +188,17 @@ class Exchange:
         except ExchangeError as error:
             kinds = (UnknownMarketError, InvalidAnswerError, ExchangeError)
             raise next(kind for kind in kinds if isinstance(error, kind))(
-                f"{asked_for}: {error} (asked {retrying.statistics['attempt_number']} times)"
+                f"{question}: {error} (asked {retrying.statistics['attempt_number']} times)"
             ) from error
 
-    def _request(self, ask: Callable[[], object]) -> object:
+    def _request(self, question: _Question, ask: Callable[[], object]) -> object:
         """Return the answer to a question that is asked in the next slot."""
-        slot = self._slots.reserve(self._say)
-        self.stats.requests += 1
+        if not question.called_off.is_set():
+            slot = self._slots.reserve(self._say, question.called_off.wait)
+        if question.called_off.is_set():
+            raise CancelledError
+        question.spent.requests += 1
+        since = time.monotonic()
         try:
             answer = ask()
         except TooManyRequestsError:
@@ -157,18 +206,22 @@ class Exchange:
             self._slots.pause(1.0)
             raise
         except BlockedAnswerError as blocked:
-            raise self._slots.block(blocked.retry_after) from None
+            raise self._slots.block(blocked.retry_after, slot) from None
+        seconds = time.monotonic() - since
+        before = seconds if self._latency is None else self._latency
+        self._latency = before + (seconds - before) / 5
         self._note_headers(slot)
         return answer
 
-    def _try(self, symbol: str, window: Interval, tries: Mapping[str, Any]) -> Page:
+    def _try(self, question: _Question, tries: Mapping[str, Any]) -> Page:
+        symbol, window = question.symbol, question.window
         asked_at: list[datetime] = []
 
         def ask() -> object:
             asked_at.append(self._now())
             return self._api.minutes(symbol, window.end)
 
-        answer = self._request(ask)
+        answer = self._request(question, ask)
         # As of the question: an answer that was long on its way shows minutes that were forming.
         closed_until = self._closed_until(asked_at[0])
         odd_rows: list[OddRow] = []
@@ -184,6 +237,7 @@ class Exchange:
             self._api.answer_headers.get("Replay-Source", "upbit"),
             odd_rows,
             *reach(answer, window),
+            spent=question.spent,
         )
 
     def _note_headers(self, slot: Slot) -> None:

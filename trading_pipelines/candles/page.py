@@ -47,6 +47,14 @@ class OddRow:
     reason: str
 
 
+@dataclass
+class RequestStats:
+    """How many requests something has taken so far, and how many of them were retries."""
+
+    requests: int = 0
+    retries: int = 0
+
+
 @dataclass(frozen=True)
 class Page:
     """The candles of a window that had closed when it was asked for, oldest first."""
@@ -63,6 +71,7 @@ class Page:
     """The answer was full before it had reached back to the start of the window: only to here."""
     is_first: bool = False
     """Without any row: the exchange has nothing before the end of the window."""
+    spent: RequestStats = field(default_factory=RequestStats, compare=False)
 
     def after(self, older: "Page") -> "Page":
         """Return this page and the one of the minutes before it as one."""

@@ -33,23 +33,36 @@ RETURNING slot.at, slot.at - clock_timestamp(), blocked_until,
     blocked_until > clock_timestamp(),
     (SELECT count(*) FROM unnest(recent) AS past WHERE past > slot.at - interval '1 second')
 """
+# Slots are reserved ahead of their time, so that those that nobody has used yet are void too.
 DEFER = """
-UPDATE trading_pipelines.request_slots SET next_at = greatest(next_at, %(until)s)
+UPDATE trading_pipelines.request_slots
+SET next_at = greatest(next_at, %(until)s), held_until = greatest(held_until, %(until)s)
 WHERE exchange = %(exchange)s
 """
 DEFER_BY = """
 UPDATE trading_pipelines.request_slots
-SET next_at = greatest(next_at, clock_timestamp() + %(pause)s)
+SET next_at = greatest(next_at, now() + %(pause)s),
+    held_until = greatest(held_until, now() + %(pause)s)
 WHERE exchange = %(exchange)s
 """
+STANDING = """
+SELECT blocked_until, blocked_until > clock_timestamp(), held_until > %(at)s
+FROM trading_pipelines.request_slots WHERE exchange = %(exchange)s
+"""
 # Upbit's blocks grow with each offence; without a Retry-After the pause doubles from a minute to an
-# hour, and a day of good behaviour starts it over.
+# hour, and a day of good behaviour starts it over. Requests that were under way together when it
+# began are one offence.
 BLOCK = """
 UPDATE trading_pipelines.request_slots AS slots
 SET blocks = grown.blocks,
-    blocked_until = clock_timestamp() + coalesce(%(retry_after)s, least(
-        interval '1 minute' * 2 ^ least(grown.blocks - 1, 10), interval '1 hour'))
-FROM (SELECT exchange, CASE WHEN blocked_until > now() - interval '1 day' THEN blocks + 1 ELSE 1
+    blocked_at = CASE WHEN is_same THEN slots.blocked_at ELSE clock_timestamp() END,
+    blocked_until = CASE
+        WHEN is_same THEN greatest(slots.blocked_until, clock_timestamp() + %(retry_after)s)
+        ELSE clock_timestamp() + coalesce(%(retry_after)s, least(
+            interval '1 minute' * 2 ^ least(grown.blocks - 1, 10), interval '1 hour')) END
+FROM (SELECT exchange, blocked_at > %(asked_at)s AS is_same, CASE
+          WHEN blocked_at > %(asked_at)s THEN blocks
+          WHEN blocked_until > now() - interval '1 day' THEN blocks + 1 ELSE 1
       END AS blocks FROM trading_pipelines.request_slots WHERE exchange = %(exchange)s FOR UPDATE
      ) AS grown
 WHERE slots.exchange = grown.exchange
@@ -99,16 +112,22 @@ class Slot:
 
 
 class RequestSlots:
-    """The slots of one exchange. `connection` is autocommit and used by one thread at a time."""
+    """The slots of one exchange; for any number of threads.
+
+    `connection` is autocommit and nobody else's: what is reserved inside a transaction would hold
+    every process back until its end.
+    """
 
     def __init__(
         self, connection: psycopg.Connection, exchange: str, requests_per_second: float
     ) -> None:
+        self.spacing = SPACING / requests_per_second
+        """Seconds from one request of the installation to the next."""
         self._connection = connection
         self._exchange = exchange
         self._arguments: dict[str, object] = {
             "exchange": exchange,
-            "interval": timedelta(seconds=SPACING / requests_per_second),
+            "interval": timedelta(seconds=self.spacing),
             "remembered": EXCHANGE_LIMIT,
         }
         connection.execute(
@@ -117,19 +136,28 @@ class RequestSlots:
             [exchange],
         )
 
-    def reserve(self, say: Callable[[str], None] = lambda _: None) -> Slot:
+    def reserve(
+        self,
+        say: Callable[[str], None] = lambda _: None,
+        sleep: Callable[[float], object] = time.sleep,
+    ) -> Slot:
         """Reserve the next slot and sleep until it has come; raise BlockedError during a block.
 
-        `say` is told of a long wait before it begins.
+        `say` is told of a long wait before it begins. A slot that has become void meanwhile, since
+        the exchange has asked another request for a pause, is reserved anew.
         """
-        at, wait, blocked_until, blocked, used = self._row(RESERVE)
-        if blocked:
-            raise BlockedError(self._exchange, blocked_until)
-        seconds = max(0.0, wait.total_seconds())
-        if seconds > LONG_WAIT_SECONDS:
-            say(f"waiting {seconds:.0f} s for the next request that the rate limit leaves")
-        time.sleep(seconds)
-        return Slot(at, used)
+        while True:
+            at, wait, blocked_until, blocked, used = self._row(RESERVE)
+            seconds, is_void = max(0.0, wait.total_seconds()), False
+            if not blocked and seconds > 0:
+                if seconds > LONG_WAIT_SECONDS:
+                    say(f"waiting {seconds:.0f} s for the next request that the rate limit leaves")
+                sleep(seconds)
+                blocked_until, blocked, is_void = self._row(STANDING, at=at)
+            if blocked:
+                raise BlockedError(self._exchange, blocked_until)
+            if not is_void:
+                return Slot(at, used)
 
     def obey(self, remaining: int, slot: Slot) -> None:
         """Let the second of `slot` pass when the exchange says that it is used up.
@@ -152,9 +180,9 @@ class RequestSlots:
         arguments = {"ahead": clock.ahead, "problem": clock.problem}
         self._connection.execute(NOTE_CLOCK, self._arguments | arguments)
 
-    def block(self, retry_after: timedelta | None) -> BlockedError:
-        """Record that the exchange has blocked this address; return what to raise."""
-        (until,) = self._row(BLOCK, retry_after=retry_after)
+    def block(self, retry_after: timedelta | None, slot: Slot) -> BlockedError:
+        """Record that the exchange has blocked this address at a request; return what to raise."""
+        (until,) = self._row(BLOCK, retry_after=retry_after, asked_at=slot.at)
         return BlockedError(self._exchange, until)
 
     def _row(self, query: str, **arguments: object) -> tuple[Any, ...]:

@@ -154,11 +154,10 @@ def _show_differences(
     interval = Interval(day_interval(target.first).start, day_interval(target.last).end)
     comparisons: list[Comparison] = []
     failed: dict[str, str] = {}
-    with connect(database_urls(environment).market) as connection:
+    market = database_urls(environment).market
+    with connect(market) as connection, connect(market) as line:
         try:
-            slots = RequestSlots(
-                connection, environment.upbit_base_url, settings.requests_per_second
-            )
+            slots = RequestSlots(line, environment.upbit_base_url, settings.requests_per_second)
         except psycopg.ProgrammingError as error:
             fail(f"`trading-pipelines db upgrade` comes first: {error}")
         exchange = Exchange(environment.upbit_base_url, slots, settings)

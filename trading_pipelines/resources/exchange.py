@@ -26,7 +26,7 @@ class ExchangeResource(dg.ConfigurableResource[None]):
         return cls(**settings.model_dump())
 
     def client(self, connection: psycopg.Connection, say: Callable[[str], None]) -> Exchange:
-        """Return a client whose request slots are reserved over `connection`.
+        """Return a client whose request slots are reserved over `connection`, which is its own.
 
         `say` is told of long waits, see `Exchange`.
         """

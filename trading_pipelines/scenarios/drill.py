@@ -113,8 +113,9 @@ def play_drill(
         with (
             ReplayExchange(market, rate=None, clock=outage.start) as past,
             connect(urls.market) as connection,
+            connect(urls.market) as line,
         ):
-            slots = RequestSlots(connection, past.url, 1000.0)
+            slots = RequestSlots(line, past.url, 1000.0)
             client = Exchange(past.url, slots, settings.exchange)
             prepare_drill(connection, client, settings, outage)
         due_in = missed_counts(market, settings, outage)
