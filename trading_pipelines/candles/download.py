@@ -10,14 +10,16 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
+from functools import partial
 from typing import Protocol
 
 import psycopg
 
 from trading_pipelines.candles import coverage as candle_coverage
-from trading_pipelines.candles import due, store
+from trading_pipelines.candles import due, history_files, store
 from trading_pipelines.candles.coverage import FailureKind, FetchedInterval
 from trading_pipelines.candles.exchange import RequestStats
+from trading_pipelines.candles.history_files import HistoryFiles
 from trading_pipelines.candles.page import (
     PAGE_SIZE,
     ExchangeError,
@@ -103,6 +105,7 @@ def download(
     due_at: datetime | None = None,
     between_pages: Callable[[], None] = lambda: None,
     say: Callable[[str], None] = lambda _: None,
+    files: HistoryFiles | None = None,
 ) -> list[FailedDay]:
     """Bring the UTC days of the symbols up to date in `market_data` and `candle_coverage`.
 
@@ -110,7 +113,8 @@ def download(
     without it a complete day is asked for again. `between_pages` may end the download by raising,
     `say` is told of each day that has been stored to its end. Returns the days that failed or were
     not reached; everything else is stored and committed. A symbol that fails leaves the others
-    alone, but a block by the exchange ends the whole download.
+    alone, but a block by the exchange ends the whole download. Closed days come from `files`, where
+    those are given and can be used.
     `connection` is autocommit; `run_id` is the root run's, see `coverage.interval_to_fetch`.
     """
     failed: list[FailedDay] = []
@@ -119,7 +123,16 @@ def download(
         if blocked is None:
             try:
                 failed += _download_symbol(
-                    connection, exchange, symbol, days, run_id, healing, due_at, between_pages, say
+                    connection,
+                    exchange,
+                    files,
+                    symbol,
+                    days,
+                    run_id,
+                    healing,
+                    due_at,
+                    between_pages,
+                    say,
                 )
                 continue
             except BlockedError as error:
@@ -135,6 +148,7 @@ def download(
 def _download_symbol(
     connection: psycopg.Connection,
     exchange: PageSource,
+    files: HistoryFiles | None,
     symbol: str,
     days: Sequence[date],
     run_id: str,
@@ -171,7 +185,14 @@ def _download_symbol(
             between_pages()
             try:
                 for covered in _store_pages(
-                    connection, exchange, symbol, Interval(at, end), run_id, complete, overlap
+                    connection,
+                    exchange,
+                    files,
+                    symbol,
+                    Interval(at, end),
+                    run_id,
+                    complete,
+                    overlap,
                 ):
                     at, away_in_a_row = covered.end, 0
                     _tell_stored(connection, symbol, covered, complete, say)
@@ -228,6 +249,7 @@ def _failure_kind(error: ExchangeError | NotStoredError) -> FailureKind:
 def _store_pages(
     connection: psycopg.Connection,
     exchange: PageSource,
+    files: HistoryFiles | None,
     symbol: str,
     interval: Interval,
     run_id: str,
@@ -239,7 +261,8 @@ def _store_pages(
     # The newest minute so far that the exchange has a row of.
     newest: datetime | None = None
     held_from = store.first_candle(connection, symbol)
-    for covered, page in pages(exchange, symbol, interval, held_from=held_from):
+    ask = partial(pages, exchange, symbol, held_from=held_from)
+    for covered, page in history_files.pages(files, symbol, interval, exchange.closed_until, ask):
         spent, seconds = exchange.stats.since(before), time.monotonic() - since
         with connection.transaction():
             # One writer a symbol: a backfill and the schedule may meet on the same day.
@@ -272,6 +295,7 @@ def _store_pages(
                 )
                 # A page over midnight is the first day's cost.
                 spent, seconds = RequestStats(), 0.0
+            history_files.record(connection, symbol, page.files)
             rows = sorted([*(c.start for c in page.candles), *(row.start for row in page.odd_rows)])
             if rows:
                 first = newest or page.row_before or rows[0]

@@ -1,4 +1,4 @@
-"""The exchange's history files: which there are at a moment, what each holds, and how it can be bad.
+"""The exchange's history files: which there are at a moment, what each holds, what can be wrong.
 
 A file is a zip of one CSV, of a UTC day or of a month. Where its candles come from belongs to
 `market`, which file a fault hits to `faults`, and HTTP to `server`.
@@ -8,7 +8,7 @@ import hashlib
 import io
 import re
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, date, datetime, timedelta
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -32,6 +32,25 @@ _STAMPS = {"daily": "%Y%m%d", "monthly": "%Y%m"}
 _ZIP_BYTES_A_MINUTE = 30
 _BOMB_BYTES = 64 << 20
 _CACHED_FILES = 8  # a month of a symbol is 1.5 MB
+_DAY = 1440
+
+
+def _with_value(line: str, place: int, value: str) -> str:
+    values = line.rstrip("\n").split(",")
+    values[place] = value
+    return ",".join(values) + "\n"
+
+
+# What becomes of the row in the middle.
+_ROW_EDITS: dict[FileContent | None, Callable[[str], list[str]]] = {
+    "file_doubled_row": lambda line: [line, line],
+    "file_half_minute": lambda line: [line.replace(":00,", ":30,", 1)],
+    "file_impossible_row": lambda line: [_with_value(line, 2, "0.5")],
+    "file_lacks_rows": lambda _: [],
+    "file_no_number": lambda line: [_with_value(line, 4, "NaN")],
+    "file_replaced": lambda line: [_with_value(line, 4, line.split(",")[1])],
+    "file_short_row": lambda line: [line[:30] + "\n"],
+}
 
 
 class HistoryFile(NamedTuple):
@@ -76,7 +95,9 @@ class HistoryFiles:
         years = range(self._market.first.year, min(now, self._market.end).year + 1)
         if named["year"] is None:
             keys = (f"candle/{symbol}/{period}/1m/{year}/" for year in years)
-            return [{"key": key, "size": 0, "type": "DIRECTORY", "lastModified": ""} for key in keys]
+            return [
+                {"key": key, "size": 0, "type": "DIRECTORY", "lastModified": ""} for key in keys
+            ]
         return [
             {
                 "key": file.key,
@@ -96,44 +117,25 @@ class HistoryFiles:
         """The bytes of a file, with what a fault makes of its content."""
         start, end = ((moment - EPOCH) // timedelta(minutes=1) for moment in (file.start, file.end))
         symbol, member = file.symbol, file.member
+        if content in {"file_other_market", "file_swapped_rows"}:
+            symbol = next((s for s in self._market.symbols if s != symbol), symbol)
         if content == "file_other_market":
-            symbol = next((s for s in self._market.symbols if s != symbol), symbol)
             member = member.replace(file.symbol, symbol)
-        elif content == "file_swapped_rows":
-            symbol = next((s for s in self._market.symbols if s != symbol), symbol)
-        elif content == "file_other_day":
-            start, end = start - 1440, end - 1440
+        if content == "file_other_day":
+            start, end = start - _DAY, end - _DAY
         lines = list(_lines(self._market.candles(symbol, start, end)))
-        middle = len(lines) // 2
-        row = lines[middle].split(",") if lines else []
-        match content:
-            case "file_doubled_row":
-                lines.insert(middle, lines[middle])
-            case "file_impossible_row":
-                lines[middle] = ",".join((*row[:2], "0.5", *row[3:]))
-            case "file_no_number":
-                lines[middle] = ",".join((*row[:4], "NaN", *row[5:]))
-            case "file_short_row":
-                lines[middle] = ",".join(row[:4]) + "\n"
-            case "file_out_of_order":
-                lines[middle - 1 : middle + 1] = lines[middle : middle - 2 : -1]
-            case "file_half_minute":
-                lines[middle] = lines[middle].replace(":00,", ":30,", 1)
-            case "file_replaced":
-                lines[middle] = ",".join((*row[:4], row[1], *row[5:]))
-            case "file_no_rows":
-                lines = []
-            case "file_lacks_rows":
-                del lines[middle]
+        if content in _ROW_EDITS and lines:
+            middle = len(lines) // 2
+            lines[middle : middle + 1] = _ROW_EDITS[content](lines[middle])
+        if content == "file_out_of_order":
+            lines[1:3] = lines[2:0:-1]
         header = HEADER.replace("close", "closing") if content == "file_other_columns" else HEADER
-        members = {member: (header + "".join(lines)).encode()}
-        match content:
-            case "file_path":
-                members = {f"../../tmp/{member}": members[member]}
-            case "file_two_members":
-                members |= {f"more_{member}": members[member]}
-            case "file_bomb":
-                members = {member: bytes(_BOMB_BYTES)}
+        text = (header + "".join(() if content == "file_no_rows" else lines)).encode()
+        members = {
+            "file_path": {f"../../tmp/{member}": text},
+            "file_two_members": {member: text, f"more_{member}": text},
+            "file_bomb": {member: bytes(_BOMB_BYTES)} if content == "file_bomb" else {},
+        }.get(str(content), {member: text})
         packed = io.BytesIO()
         with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
             for name, text in members.items():
