@@ -29,7 +29,14 @@ from trading_pipelines.candles.page import (
 )
 from trading_pipelines.candles.rate_limit import BlockedError
 from trading_pipelines.candles.store import NotStoredError
-from trading_pipelines.candles.windows import DAY, Interval, day_interval, first_window, merge
+from trading_pipelines.candles.windows import (
+    DAY,
+    MINUTE,
+    Interval,
+    day_interval,
+    first_window,
+    merge,
+)
 from trading_pipelines.settings.strategy import HealingSettings
 
 # When the exchange is away for two days in a row, the rest is left to the next run, so that an
@@ -320,8 +327,9 @@ def _give_up(
     """
     midnight = day_interval(page.closed_until.date()).start
     until = min(midnight, page.closed_until - overlap)
-    moved = store.move_unconfirmed(
-        connection, symbol, between.clip(Interval(between.start, until)), [between.start, *rows]
-    )
+    # At both ends there is a row of the exchange's: what is in question lies between.
+    inner = between.clip(Interval(between.start + MINUTE, until))
+    confirmed = sum(inner.start <= candle.start < inner.end for candle in page.candles)
+    moved = store.move_unconfirmed(connection, symbol, inner, rows, confirmed)
     for day, count in moved.items():
         candle_coverage.amend(connection, symbol, day, count)

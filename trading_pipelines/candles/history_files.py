@@ -10,6 +10,7 @@ import hashlib
 import io
 import json
 import re
+import threading
 import time
 import zipfile
 import zlib
@@ -52,7 +53,7 @@ DAYS_OF_A_MONTH = 8
 # Days that are read while one is written.
 DAYS_AHEAD = 4
 TRIES = 2
-# Files in a row that nobody answered for: then the rest of the run does without.
+# Files of a symbol in a row without an answer: then the rest of its days does without in this run.
 AWAY_IN_A_ROW = 3
 # Seconds after which days without a file are asked for, before the next file is waited for.
 LONGEST_SILENCE = 5.0
@@ -158,13 +159,13 @@ class HistoryFiles:
         self._settings = settings
         self._sample = sample
         self._say = say
-        self._session = BoundedSession(settings.timeout_seconds, MOST_BYTES)
-        # No password of a ~/.netrc.
-        self._session.auth = lambda request: request
+        self._sessions = threading.local()
+        # One parses days, and asks for days' files; the other asks for the next month's meanwhile.
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="history files")
+        self._fetcher = ThreadPoolExecutor(1, thread_name_prefix="months of history files")
+        self._months: dict[tuple[str, int, int], Future[_Contents | None]] = {}
         self._listed: dict[str, frozenset[str] | _UnusableError] = {}
-        self._month: tuple[str, _Contents | _UnusableError] | None = None
-        self._away_in_a_row = 0
+        self._away_in_a_row: Counter[str] = Counter()
         self._begun: set[str] = set()
         self._said: set[str] = set()
 
@@ -224,15 +225,14 @@ class HistoryFiles:
     def _ahead(self, symbol: str, days: Sequence[date]) -> Iterator[tuple[date, _DayRead]]:
         """Yield each day with what its file holds, while the next ones are being read."""
         of_month = Counter((day.year, day.month) for day in days)
+        months = [month for month, number in of_month.items() if number >= DAYS_OF_A_MONTH]
         remaining = iter(days)
         being_read: deque[tuple[date, Future[_DayRead]]] = deque()
         try:
             while True:
                 while len(being_read) < DAYS_AHEAD and (day := next(remaining, None)):
-                    many = of_month[day.year, day.month] >= DAYS_OF_A_MONTH
-                    being_read.append(
-                        (day, self._reader.submit(self._read, symbol, day, many=many))
-                    )
+                    month = self._month_of(symbol, day, months)
+                    being_read.append((day, self._reader.submit(self._read, symbol, day, month)))
                 if not being_read:
                     return
                 day, future = being_read.popleft()
@@ -241,19 +241,40 @@ class HistoryFiles:
             for _, future in being_read:
                 future.cancel()
 
-    # ---- in the reader's thread ----
+    def _month_of(
+        self, symbol: str, day: date, months: Sequence[tuple[int, int]]
+    ) -> Future[_Contents | None] | None:
+        """Return the day's month, if it is one of `months`, and have the one after it fetched."""
+        asked = (day.year, day.month)
+        if asked not in months:
+            return None
+        place = months.index(asked)
+        keys = [(symbol, *month) for month in months[place : place + 2]]
+        self._months = {
+            key: self._months.get(key) or self._fetcher.submit(self._fetch_month, *key)
+            for key in keys
+        }
+        return self._months[keys[0]]
 
-    def _read(self, symbol: str, day: date, *, many: bool) -> _DayRead:
+    # ---- in threads of their own ----
+
+    def _fetch_month(self, symbol: str, year: int, month: int) -> _Contents | None:
+        return self._contents(symbol, "monthly", f"{year}{month:02}")
+
+    def _read(self, symbol: str, day: date, month: Future[_Contents | None] | None) -> _DayRead:
         refused: list[str] = []
-        for period, stamp in (("monthly", f"{day:%Y%m}"), ("daily", f"{day:%Y%m%d}")):
-            if period == "monthly" and not many:
-                continue
-            folder = f"candle/{symbol}/{period}/1m/{day:%Y}"
+        of_day = f"{day:%Y%m%d}"
+        ways: list[tuple[str, Callable[[], _Contents | None]]] = [
+            (of_day, lambda: self._contents(symbol, "daily", of_day))
+        ]
+        if month:
+            ways.insert(0, (of_day[:6], month.result))
+        for stamp, contents_of in ways:
             name = f"{symbol}_candle-1m_{stamp}.zip"
             try:
-                if f"{folder}/{name}" not in self._files_in(folder):
+                contents = contents_of()
+                if contents is None:
                     continue
-                contents = self._contents(f"{folder}/{name}", symbol, stamp)
                 candles = _candles(contents, day)
             except _UnusableError as error:
                 refused.append(f"{name}: {error}")
@@ -263,12 +284,18 @@ class HistoryFiles:
         reason = "; ".join(refused) or "no file is listed"
         return _DayRead(FileOfDay(day, not_used=reason), refused=refused)
 
-    def _files_in(self, folder: str) -> frozenset[str]:
+    def _contents(self, symbol: str, period: str, stamp: str) -> _Contents | None:
+        """Return what a file holds, None where none is listed."""
+        folder = f"candle/{symbol}/{period}/1m/{stamp[:4]}"
+        key = f"{folder}/{symbol}_candle-1m_{stamp}.zip"
+        return self._verified(key, symbol, stamp) if key in self._files_in(folder, symbol) else None
+
+    def _files_in(self, folder: str, symbol: str) -> frozenset[str]:
         """Return the keys of the files that are listed of a year."""
         listed = self._listed.get(folder)
         if listed is None:
             try:
-                listed = _keys(self._get(self._urls.listing, {"prefix": folder}).content)
+                listed = _keys(self._get(symbol, self._urls.listing, {"prefix": folder}).content)
             except _UnusableError as error:
                 listed = _UnusableError(f"the list of files: {error}")
             self._listed[folder] = listed
@@ -276,26 +303,12 @@ class HistoryFiles:
             raise listed
         return listed
 
-    def _contents(self, key: str, symbol: str, stamp: str) -> _Contents:
-        if self._month and self._month[0] == key:
-            contents = self._month[1]
-        else:
-            try:
-                contents = self._verified(key, symbol, stamp)
-            except _UnusableError as error:
-                contents = error
-            if len(stamp) == len("YYYYMM"):
-                self._month = key, contents
-        if isinstance(contents, _UnusableError):
-            raise contents
-        return contents
-
     def _verified(self, key: str, symbol: str, stamp: str) -> _Contents:
         url = f"{self._urls.files}/{key}"
         for is_last in (False, True):
             # A file that is replaced at this moment has another checksum a moment later.
-            answer = self._get(url)
-            checksum = CHECKSUM.match(self._get(f"{url}.checksum").content)
+            answer = self._get(symbol, url)
+            checksum = CHECKSUM.match(self._get(symbol, f"{url}.checksum").content)
             if checksum is None:
                 raise _UnusableError("what should be its checksum is none")
             sha256 = hashlib.sha256(answer.content).hexdigest()
@@ -315,8 +328,8 @@ class HistoryFiles:
             raise _UnusableError(f"a row of {strange!r}")
         return _Contents(header, rows, sha256, answer.headers.get("Replay-Source", ""))
 
-    def _get(self, url: str, query: dict[str, str] | None = None) -> requests.Response:
-        if self._away_in_a_row >= AWAY_IN_A_ROW:
+    def _get(self, symbol: str, url: str, query: dict[str, str] | None = None) -> requests.Response:
+        if self._away_in_a_row[symbol] >= AWAY_IN_A_ROW:
             raise _UnusableError("not asked for, as the files before it gave no answer")
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception_type(_AwayError),
@@ -329,14 +342,14 @@ class HistoryFiles:
         try:
             answer = retrying(self._ask, url, query)
         except _AwayError:
-            self._away_in_a_row += 1
+            self._away_in_a_row[symbol] += 1
             raise
-        self._away_in_a_row = 0
+        self._away_in_a_row[symbol] = 0
         return answer
 
     def _ask(self, url: str, query: dict[str, str] | None) -> requests.Response:
         try:
-            answer = self._session.request("GET", url, params=query)
+            answer = self._session().request("GET", url, params=query)
         except requests.RequestException as error:
             raise _AwayError(f"no answer: {type(error).__name__}") from error
         if answer.status_code != HTTPStatus.OK:
@@ -345,6 +358,17 @@ class HistoryFiles:
         if len(answer.content) >= MOST_BYTES:
             raise _UnusableError(f"an answer without end: {MOST_BYTES:,} bytes and more")
         return answer
+
+    def _session(self) -> BoundedSession:
+        """Return the thread's own."""
+        if not hasattr(self._sessions, "session"):
+            session = BoundedSession(self._settings.timeout_seconds, MOST_BYTES)
+            # No password of a ~/.netrc.
+            session.auth = lambda request: request
+            self._sessions.session = session
+        session = self._sessions.session
+        assert isinstance(session, BoundedSession)
+        return session
 
 
 class _Walk:

@@ -30,9 +30,8 @@ _PREFIX = re.compile(
 )
 _STAMPS = {"daily": "%Y%m%d", "monthly": "%Y%m"}
 _ZIP_BYTES_A_MINUTE = 30
-_BOMB_BYTES = 64 << 20
+_BOMB_BYTES = 20 << 20
 _CACHED_FILES = 8  # a month of a symbol is 1.5 MB
-_DAY = 1440
 
 
 def _with_value(line: str, place: int, value: str) -> str:
@@ -48,7 +47,7 @@ _ROW_EDITS: dict[FileContent | None, Callable[[str], list[str]]] = {
     "file_impossible_row": lambda line: [_with_value(line, 2, "0.5")],
     "file_lacks_rows": lambda _: [],
     "file_no_number": lambda line: [_with_value(line, 4, "NaN")],
-    "file_replaced": lambda line: [_with_value(line, 4, line.split(",")[1])],
+    "file_replaced": lambda line: [_with_value(line, 6, "0.5")],
     "file_short_row": lambda line: [line[:30] + "\n"],
 }
 
@@ -122,7 +121,7 @@ class HistoryFiles:
         if content == "file_other_market":
             member = member.replace(file.symbol, symbol)
         if content == "file_other_day":
-            start, end = start - _DAY, end - _DAY
+            start, end = start - (end - start), start
         lines = list(_lines(self._market.candles(symbol, start, end)))
         if content in _ROW_EDITS and lines:
             middle = len(lines) // 2
