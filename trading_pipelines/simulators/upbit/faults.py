@@ -126,7 +126,8 @@ FILE_KINDS: tuple[str, ...] = (
     "listing_endless",
 )
 """Of the history files and their listings."""
-KINDS = (*CANNED, *_SPOILED_PAGES, *_BROKEN_BODIES, *_BROKEN_CONNECTIONS, *FILE_KINDS)
+KINDS = (*CANNED, *_SPOILED_PAGES, *_BROKEN_BODIES, *_BROKEN_CONNECTIONS)
+"""Of the candle requests."""
 
 
 class BadFaultError(ValueError):
@@ -159,8 +160,9 @@ class Fault:
 
     def __post_init__(self) -> None:
         """Refuse what could never strike, or never as meant."""
-        if self.kind not in KINDS:
-            raise BadFaultError(f"fault kind {self.kind!r}; allowed: {', '.join(KINDS)}")
+        if self.kind not in (*KINDS, *FILE_KINDS):
+            allowed = ", ".join((*KINDS, *FILE_KINDS))
+            raise BadFaultError(f"fault kind {self.kind!r}; allowed: {allowed}")
         for name in ("every", "count"):
             if (number := getattr(self, name)) is not None and number < 1:
                 raise BadFaultError(f"{name}={number}; allowed: a whole number from 1")
