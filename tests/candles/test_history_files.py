@@ -25,7 +25,7 @@ from tests.candles.conftest import (
 )
 from tests.candles.test_download import at, days, part, spoiled, windows
 from tests.conftest import RECORDED_DAYS, SYMBOLS
-from trading_pipelines.candles import history_files
+from trading_pipelines.candles import history_files, store
 from trading_pipelines.candles.download import FailedDay, download
 from trading_pipelines.candles.history_files import FileNote, HistoryFiles
 from trading_pipelines.candles.windows import DAY, day_interval
@@ -196,6 +196,50 @@ def test_a_bomb_is_read_no_further_than_a_file_can_be_long(bench: Bench) -> None
         tracemalloc.stop()
     assert "unpacks to more than" in (day.file.not_used or "")
     assert peak < 4 << 20
+
+
+# ---- storing ----
+
+
+def test_where_a_row_comes_between_the_look_and_the_copy_the_day_is_staged(
+    bench: Bench, recorded_rows: RecordedRows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = recorded_rows([DOGE], days(1, 2))
+    insert(bench.connection, spoiled(part(rows, at(1, 6), at(1, 7))))
+    monkeypatch.setattr(store, "IS_FRESH", "SELECT true")
+    assert fetch(bench, [DOGE], days(1, 2)) == []
+    assert differences(stored_rows(bench.connection), rows) == []
+    repaired = len(part(rows, at(1, 6), at(1, 7)))
+    assert [day.repaired for day in bench.coverage([DOGE], days(1, 2))] == [repaired, 0]
+
+
+@pytest.mark.parametrize(
+    ("change", "undo"),
+    [
+        (
+            "ALTER TABLE public.market_data ALTER COLUMN volume TYPE numeric(20, 2)",
+            "ALTER TABLE public.market_data ALTER COLUMN volume TYPE numeric(20, 8)",
+        ),
+        (
+            """CREATE FUNCTION half() RETURNS trigger LANGUAGE plpgsql AS
+            'BEGIN NEW.volume = NEW.volume / 2; RETURN NEW; END';
+            CREATE TRIGGER half BEFORE INSERT ON public.market_data
+            FOR EACH ROW EXECUTE FUNCTION half()""",
+            "DROP FUNCTION half CASCADE",
+        ),
+    ],
+    ids=["another type", "a trigger"],
+)
+def test_a_table_that_does_not_keep_what_is_copied_fails_the_day_and_says_which_candle(
+    bench: Bench, change: str, undo: str
+) -> None:
+    bench.connection.execute(change)
+    try:
+        (failed,) = fetch(bench, [DOGE], days(1, 1))
+    finally:
+        bench.connection.execute(undo)
+    assert "does not keep the candle of KRW-DOGE at 2025-09-01 00:0" in failed.error
+    assert stored_rows(bench.connection) == {}
 
 
 # ---- the sample ----

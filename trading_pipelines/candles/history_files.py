@@ -521,7 +521,7 @@ def _check_member(name: str, symbol: str, stamp: str) -> None:
     market = MARKET.search(name)
     if market and market[0] != symbol:
         raise _UnusableError(f"of market {market[0]}")
-    if any(digits != stamp for digits in re.findall(r"\d{6,8}", name)):
+    if any(digits != stamp for digits in re.findall(r"\d{6,8}", name.replace(symbol, ""))):
         raise _UnusableError(f"of another time: {name[:60]!r}")
 
 
@@ -544,7 +544,9 @@ def _candles(contents: _Contents, day: date) -> list[Candle]:
             if candles and candle.start <= candles[-1].start:
                 raise ValueError(f"rows doubled or out of order at {start}")
             candles.append(candle)
-    except (ValueError, IndexError, InvalidOperation, csv.Error) as error:
+    except InvalidOperation as error:
+        raise _UnusableError(f"a row that can't be a candle: {', '.join(row)}"[:200]) from error
+    except (ValueError, IndexError, csv.Error) as error:
         raise _UnusableError(f"a row that can't be a candle: {error}"[:200]) from error
     return candles
 
