@@ -442,7 +442,7 @@ def test_killed_again_and_again_while_files_are_read_the_rows_are_the_recorded_o
 def test_the_newest_days_and_days_before_the_files_come_from_the_exchange(
     bench: Bench, recorded_rows: RecordedRows
 ) -> None:
-    bench.replay.set_clock(at(4, 0, 30))
+    bench.replay.set_clock(at(4, 0, 30, 10))
     failed = download(
         bench.connection,
         bench.client(),
