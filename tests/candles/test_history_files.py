@@ -6,11 +6,13 @@ import sys
 import time
 import tracemalloc
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import date, timedelta
 from decimal import Decimal
 from pathlib import Path
 from random import Random
 
+import psycopg
 import pytest
 
 from tests.candles.conftest import (
@@ -31,6 +33,8 @@ from trading_pipelines.candles.history_files import FileNote, HistoryFiles
 from trading_pipelines.candles.windows import DAY, day_interval
 from trading_pipelines.settings.environment import LISTING, HistoryFileUrls
 from trading_pipelines.simulators.upbit.faults import FILE_KINDS, Fault
+from trading_pipelines.simulators.upbit.market import Recording
+from trading_pipelines.simulators.upbit.server import ReplayExchange
 
 BTC, ETH, XRP, SOL, DOGE = SYMBOLS
 REASONS = {
@@ -352,6 +356,21 @@ def test_candles_that_neither_source_has_are_moved_away_and_spoiled_ones_repaire
     assert moved == [(quiet[1],)]
 
 
+@pytest.mark.parametrize("by_files", [True, False])
+def test_before_the_first_trade_of_a_day_nothing_stays_that_the_exchange_has_not(
+    connection: psycopg.Connection, recorded_market: Recording, *, by_files: bool
+) -> None:
+    candles = recorded_market.by_symbol[DOGE]
+    late = {DOGE: candles.rows(candles.minute % 1440 > 4)}
+    with ReplayExchange(replace(recorded_market, by_symbol=late), rate=None) as replay:
+        bench = Bench(connection, replay)
+        insert(connection, {(DOGE, at(2, 0, minute)): (Decimal(1),) * 5 for minute in (0, 2)})
+        ask = fetch if by_files else Bench.download
+        assert ask(bench, [DOGE], days(2, 3)) == []
+        assert min(key[1] for key in stored_rows(connection)) == at(2, 0, 5)
+        assert [day.status for day in bench.coverage([DOGE], days(2, 3))] == ["complete"] * 2
+
+
 @pytest.mark.parametrize("minutes", [0, 200, 1440, 1640, 2880])
 def test_switched_on_and_off_in_the_middle_the_rows_are_the_same(
     bench: Bench, recorded_rows: RecordedRows, minutes: int
@@ -384,6 +403,7 @@ def test_switched_on_and_off_in_the_middle_the_rows_are_the_same(
 
 DOWNLOAD = """
 import sys
+from dataclasses import replace
 from datetime import date, timedelta
 from trading_pipelines.candles.download import download
 from trading_pipelines.candles.exchange import Exchange
