@@ -41,12 +41,14 @@ from rich.table import Table
 from trading_pipelines.candles import coverage, store
 from trading_pipelines.candles import exchange as client
 from trading_pipelines.candles.download import download
-from trading_pipelines.candles.page import PAGE_SIZE, Page
+from trading_pipelines.candles.history_files import HistoryFiles
+from trading_pipelines.candles.page import PAGE_SIZE
 from trading_pipelines.candles.rate_limit import RequestSlots
 from trading_pipelines.candles.windows import DAY, MINUTE, day_interval
 from trading_pipelines.database.connection import connect, upgrade_database
 from trading_pipelines.database.embedded import EmbeddedServer
-from trading_pipelines.settings.strategy import ExchangeSettings, HealingSettings
+from trading_pipelines.settings.environment import LISTING, HistoryFileUrls
+from trading_pipelines.settings.strategy import DataSettings, ExchangeSettings, HealingSettings
 from trading_pipelines.simulators.upbit.market import GeneratedMarket, Market, Recording
 from trading_pipelines.simulators.upbit.server import ReplayExchange, Stats
 
@@ -58,11 +60,13 @@ RATE, LATENCY = 10.0, 0.05  # Upbit's requests a second; seconds until it answer
 LIFTED_RATE = 400.0  # high enough never to wait
 LIMIT = RATE * PAGE_SIZE  # rows a second
 TARGET, FLAT = 0.95, 1.1
+FILES_TARGET = 20_000  # rows a second
 OLD_INSERT = """
 INSERT INTO public.market_data (symbol, interval, timestamp, open_price, high_price, low_price,
     close_price, volume)
 VALUES ('KRW-BTC', '1m', to_timestamp(%s / 1000.0), %s, %s, %s, %s, %s) ON CONFLICT DO NOTHING
 """
+BY_FILES = "ours, by files"
 FREQTRADE_LOG = re.compile(
     r"^(\S+ \S+) - .* - (?:Download history data for|Downloaded data for .* with length (\d+))",
     re.MULTILINE,
@@ -125,6 +129,7 @@ def work(
     days: Sequence[date],
     rate: float,
     probe: Probe | None,
+    by_files: bool,  # noqa: FBT001 - sent to a process
 ) -> None:
     """Download the days of each symbol that comes through the pipe, as a run of the asset does."""
     with (
@@ -134,12 +139,16 @@ def work(
     ):
         settings = ExchangeSettings(requests_per_second=rate)
         exchange = client.Exchange(url, RequestSlots(line, url, rate), settings)
-        parts = probe(-(len(days) * 1440 // -PAGE_SIZE)) if probe else {}
+        urls, sample = HistoryFileUrls(url, f"{url}{LISTING}"), DataSettings().history_files_sample
+        files = HistoryFiles(urls, settings, sample) if by_files else None
+        parts = probe(len(days) if by_files else -(len(days) * 1440 // -PAGE_SIZE)) if probe else {}
         pipe.send(None)
         while True:
             symbol = pipe.recv()
             since = time.monotonic()
-            failed = download(connection, exchange, [symbol], days, "benchmark", HealingSettings())
+            failed = download(
+                connection, exchange, [symbol], days, "benchmark", HealingSettings(), files=files
+            )
             assert not failed, failed
             pipe.send((since, time.monotonic(), dict(parts)))
 
@@ -175,17 +184,17 @@ def parts_of_time(_: int) -> dict[str, float]:
 def peak_memory(pages: int) -> dict[str, float]:
     """Measure the peak of resident memory within each tenth of the pages, in MB. Linux only."""
     peaks: dict[str, float] = {}
-    count, ask = itertools.count(1), client.Exchange.page
+    count, store_page = itertools.count(1), store.write_candles
 
-    def page(*args: Any) -> Page:  # noqa: ANN401
-        answer, number = ask(*args), next(count)
+    def write(*args: Any) -> store.Written:  # noqa: ANN401
+        written, number = store_page(*args), next(count)
         if number * 10 // pages > len(peaks):
             status = Path("/proc/self/status").read_text()
             peaks[f"{len(peaks) + 1}0 %"] = int(status.split("VmHWM:")[1].split()[0]) / 1024
             Path("/proc/self/clear_refs").write_text("5")  # the peak starts over
-        return answer
+        return written
 
-    setattr(client.Exchange, "page", page)  # noqa: B010 - mypy objects to the plain assignment
+    setattr(store, "write_candles", write)  # noqa: B010 - mypy objects to the plain assignment
     return peaks
 
 
@@ -197,15 +206,19 @@ def ours(
     *,
     workers: int = 1,
     limited: bool = False,
+    by_files: bool = False,
     probe: Probe | None = None,
 ) -> Figures:
     """Measure our download; each worker takes the next symbol when it is done with one."""
     at_exchange, rate = ((RATE, LATENCY), RATE) if limited else ((None, 0.0), LIFTED_RATE)
     with ExitStack() as stack:
         connection = stack.enter_context(connect(market_url))
-        connection.execute("TRUNCATE public.market_data, trading_pipelines.candle_coverage")
+        connection.execute(
+            "TRUNCATE public.market_data, trading_pipelines.candle_coverage, "
+            "trading_pipelines.history_files"
+        )
         url = stack.enter_context(process(serve, len(days), *at_exchange)).recv()
-        job = (market_url, url, days, rate, probe)
+        job = (market_url, url, days, rate, probe, by_files)
         pipes = [stack.enter_context(process(work, *job)) for _ in range(workers)]
         for pipe in pipes:
             pipe.recv()  # it is ready
@@ -224,7 +237,7 @@ def ours(
         since, until, parts = zip(*done, strict=True)
         rows, seconds = sum(day.stored for day in stored), max(until) - min(since)
         label = (
-            f"{label}: {len(symbols)} x {len(days)} days, {workers} worker(s), {stored[0].source}"
+            f"{label}: {len(symbols)} x {len(days)} days, {workers} worker(s), {stored[-1].source}"
         )
         return Figures(label, rows, seconds, asked(url), parts[-1])
 
@@ -271,7 +284,9 @@ def freqtrade(program: str, folder: Path, url: str, days: Sequence[date]) -> tup
     return sum(int(rows or 0) for _, rows in lines), (last - first).total_seconds()
 
 
-def measure(market_url: str, home: Path, days: Sequence[date], *, year: bool) -> Iterator[Figures]:
+def measure(
+    market_url: str, home: Path, days: Sequence[date], *, year: bool, files: bool
+) -> Iterator[Figures]:
     """Measure each way, ours as a backfill runs it first."""
     yield ours("ours, as a backfill", market_url, SYMBOLS, days, workers=WORKERS, limited=True)
     minutes = min(2000, len(days) * 400)
@@ -287,10 +302,21 @@ def measure(market_url: str, home: Path, days: Sequence[date], *, year: bool) ->
     if year:
         span = [FIRST_DAY - DAY * n for n in range(365, 0, -1)]
         yield ours("ours, one year", market_url, SYMBOLS[:1], span, probe=peak_memory)
+    if files:
+        span = [FIRST_DAY - DAY * n for n in range(365, 0, -1)]
+        yield ours(
+            BY_FILES, market_url, SYMBOLS, span,
+            workers=WORKERS, limited=True, by_files=True, probe=peak_memory,
+        )  # fmt: skip
 
 
-def main(minutes: int = 12_000, *, quick: bool = False, year: bool = False) -> None:
-    """Measure MINUTES of five symbols, in whole days; --quick: one day; --year: memory besides."""
+def main(
+    minutes: int = 12_000, *, quick: bool = False, year: bool = False, files: bool = False
+) -> None:
+    """Measure MINUTES of five symbols, in whole days; --quick: one day; --year: memory besides.
+
+    --files: a year of five symbols from history files, beside the requests of the same run.
+    """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     days = [FIRST_DAY + DAY * n for n in range(1 if quick else math.ceil(minutes / 1440))]
     load = os.getloadavg()[0]
@@ -302,7 +328,7 @@ def main(minutes: int = 12_000, *, quick: bool = False, year: bool = False) -> N
         stack.callback(server.stop)
         server.start()
         upgrade_database(server.url("postgres"))
-        ways = list(measure(server.url("postgres"), home, days, year=year))
+        ways = list(measure(server.url("postgres"), home, days, year=year, files=files))
     best = ways[0]
     table = Table(
         *("", "rows", "s", "rows/s", "of limit", "requests/s", "most in 1 s", "refused", "ours is"),
@@ -327,9 +353,18 @@ def main(minutes: int = 12_000, *, quick: bool = False, year: bool = False) -> N
             ratio = peaks[-1] / peaks[0]
             tenths = " ".join(f"{peak:.0f}" for peak in peaks)
             verdict = "flat" if ratio < FLAT else "NOT flat"
-            out.print(f"a year, peak MB in each tenth: {tenths}; last/first {ratio:.2f}: {verdict}")
+            out.print(
+                f"{way.label}, peak MB in each tenth: {tenths}; last/first {ratio:.2f}: {verdict}"
+            )
     met = "met" if best.speed >= TARGET * LIMIT else "MISSED"
     out.print(f"target, at least {TARGET * LIMIT:,.0f} rows/s ({TARGET:.0%} of the limit): {met}")
+    for way in ways:
+        if way.label.startswith(BY_FILES):
+            met = "met" if way.speed >= FILES_TARGET else "MISSED"
+            out.print(
+                f"from files: {way.stats.files} requests for files, {way.stats.requests} for "
+                f"candles (the sample); target, {FILES_TARGET:,} rows/s: {met}"
+            )
     if best.stats.refused:
         out.print(f"FAILED: the exchange refused {best.stats.refused} of our requests")
         sys.exit(1)

@@ -39,6 +39,8 @@ STRATEGY = StrategySettings(data=DataSettings(start_date=FIRST_DAY))
 
 FOREIGN = (
     "UPBIT_BASE_URL",
+    "UPBIT_FILES_URL",
+    "UPBIT_FILES_LIST_URL",
     "REDIS_URL",
     "DAGSTER_HOME",
     "N8N_URL",

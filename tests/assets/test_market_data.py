@@ -82,6 +82,33 @@ def test_each_partition_says_what_it_holds_and_what_it_cost(
     assert sum(" minutes stored, " in line for line in log) == 4, "one a day"
 
 
+def test_with_history_files_a_partition_names_its_file_or_says_why_it_is_not_used(
+    dagster: Dagster, exchange: ReplayExchange
+) -> None:
+    exchange.set_faults([Fault("file_cut", market=DOGE), Fault("file_replaced", market=BTC)])
+    with_files = DataSettings(start_date=FIRST_DAY, history_files=True, history_files_sample=1e-9)
+    settings = SETTINGS.model_copy(update={"data": with_files})
+    result = Dagster(dagster.instance, settings).run(JOB, FIRST_DAY, SECOND_DAY, [BTC, DOGE])
+    assert result.success
+    partitions = metadata(result, CANDLES_1M)
+    of_file = partitions[f"{SECOND_DAY}|{BTC}"]
+    name = f"KRW-BTC_candle-1m_{SECOND_DAY:%Y%m%d}.zip"
+    assert (of_file["file"], of_file["requests"]) == (name, 0)
+    assert str(of_file["source"]).startswith(name)
+    assert "file_not_used" not in of_file
+
+    not_used = partitions[f"{SECOND_DAY}|{DOGE}"]
+    assert str(not_used["source"]).startswith("recording")
+    assert "no zip that can be read" in str(not_used["file_not_used"])
+
+    differing = partitions[f"{FIRST_DAY}|{BTC}"]
+    compared = differing["file_compared"]
+    assert isinstance(compared, dict)
+    assert (compared["added"], compared["changed"], compared["kept"]) == (0, 1, 0)
+    log = [entry.user_message for entry in dagster.instance.all_logs(result.run_id)]
+    assert any(f"{BTC} {FIRST_DAY}" in line and "the exchange's are stored" in line for line in log)
+
+
 def test_a_run_that_waits_for_the_rate_limit_says_so(
     dagster: Dagster,
     connection: psycopg.Connection,

@@ -97,7 +97,8 @@ def market_url(_url: str) -> str:
         connection.execute(
             "TRUNCATE public.market_data, trading_pipelines.candle_coverage, "
             "trading_pipelines.candles_1h, trading_pipelines.request_slots, "
-            "trading_pipelines.set_aside_rows, trading_pipelines.unconfirmed_candles"
+            "trading_pipelines.set_aside_rows, trading_pipelines.unconfirmed_candles, "
+            "trading_pipelines.history_files"
         )
     return _url
 

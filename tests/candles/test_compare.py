@@ -21,7 +21,8 @@ from tests.candles.conftest import (
     versions,
 )
 from tests.conftest import SYMBOLS
-from trading_pipelines.candles.compare import VALUES, Change, Comparison, compare
+from trading_pipelines.candles.compare import compare
+from trading_pipelines.candles.differences import VALUES, Change, Comparison
 from trading_pipelines.candles.windows import HOUR, Interval, day_interval
 from trading_pipelines.cli.main import app
 from trading_pipelines.settings.strategy import StrategySettings

@@ -258,6 +258,29 @@ def test_a_wrong_exchange_url(variables: pytest.MonkeyPatch, url: str) -> None:
         load_environment()
 
 
+def test_a_stand_in_for_the_exchange_has_no_history_files_of_upbit_s(
+    variables: pytest.MonkeyPatch,
+) -> None:
+    assert load_environment().history_file_urls == (
+        "https://crix-data.upbit.com",
+        "https://crix-data-api.upbit.com/api/v1/market-data/listing",
+    )
+    variables.setenv("UPBIT_BASE_URL", "http://127.0.0.1:8900")
+    assert load_environment().history_file_urls == (
+        "http://127.0.0.1:8900",
+        "http://127.0.0.1:8900/api/v1/market-data/listing",
+    )
+    variables.setenv("UPBIT_FILES_URL", "http://127.0.0.1:1/files/")
+    variables.setenv("UPBIT_FILES_LIST_URL", "http://127.0.0.1:2/list")
+    assert load_environment().history_file_urls == (
+        "http://127.0.0.1:1/files",
+        "http://127.0.0.1:2/list",
+    )
+    variables.setenv("UPBIT_FILES_URL", "127.0.0.1/files")
+    with pytest.raises(SettingsError, match=r"^UPBIT_FILES_URL: not the base URL"):
+        load_environment()
+
+
 def test_where_the_docs_are_is_a_url_below_which_pages_are(variables: pytest.MonkeyPatch) -> None:
     variables.setenv("DOCS_URL", "https://github.com/you/trading-pipelines/blob/main/docs/")
     assert load_environment().docs_url == "https://github.com/you/trading-pipelines/blob/main/docs"

@@ -26,7 +26,7 @@ SYMBOL = "KRW- and 1 to 10 capital letters or digits, such as KRW-BTC"
 DAY = "a day like 2024-01-01, not before 2017-10-01 (Upbit's first)"
 DATA_KEYS = (
     "start_date, source_timeframe, indicator_timeframe, min_hourly_candles_for_regime, "
-    "refresh, look_back_days"
+    "refresh, look_back_days, history_files, history_files_sample"
 )
 SECTIONS = (
     "symbols, data, healing, regime_detection, volatility, exchange, alerts, health, housekeeping, "

@@ -12,7 +12,7 @@ import dagster as dg
 import psycopg
 
 from trading_pipelines.assets.about import BY_HAND, describe
-from trading_pipelines.assets.metadata import ROW_COUNT, table
+from trading_pipelines.assets.metadata import ROW_COUNT, metadata_values, table
 from trading_pipelines.assets.partition_checks import Findings, PartitionChecks
 from trading_pipelines.assets.runs import (
     SCHEDULE,
@@ -21,7 +21,7 @@ from trading_pipelines.assets.runs import (
     is_by_hand,
     wanted_assets,
 )
-from trading_pipelines.candles import checks, coverage, resample
+from trading_pipelines.candles import checks, coverage, history_files, resample
 from trading_pipelines.candles.download import FailedDay, download
 from trading_pipelines.candles.due import look_back
 from trading_pipelines.candles.failed_checks import Partition
@@ -89,6 +89,7 @@ def build_assets(
                 due_at=None if is_by_hand(context.run) else datetime.now(UTC),
                 between_pages=between_pages,
                 say=context.log.info,
+                files=exchange.history_files(settings.data, context.log.info),
             )
             days = coverage.read(connection, partitions.symbols, partitions.days)
             if others := sum(day.complete and day.run_id != run_id for day in days):
@@ -96,6 +97,8 @@ def build_assets(
                     "%d of %d partitions were complete: not asked for", others, len(days)
                 )
             minutes = {partition_key(d.symbol, d.day): minutes_metadata(d) for d in days}
+            if settings.data.history_files:
+                _add_files(context, connection, partitions, minutes)
             if failed:
                 # The step fails, and candles_1h after it: the good partitions must not wait for it.
                 _fail(context, failed, minutes, _compute_hours(run_id, connection, partitions))
@@ -168,6 +171,28 @@ def minutes_metadata(day: coverage.CandleCoverage) -> dict[str, Any]:
         "status": day.status,
         **_times(first=day.first, last=day.last, fetched_until=day.fetched_until),
     }
+
+
+def _add_files(
+    context: dg.AssetExecutionContext,
+    connection: psycopg.Connection,
+    partitions: SymbolDays,
+    minutes: dict[str, dict[str, Any]],
+) -> None:
+    """Add to the partitions' metadata what became of their history files."""
+    for note in history_files.read(connection, partitions.symbols, partitions.days):
+        figures = {
+            "file": note.name,
+            "file_not_used": note.not_used,
+            "file_compared": note.comparison,
+            "file_replaced": note.replaced_at,
+        }
+        minutes[partition_key(note.symbol, note.day)] |= metadata_values(figures)
+        if note.differs:
+            context.log.warning(
+                "%s %s: %s, the exchange's are stored: %s",
+                note.symbol, note.day, note.not_used, note.comparison,
+            )  # fmt: skip
 
 
 def _compute_hours(

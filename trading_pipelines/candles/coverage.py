@@ -5,6 +5,7 @@ in which nothing was traded has no candle (`quiet`); one that was never asked fo
 do about it belongs in `due`; the rows themselves in `store`.
 """
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
@@ -18,6 +19,9 @@ from trading_pipelines.candles.page import PAGE_SIZE
 from trading_pipelines.candles.store import INTERVAL
 from trading_pipelines.candles.windows import MINUTE, Interval, day_interval
 from trading_pipelines.settings.strategy import DataSettings, HealingSettings
+
+FILE = re.compile(r"^\S+\.zip")
+"""The name of a history file, at the start of a `source`: a year of them is one in a summary."""
 
 
 class FailureKind(StrEnum):
@@ -481,7 +485,9 @@ def summarise(coverages: Iterable[CandleCoverage], now: datetime) -> list[Symbol
             requests=sum(day.requests for day in days),
             first=min((day.first for day in days if day.first), default=None),
             last=max((day.last for day in days if day.last), default=None),
-            source=", ".join(sorted({day.source for day in days if day.source})),
+            source=", ".join(
+                sorted({FILE.sub("history files", day.source) for day in days if day.source})
+            ),
         )
         for symbol, days in by_symbol.items()
     ]

@@ -9,14 +9,16 @@ from collections.abc import Callable, Collection, Generator, Iterable, Iterator,
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
+from functools import partial
 from itertools import tee
 from typing import Protocol
 
 import psycopg
 
 from trading_pipelines.candles import coverage as candle_coverage
-from trading_pipelines.candles import due, store
+from trading_pipelines.candles import due, history_files, store
 from trading_pipelines.candles.coverage import FailureKind, FetchedInterval
+from trading_pipelines.candles.history_files import HistoryFiles
 from trading_pipelines.candles.page import (
     PAGE_SIZE,
     ExchangeError,
@@ -27,7 +29,14 @@ from trading_pipelines.candles.page import (
 )
 from trading_pipelines.candles.rate_limit import BlockedError
 from trading_pipelines.candles.store import NotStoredError
-from trading_pipelines.candles.windows import DAY, Interval, day_interval, merge, windows
+from trading_pipelines.candles.windows import (
+    DAY,
+    MINUTE,
+    Interval,
+    day_interval,
+    merge,
+    windows,
+)
 from trading_pipelines.settings.strategy import HealingSettings
 
 # When the exchange is away for two days in a row, the rest is left to the next run, so that an
@@ -104,6 +113,7 @@ def download(
     due_at: datetime | None = None,
     between_pages: Callable[[], None] = lambda: None,
     say: Callable[[str], None] = lambda _: None,
+    files: HistoryFiles | None = None,
 ) -> list[FailedDay]:
     """Bring the UTC days of the symbols up to date in `market_data` and `candle_coverage`.
 
@@ -111,7 +121,8 @@ def download(
     without it a complete day is asked for again. `between_pages` may end the download by raising,
     `say` is told of each day that has been stored to its end. Returns the days that failed or were
     not reached; everything else is stored and committed. A symbol that fails leaves the others
-    alone, but a block by the exchange ends the whole download.
+    alone, but a block by the exchange ends the whole download. Closed days come from `files`, where
+    those are given and can be used.
     `connection` is autocommit; `run_id` is the root run's, see `coverage.interval_to_fetch`.
     """
     failed: list[FailedDay] = []
@@ -120,7 +131,16 @@ def download(
         if blocked is None:
             try:
                 failed += _download_symbol(
-                    connection, exchange, symbol, days, run_id, healing, due_at, between_pages, say
+                    connection,
+                    exchange,
+                    files,
+                    symbol,
+                    days,
+                    run_id,
+                    healing,
+                    due_at,
+                    between_pages,
+                    say,
                 )
                 continue
             except BlockedError as error:
@@ -136,6 +156,7 @@ def download(
 def _download_symbol(
     connection: psycopg.Connection,
     exchange: PageSource,
+    files: HistoryFiles | None,
     symbol: str,
     days: Sequence[date],
     run_id: str,
@@ -172,7 +193,14 @@ def _download_symbol(
             between_pages()
             try:
                 for covered in _store_pages(
-                    connection, exchange, symbol, Interval(at, end), run_id, complete, overlap
+                    connection,
+                    exchange,
+                    files,
+                    symbol,
+                    Interval(at, end),
+                    run_id,
+                    complete,
+                    overlap,
                 ):
                     at, away_in_a_row = covered.end, 0
                     _tell_stored(connection, symbol, covered, complete, say)
@@ -229,6 +257,7 @@ def _failure_kind(error: ExchangeError | NotStoredError) -> FailureKind:
 def _store_pages(
     connection: psycopg.Connection,
     exchange: PageSource,
+    files: HistoryFiles | None,
     symbol: str,
     interval: Interval,
     run_id: str,
@@ -240,7 +269,8 @@ def _store_pages(
     # The newest minute so far that the exchange has a row of.
     newest: datetime | None = None
     held_from = store.first_candle(connection, symbol)
-    for covered, page in pages(exchange, symbol, interval, held_from=held_from):
+    ask = partial(pages, exchange, symbol, held_from=held_from)
+    for covered, page in history_files.pages(files, symbol, interval, exchange.closed_until, ask):
         spent, seconds = page.spent, time.monotonic() - since
         with connection.transaction():
             # One writer a symbol: a backfill and the schedule may meet on the same day.
@@ -273,6 +303,7 @@ def _store_pages(
                 )
                 # A page over midnight is the first day's cost.
                 spent, seconds = RequestStats(), 0.0
+            history_files.record(connection, symbol, page.files)
             rows = sorted([*(c.start for c in page.candles), *(row.start for row in page.odd_rows)])
             if rows:
                 first = newest or page.row_before or rows[0]
@@ -297,8 +328,9 @@ def _give_up(
     """
     midnight = day_interval(page.closed_until.date()).start
     until = min(midnight, page.closed_until - overlap)
-    moved = store.move_unconfirmed(
-        connection, symbol, between.clip(Interval(between.start, until)), [between.start, *rows]
-    )
+    # At both ends there is a row of the exchange's: what is in question lies between.
+    inner = between.clip(Interval(between.start + MINUTE, until))
+    confirmed = sum(inner.start <= candle.start < inner.end for candle in page.candles)
+    moved = store.move_unconfirmed(connection, symbol, inner, rows, confirmed)
     for day, count in moved.items():
         candle_coverage.amend(connection, symbol, day, count)

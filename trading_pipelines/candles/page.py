@@ -8,7 +8,7 @@ Asking for one belongs in `exchange`, Upbit's HTTP in `upbit`. Another exchange 
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from decimal import ROUND_HALF_UP, Decimal
 from typing import NamedTuple
 
@@ -56,6 +56,17 @@ class RequestStats:
 
 
 @dataclass(frozen=True)
+class FileOfDay:
+    """What became of a day's history file; see the comments on `history_files`' columns."""
+
+    day: date
+    name: str | None = None
+    sha256: str | None = None
+    not_used: str | None = None
+    comparison: Mapping[str, object] | None = None
+
+
+@dataclass(frozen=True)
 class Page:
     """The candles of a window that had closed when it was asked for, oldest first."""
 
@@ -66,12 +77,17 @@ class Page:
     odd_rows: Sequence[OddRow] = ()
     """Closed minutes whose row can't be a candle, however often it was asked for."""
     row_before: datetime | None = None
-    """The newest minute before the window that has a row, where the answer reaches back to it."""
+    """The newest minute before the window that has a row, where the answer reaches back to it.
+
+    Of a history file, which is whole, the minute before it.
+    """
     unanswered_until: datetime = EARLIEST
     """The answer was full before it had reached back to the start of the window: only to here."""
     is_first: bool = False
     """Without any row: the exchange has nothing before the end of the window."""
     spent: RequestStats = field(default_factory=RequestStats, compare=False)
+    files: Sequence[FileOfDay] = ()
+    """Of the days that begin in it, where history files are read."""
 
     def after(self, older: "Page") -> "Page":
         """Return this page and the one of the minutes before it as one."""
@@ -202,17 +218,25 @@ def _candle(row: object) -> Candle:
         raise _OddRowError(f"a row that is no object: {str(row)[:120]!r}")
     try:
         start = datetime.strptime(row["candle_date_time_utc"], "%Y-%m-%dT%H:%M:%S")  # noqa: DTZ007
-        prices = [_number(row[name]) for name in PRICES]
-        volume = _number(row["candle_acc_trade_volume"])
+        numbers = [_number(row[name]) for name in (*PRICES, "candle_acc_trade_volume")]
     except (KeyError, TypeError, ValueError) as error:
         raise _OddRowError(f"a row with a missing or broken field: {error!r}") from error
-    open_, high, low, close = prices
     if not row.get("market"):
         raise _OddRowError(f"a row without a market at {start}")
+    return sound_candle(start, *numbers)
+
+
+def sound_candle(
+    start: datetime, open_: Decimal, high: Decimal, low: Decimal, close: Decimal, volume: Decimal
+) -> Candle:
+    """Return the candle of a minute that starts at `start` (UTC, naive), its numbers `fitted`.
+
+    Raises ValueError, which says what is wrong with it.
+    """
     if start.second:
         raise _OddRowError(f"a row that does not start on the minute: {start}")
     if not (0 < low <= min(open_, close) and max(open_, close) <= high < LARGEST):
-        shown = ", ".join(map(str, prices))
+        shown = ", ".join(map(str, (open_, high, low, close)))
         raise _OddRowError(f"prices that contradict each other, or don't fit, at {start}: {shown}")
     if not 0 <= volume < LARGEST:
         raise _OddRowError(f"a volume out of range at {start}: {volume}")
@@ -220,11 +244,14 @@ def _candle(row: object) -> Candle:
 
 
 def _number(value: object) -> Decimal:
-    """Return the number as numeric(20, 8) holds it; one that it can't hold, as it is."""
     # JSON's NaN and Infinity come as floats, every other fraction as a Decimal: see `upbit`.
     if isinstance(value, bool) or not isinstance(value, int | Decimal):
         raise TypeError(f"{value!r} is not a number")
-    number = Decimal(value)
+    return fitted(Decimal(value))
+
+
+def fitted(number: Decimal) -> Decimal:
+    """Return the number as numeric(20, 8) holds it; one that it can't hold, as it is."""
     fits = -LARGEST < number < LARGEST
     return number.quantize(DIGITS, ROUND_HALF_UP) if fits else number
 

@@ -14,7 +14,8 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from trading_pipelines.candles.compare import VALUES, Comparison, compare
+from trading_pipelines.candles.compare import compare
+from trading_pipelines.candles.differences import VALUES, Comparison
 from trading_pipelines.candles.exchange import Exchange
 from trading_pipelines.candles.page import ExchangeError
 from trading_pipelines.candles.rate_limit import BlockedError, RequestSlots

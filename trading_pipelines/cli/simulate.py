@@ -46,7 +46,9 @@ def replay(
 
     `UPBIT_BASE_URL=http://127.0.0.1:8900 trading-pipelines up`, started beside it, asks it in
     Upbit's place. The generated market has the symbols of the settings file, or the default ones
-    where there is no such file.
+    where there is no such file. It serves the history files too, at the same address: the
+    listing, zips by day and month, and their checksums; faults that begin with `file_` or
+    `listing_` are of those. No rate limits them.
 
     Example: trading-pipelines replay --fault 429_text:every=50
     """

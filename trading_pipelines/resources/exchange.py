@@ -6,9 +6,10 @@ import dagster as dg
 import psycopg
 
 from trading_pipelines.candles.exchange import Exchange
+from trading_pipelines.candles.history_files import HistoryFiles
 from trading_pipelines.candles.rate_limit import RequestSlots
 from trading_pipelines.settings.environment import load_environment
-from trading_pipelines.settings.strategy import ExchangeSettings
+from trading_pipelines.settings.strategy import DataSettings, ExchangeSettings
 
 
 class ExchangeResource(dg.ConfigurableResource[None]):
@@ -30,7 +31,19 @@ class ExchangeResource(dg.ConfigurableResource[None]):
 
         `say` is told of long waits, see `Exchange`.
         """
-        settings = ExchangeSettings.model_validate(self.model_dump())
         base_url = load_environment().upbit_base_url
-        slots = RequestSlots(connection, base_url, settings.requests_per_second)
-        return Exchange(base_url, slots, settings, say=say)
+        slots = RequestSlots(connection, base_url, self.requests_per_second)
+        return Exchange(base_url, slots, self._settings(), say=say)
+
+    def history_files(self, data: DataSettings, say: Callable[[str], None]) -> HistoryFiles | None:
+        """Return a reader of Upbit's history files, where the settings switch them on.
+
+        `say` is told why a file can't be used, see `HistoryFiles`.
+        """
+        if not data.history_files:
+            return None
+        urls = load_environment().history_file_urls
+        return HistoryFiles(urls, self._settings(), data.history_files_sample, say)
+
+    def _settings(self) -> ExchangeSettings:
+        return ExchangeSettings.model_validate(self.model_dump())

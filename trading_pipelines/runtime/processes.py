@@ -57,6 +57,8 @@ def variables(environment: Environment, urls: DatabaseUrls, config: Path) -> dic
         "TRADING_PIPELINES_HOME": str(environment.trading_pipelines_home),
         "TRADING_PIPELINES_CONFIG": str(config.absolute()),
         "UPBIT_BASE_URL": environment.upbit_base_url,
+        "UPBIT_FILES_URL": environment.upbit_files_url or "",
+        "UPBIT_FILES_LIST_URL": environment.upbit_files_list_url or "",
         **{
             name.upper(): value.get_secret_value() if value else ""
             for name in _SECRETS

@@ -9,6 +9,9 @@ from trading_pipelines.runtime.home import Home, ServicesError
 from trading_pipelines.settings.environment import Environment
 from trading_pipelines.simulators.discord import DiscordInbox
 
+NO_FILES_OF_UPBIT = {"upbit_files_url": None, "upbit_files_list_url": None}
+"""A replayed market and Upbit's own files are not of one market."""
+
 
 def apart(
     environment: Environment, home: Home, base_url: str, webhooks: dict[str, SecretStr | None]
@@ -21,6 +24,7 @@ def apart(
             "redis_url": None,  # the bot must not trade on a replayed market
             "heartbeat_url": None,  # a scenario's health is not the installation's
             "upbit_base_url": base_url,
+            **({} if base_url == environment.upbit_base_url else NO_FILES_OF_UPBIT),
             "trading_pipelines_home": home.path,
             **webhooks,
         }

@@ -6,7 +6,7 @@ A secret never appears in an error's text.
 import os
 import re
 from pathlib import Path
-from typing import Annotated, get_args
+from typing import Annotated, NamedTuple, get_args
 from urllib.parse import unquote
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
@@ -31,6 +31,9 @@ _REDIS_URL = (
 _N8N_URL = r"https?://[^/?#@\s]+(/[^?#@\s]*)?(?<!/webhook)(?<!/webhook/)"
 _DISCORD_URL = r"https?://[^?#@\s]+(\?[^#\s]*)?"
 _HEARTBEAT_URL = r"https?://[^/?#@\s]+(/[^?#@\s]*)?(\?[^#\s]*)?"
+UPBIT = "https://api.upbit.com"
+UPBIT_FILES = ("https://crix-data.upbit.com", "https://crix-data-api.upbit.com")
+LISTING = "/api/v1/market-data/listing"
 LOOPBACK = ("localhost", "127.0.0.1", "127.0.0.0/8", "::1")
 _SECRET = r"[!-~]+"  # noqa: S105
 _HOST = r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?"
@@ -118,6 +121,13 @@ def _host_names(value: object) -> object:
             "names of hosts without ports, separated by commas, such as dagster.example.com",
         )
     return names
+
+
+class HistoryFileUrls(NamedTuple):
+    """Where Upbit's history files are, and where they are listed."""
+
+    files: str
+    listing: str
 
 
 class Environment(BaseSettings):
@@ -231,7 +241,37 @@ class Environment(BaseSettings):
             "not the exchange's base URL",
             "http or https and a host, such as https://api.upbit.com; leave /v1 away",
         ),
-    ] = "https://api.upbit.com"
+    ] = UPBIT
+    upbit_files_url: Annotated[
+        str | None,
+        Field(
+            description=(
+                "where the history files of `data.history_files` are, below `/candle`; without it "
+                "`https://crix-data.upbit.com`, or `UPBIT_BASE_URL` where that is not Upbit's own"
+            )
+        ),
+        _below(
+            _DOCS_URL,
+            "not the base URL of the history files",
+            "http or https and a host, such as https://crix-data.upbit.com",
+        ),
+    ] = None
+    upbit_files_list_url: Annotated[
+        str | None,
+        Field(
+            description=(
+                "where they are listed; without it "
+                "`https://crix-data-api.upbit.com/api/v1/market-data/listing`, or the same path of "
+                "`UPBIT_BASE_URL`"
+            )
+        ),
+        _below(
+            _DOCS_URL,
+            "not the URL of the list of history files",
+            "http or https, a host and a path, such as "
+            "https://crix-data-api.upbit.com/api/v1/market-data/listing",
+        ),
+    ] = None
     code_server: Annotated[
         str,
         Field(description="where `serve webserver` and `serve daemon` find the code server"),
@@ -284,6 +324,15 @@ class Environment(BaseSettings):
         """Return what stands beside the strategy file by the name of `shipped`, or else that."""
         own = self.trading_pipelines_config.with_name(shipped.name).absolute()
         return own if own.exists() else shipped
+
+    @property
+    def history_file_urls(self) -> HistoryFileUrls:
+        """Where the history files are: of a stand-in for Upbit never Upbit's own."""
+        is_upbit = self.upbit_base_url == UPBIT
+        files, listing = UPBIT_FILES if is_upbit else (self.upbit_base_url,) * 2
+        return HistoryFileUrls(
+            self.upbit_files_url or files, self.upbit_files_list_url or f"{listing}{LISTING}"
+        )
 
     @property
     def last_good_settings(self) -> Path:

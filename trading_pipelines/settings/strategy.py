@@ -115,7 +115,11 @@ class _Section(BaseModel):
 
 
 class DataSettings(_Section):
-    """Which candles are kept, from which UTC day on, and how many days back a refresh looks."""
+    """Which candles are kept, from which UTC day on, and how many days back a refresh looks.
+
+    And whether closed days come from Upbit's history files: for personal use, own strategies and
+    backtests only, by Upbit's terms; no redistribution, no service to others.
+    """
 
     start_date: _Day = date(2024, 1, 1)
     source_timeframe: Literal["1m"] = "1m"
@@ -123,6 +127,8 @@ class DataSettings(_Section):
     min_hourly_candles_for_regime: _Count = 200
     refresh: bool = True
     look_back_days: Annotated[int, Field(ge=1, le=365)] = 30
+    history_files: bool = False
+    history_files_sample: Annotated[float, Field(ge=0, le=1)] = 0.005
 
 
 class HealingSettings(_Section):

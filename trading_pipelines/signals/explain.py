@@ -85,14 +85,15 @@ FROM trading_pipelines.rejections(%(symbol)s, %(start)s, %(end)s) AS told
 LEFT JOIN trading_pipelines.rejection_versions(ARRAY[%(symbol)s], %(first)s, %(first)s) AS versions
     ON true
 """
-SOURCES = """
-SELECT asked.symbol, asked.source, min(asked.day) AS first_day, max(asked.day) AS last_day,
+SOURCES = r"""
+SELECT asked.symbol, regexp_replace(asked.source, '^\S+\.zip', 'history files') AS source,
+    min(asked.day) AS first_day, max(asked.day) AS last_day,
     count(*) AS days, sum(asked.rows)::int AS candles
 FROM unnest(%(symbols)s::text[], %(firsts)s::date[], %(lasts)s::date[])
     AS span (symbol, first_day, last_day)
 JOIN trading_pipelines.candle_coverage AS asked ON asked.symbol = span.symbol
     AND asked.interval = '1m' AND asked.day BETWEEN span.first_day AND span.last_day
-GROUP BY asked.symbol, asked.source ORDER BY asked.symbol, first_day, asked.source
+GROUP BY 1, 2 ORDER BY 1, first_day, 2
 """
 CHANGED_SINCE = """
 SELECT DISTINCT span.asset, asked.symbol, asked.day

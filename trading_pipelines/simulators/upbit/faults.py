@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from random import Random
-from typing import Any, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Self, get_args
 
 from trading_pipelines.simulators.upbit.market import EPOCH
 from trading_pipelines.simulators.upbit.pages import MINUTE_MS, CandleJson, PageQuery
@@ -83,7 +83,51 @@ _SPOILED_PAGES = (
 )
 _BROKEN_BODIES = ("truncated_json", "short_body")
 _BROKEN_CONNECTIONS = ("reset", "timeout")
+FileContent = Literal[
+    "file_bomb",
+    "file_cut",
+    "file_doubled_row",
+    "file_half_minute",
+    "file_impossible_row",
+    "file_lacks_rows",
+    "file_no_number",
+    "file_no_rows",
+    "file_other_columns",
+    "file_other_day",
+    "file_other_market",
+    "file_out_of_order",
+    "file_path",
+    "file_replaced",
+    "file_short_row",
+    "file_swapped_rows",
+    "file_two_members",
+]
+"""What can be wrong with a history file whose checksum fits."""
+_LISTINGS = {
+    "listing_500": CANNED["500_html"],
+    "listing_html": CANNED["html_200"],
+    "listing_object": CANNED["json_object"],
+}
+_FILES = {
+    "file_404": CANNED["404_html"],
+    "file_500": CANNED["500_html"],
+    "file_html": CANNED["html_200"],
+}
+ENDLESS, DRIP = "file_endless", "file_drip"
+FILE_KINDS: tuple[str, ...] = (
+    *get_args(FileContent),
+    *_FILES,
+    *_LISTINGS,
+    "file_no_checksum",
+    "file_wrong_checksum",
+    "file_unlisted",
+    ENDLESS,
+    DRIP,
+    "listing_endless",
+)
+"""Of the history files and their listings."""
 KINDS = (*CANNED, *_SPOILED_PAGES, *_BROKEN_BODIES, *_BROKEN_CONNECTIONS)
+"""Of the candle requests."""
 
 
 class BadFaultError(ValueError):
@@ -99,6 +143,10 @@ class Fault:
     with first < `to` <= last, which are the pages whose newest candle lies in [first, last).
     `retry_after`: the Retry-After header in seconds, of the kinds that have a status of 4xx or
     5xx. `at`: the minute of the row that is odd; other rows are sound. Raises BadFaultError.
+
+    A kind that begins with `file_` hits files, and each that it has hit for as long as it is set:
+    `every`, `probability` and `count` count files, and `between` is where a file's end lies. One
+    that begins with `listing_` hits every listing of the market.
     """
 
     kind: str
@@ -112,8 +160,9 @@ class Fault:
 
     def __post_init__(self) -> None:
         """Refuse what could never strike, or never as meant."""
-        if self.kind not in KINDS:
-            raise BadFaultError(f"fault kind {self.kind!r}; allowed: {', '.join(KINDS)}")
+        if self.kind not in (*KINDS, *FILE_KINDS):
+            allowed = ", ".join((*KINDS, *FILE_KINDS))
+            raise BadFaultError(f"fault kind {self.kind!r}; allowed: {allowed}")
         for name in ("every", "count"):
             if (number := getattr(self, name)) is not None and number < 1:
                 raise BadFaultError(f"{name}={number}; allowed: a whole number from 1")
@@ -185,20 +234,44 @@ class FaultSchedule:
         self._faults = [(fault, Random(repr(fault))) for fault in faults]  # noqa: S311
         self._seen: Counter[int] = Counter()
         self._sent: Counter[int] = Counter()
+        self._files: dict[str, Fault | None] = {}
 
     def strike(self, symbol: str, to_ms: int) -> Fault | None:
         """The fault that hits the next candle request, which has this market and `to`, if any."""
-        to = EPOCH + timedelta(milliseconds=to_ms)
+        return self._strike(symbol, EPOCH + timedelta(milliseconds=to_ms), "")
+
+    def strike_file(self, key: str, symbol: str, end: datetime) -> Fault | None:
+        """The fault of a history file, which its first request decides."""
+        if key not in self._files:
+            self._files[key] = self._strike(symbol, end, "file_")
+        return self._files[key]
+
+    def strike_listing(self, symbol: str) -> Fault | None:
+        """The fault of a listing of a market's files."""
+        return self._strike(symbol, None, "listing_")
+
+    def _strike(self, symbol: str, to: datetime | None, family: str) -> Fault | None:
         for index, (fault, random) in enumerate(self._faults):
+            if _family(fault.kind) != family:
+                continue
             if fault.market not in (None, symbol) or self._sent[index] == fault.count:
                 continue
-            if fault.between and not fault.between[0] < to <= fault.between[1]:
+            if fault.between and to and not fault.between[0] < to <= fault.between[1]:
                 continue
             self._seen[index] += 1
             if self._seen[index] % fault.every == 0 and random.random() < fault.probability:
                 self._sent[index] += 1
                 return fault
         return None
+
+
+def _family(kind: str) -> str:
+    return next((name for name in ("file_", "listing_") if kind.startswith(name)), "")
+
+
+def canned_file(fault: Fault | None) -> CannedAnswer | None:
+    """The answer of a kind that has nothing of a file or a listing in it."""
+    return (_FILES | _LISTINGS).get(fault.kind) if fault else None
 
 
 def canned(fault: Fault) -> CannedAnswer:

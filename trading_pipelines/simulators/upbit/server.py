@@ -11,12 +11,12 @@ from collections import Counter, deque
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler
 from itertools import cycle
 from threading import Event, Lock, Thread
-from typing import Any, Self
+from typing import Any, Self, cast, get_args
 from urllib.parse import parse_qsl, urlsplit
 
 from trading_pipelines.simulators.loopback import LoopbackServer, reset
@@ -24,16 +24,21 @@ from trading_pipelines.simulators.upbit import faults as faulty
 from trading_pipelines.simulators.upbit.faults import (
     CannedAnswer,
     Fault,
+    FileContent,
     error_answer,
     json_answer,
     parse_time,
 )
+from trading_pipelines.simulators.upbit.files import HistoryFiles, checksum
 from trading_pipelines.simulators.upbit.limits import RateLimit, RateLimitDecision
 from trading_pipelines.simulators.upbit.market import EPOCH, Market
 from trading_pipelines.simulators.upbit.pages import DAY, MAX_COUNT, UNITS, PageQuery, page
 
 _HOLD_SECONDS = 60.0  # how long a `timeout` fault holds its answer: longer than any client waits
 _MILLISECOND = timedelta(milliseconds=1)
+_DRIP_SECONDS = 0.1  # from one byte to the next of an answer that drips
+_LISTING, _FILES = "/api/v1/market-data/listing", "/candle/"
+_ZIP = "application/zip"
 
 
 @dataclass(frozen=True)
@@ -42,7 +47,8 @@ class Stats:
 
     `answered`: with a sound page; `refused`: by the limit or a block; `rejected`: requests for what
     does not exist (4xx). `peak` is the most requests in any rolling second, refused ones included.
-    `markets` counts requests by market, `faults` the faults sent by kind.
+    `markets` counts requests by market, `faults` the faults sent by kind. `files`: requests for
+    history files, their checksums and listings, which no limit counts.
     """
 
     requests: int = 0
@@ -52,6 +58,7 @@ class Stats:
     peak: int = 0
     markets: dict[str, int] = field(default_factory=dict)
     faults: dict[str, int] = field(default_factory=dict)
+    files: int = 0
 
 
 class _ApiError(Exception):
@@ -85,6 +92,7 @@ class ReplayExchange:
         self.market = market
         self.latency = latency
         self._address = (host, port)
+        self._history = HistoryFiles(market)
         self._limit = RateLimit(rate)
         self._refusals = cycle(faulty.TOO_MANY_REQUESTS.values())
         self._lock = Lock()
@@ -173,6 +181,51 @@ class ReplayExchange:
                 self._counts["rejected"] += 1
         return answer._replace(headers=(*headers, *answer.headers)), kind
 
+    def listing(self, prefix: str) -> tuple[CannedAnswer, str]:
+        """The list of the history files whose key begins with `prefix`, and its fault or ""."""
+        symbol = prefix.removeprefix("candle/").partition("/")[0]
+        now = self._moment()
+        files = self._history.listing(prefix, now)
+        with self._lock:
+            fault = self._strike_files(self._faults.strike_listing(symbol))
+            for row in list(files):
+                file = self._history.file(row["key"], now)
+                hit = file and self._faults.strike_file(file.key, file.symbol, file.end)
+                if hit and hit.kind == "file_unlisted":
+                    files.remove(row)
+                elif hit and hit.kind == "file_replaced":
+                    row["lastModified"] = f"{now:%Y-%m-%dT%H:%M:%S}.000Z"
+        answer = faulty.canned_file(fault) or json_answer(200, files)
+        return answer, fault.kind if fault else ""
+
+    def history_file(self, key: str) -> tuple[CannedAnswer, str]:
+        """A history file, or what stands in the file of its checksum, and its fault or ""."""
+        name = key.removesuffix(".checksum")
+        file = self._history.file(name, self._moment())
+        if file is None:
+            return faulty.CANNED["404_html"], ""
+        with self._lock:
+            fault = self._strike_files(self._faults.strike_file(name, file.symbol, file.end))
+        kind = fault.kind if fault else ""
+        if answer := faulty.canned_file(fault):
+            return answer, kind
+        content = cast("FileContent", kind) if kind in get_args(FileContent) else None
+        body = self._history.zip(file, content)
+        if key == name:
+            return CannedAnswer(200, body, _ZIP), kind
+        if kind in {"file_no_checksum", "file_unlisted"}:
+            return faulty.CANNED["404_html"], kind
+        wrong = body[:-1] if kind == "file_wrong_checksum" else body
+        text = checksum(wrong, name.rpartition("/")[2])
+        # The checksum of a file that drips or has no end comes as it should.
+        return CannedAnswer(200, text, "text/plain"), ""
+
+    def _strike_files(self, fault: Fault | None) -> Fault | None:
+        self._counts["files"] += 1
+        if fault:
+            self._sent[fault.kind] += 1
+        return fault
+
     def _admit(self, client: str, symbol: str) -> RateLimitDecision:
         # The time is taken under the lock: a rolling second needs arrivals in their order.
         now = time.monotonic()
@@ -227,6 +280,9 @@ class ReplayExchange:
     def _now_ms(self) -> int:
         return int(self.now() * 1000)
 
+    def _moment(self) -> datetime:
+        return datetime.fromtimestamp(self.now(), UTC)
+
 
 class _Server(LoopbackServer):
     def __init__(self, address: tuple[str, int], exchange: ReplayExchange) -> None:
@@ -280,6 +336,10 @@ class _Handler(BaseHTTPRequestHandler):
             )
             params = dict(parse_qsl(url.query))
             answer, kind = exchange.candles(self.client_address[0], unit, params)
+        elif url.path == _LISTING:
+            answer, kind = exchange.listing(dict(parse_qsl(url.query)).get("prefix", ""))
+        elif url.path.startswith(_FILES):
+            answer, kind = exchange.history_file(url.path.removeprefix("/"))
         else:
             answer = error_answer(404, 404, "no such path")
         exchange.stopped.wait(arrived + exchange.latency - time.monotonic())
@@ -288,8 +348,23 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
         elif kind == "reset":
             reset(self)
+        elif kind in {faulty.DRIP, faulty.ENDLESS, "listing_endless"}:
+            self._send_on(answer, drips=kind == faulty.DRIP)
         else:
             self._send(answer, whole=kind != "short_body")
+
+    def _send_on(self, answer: CannedAnswer, *, drips: bool) -> None:
+        """Send the answer byte by byte, or again and again, until the client or we leave."""
+        self.close_connection = True
+        self.send_response(answer.status)
+        self.send_header("Content-Type", answer.content_type)
+        self.end_headers()
+        pieces = iter(answer.body[n : n + 1] for n in range(len(answer.body)))
+        for piece in pieces if drips else cycle([answer.body]):
+            self.wfile.write(piece)
+            self.wfile.flush()
+            if self.server.exchange.stopped.wait(_DRIP_SECONDS if drips else 0):
+                return
 
     def do_POST(self) -> None:
         exchange = self.server.exchange

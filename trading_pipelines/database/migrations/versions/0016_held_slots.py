@@ -1,12 +1,12 @@
 """Requests side by side: which reserved slots are void, and which block is one offence.
 
-Revision ID: 0020
+Revision ID: 0016
 """
 
 from alembic import op
 from sqlalchemy import text
 
-revision = "0020"
+revision = "0016"
 down_revision = "0015"
 
 SCHEMA = """
