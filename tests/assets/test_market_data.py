@@ -1,6 +1,7 @@
 """The assets as Dagster runs them: real tables, a replayed exchange, an ephemeral instance."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import date, timedelta
 from typing import Any
 
@@ -328,3 +329,64 @@ def test_a_step_that_lost_its_database_is_tried_again_and_one_that_failed_is_not
     result = dagster.run(JOB, FIRST_DAY, FIRST_DAY, [BTC])
     assert result.success == (attempts == 2)
     assert len(asked) == attempts
+
+
+def test_a_backfills_run_that_asks_for_something_takes_its_turn_and_no_other_does(
+    dagster: Dagster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turns = []
+
+    @contextmanager
+    def counted(*_: object) -> Iterator[None]:
+        turns.append(1)
+        yield
+
+    monkeypatch.setattr(market_data, "turn", counted)
+
+    def turns_of_a_run(tags: dict[str, str]) -> int:
+        turns.clear()
+        assert dagster.run(JOB, FIRST_DAY, FIRST_DAY, [BTC], tags=tags).success
+        return len(turns)
+
+    backfill = PartitionBackfill(
+        backfill_id="abcdefgh",
+        status=BulkActionStatus.REQUESTED,
+        from_failure=False,
+        tags={},
+        backfill_timestamp=0.0,
+        asset_selection=[dg.AssetKey(CANDLES_1M), dg.AssetKey(CANDLES_1H)],
+    )
+    dagster.instance.add_backfill(backfill)
+    by_schedule = {"dagster/schedule_name": "refresh_market_data"}
+    assert turns_of_a_run(by_schedule) == 0, "the newest minutes wait for none"
+    assert turns_of_a_run({}) == 0, "nor does a person"
+    assert turns_of_a_run(BY_BACKFILL) == 0, "it has nothing to ask for"
+    assert turns_of_a_run(BY_BACKFILL | {"again": "true"}) == 1
+
+
+def test_the_materialisations_of_a_step_are_stored_in_one_go_also_where_some_failed(
+    dagster: Dagster, exchange: ReplayExchange, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A backfill that sees some of them asks for what comes after those, and then for the rest."""
+    monkeypatch.setenv("DAGSTER_EVENT_BATCH_SIZE", "100000")
+    stored: list[tuple[str, int]] = []
+    storage = dagster.instance.event_log_storage
+    in_one_go = storage.store_event_batch
+
+    def store(events: Sequence[dg.EventLogEntry]) -> None:
+        event = events[0].get_dagster_event()
+        if event.is_step_materialization and event.asset_key:
+            stored.append((event.asset_key.to_user_string(), len(events)))
+        in_one_go(events)
+
+    monkeypatch.setattr(storage, "store_event_batch", store)
+    days = 3
+    last = FIRST_DAY + timedelta(days=days - 1)
+    assert dagster.run(JOB, FIRST_DAY, last, [BTC]).success
+    assert stored == [(CANDLES_1M, days), (CANDLES_1H, days)]
+    stored.clear()
+    exchange.set_faults([Fault.parse(f"503_html:market={DOGE}")])
+    later = last + timedelta(days=2)
+    assert not dagster.run(JOB, FIRST_DAY, later, [BTC, DOGE]).success
+    assert {asset for asset, _ in stored} == {CANDLES_1M, CANDLES_1H}
+    assert len(stored) == 2

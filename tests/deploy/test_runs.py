@@ -272,5 +272,7 @@ def test_the_launcher_is_added_and_the_rest_of_the_settings_stays(settings: Path
     merged = yaml.safe_load((settings / "dagster.yaml").read_text())
     assert merged["run_monitoring"]["max_resume_run_attempts"] == 0
     assert merged["run_monitoring"]["free_slots_after_run_end_seconds"] == 30
-    assert merged["concurrency"]["pools"]["default_limit"] == 2
+    assert merged["concurrency"]["runs"]["tag_concurrency_limits"] == [
+        {"key": "dagster/backfill", "limit": 3}
+    ]
     assert merged["storage"]["postgres"]["postgres_url"] == {"env": "DAGSTER_POSTGRES_URL"}

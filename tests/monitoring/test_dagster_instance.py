@@ -1,6 +1,7 @@
 """Dagster as it is read, from its real storage; and the sensor that tells that all is well."""
 
 import json
+import logging
 import os
 import signal
 import threading
@@ -38,6 +39,8 @@ from dagster._core.storage.tags import (
     PRIORITY_TAG,
     ROOT_RUN_ID_TAG,
 )
+from dagster._daemon import controller
+from dagster._daemon.backfill import execute_backfill_iteration_loop
 from dagster._daemon.controller import (
     DEFAULT_DAEMON_HEARTBEAT_TOLERANCE_SECONDS,
     DEFAULT_HEARTBEAT_INTERVAL_SECONDS,
@@ -358,6 +361,40 @@ def test_cuts_use_up_none_of_a_runs_retries_and_it_goes_on_before_what_waits(
         run = next_attempt(well, ended())
     well.report_run_failed(run)
     assert not dagster_instance.will_retry(ended()), "its own failures count"
+
+
+def test_the_daemon_looks_at_backfills_every_few_seconds(
+    well: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of its 30 s there is no setting: they passed before each wave of a backfill's runs."""
+    monkeypatch.setattr(controller, "DEFAULT_DAEMON_INTERVAL_SECONDS", 30)
+    monkeypatch.setattr("dagster._daemon.cli.cli", lambda _: None)
+    dagster_instance.run_daemon("workspace.yaml")
+
+    class Waits(threading.Event):
+        waited: float | None = None
+
+        def wait(self, timeout: float | None = None) -> bool:
+            self.waited = timeout
+            return True
+
+    shutdown, workspace = Waits(), Workspace(well)
+    for _ in execute_backfill_iteration_loop(
+        workspace,  # type: ignore[arg-type]
+        logging.getLogger(),
+        shutdown,
+    ):
+        if shutdown.waited is not None:
+            break
+    assert shutdown.waited is not None
+    assert 0 < shutdown.waited <= 5
+
+
+class Workspace:
+    """What a daemon is given, as far as it is asked for here."""
+
+    def __init__(self, instance: dg.DagsterInstance) -> None:
+        self.instance = instance
 
 
 def test_a_run_that_a_cluster_will_not_start_fails_with_the_clusters_words(

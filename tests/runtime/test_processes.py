@@ -59,6 +59,25 @@ def test_a_storage_that_a_home_of_before_names_stays(tmp_path: Path) -> None:
     assert instance_settings(environment) == own
 
 
+def test_a_start_has_the_time_that_a_busy_machine_needs(
+    tmp_path: Path,
+) -> None:
+    """The call that starts a run ends before the run counts as one that does not start."""
+    environment = environment_of(tmp_path)
+    variables = processes.variables(environment, URLS, tmp_path / "s.yaml")
+    limit = instance_settings(environment)["run_monitoring"]
+    assert isinstance(limit, dict)
+    assert 180 < int(variables["DAGSTER_GRPC_TIMEOUT_SECONDS"]) < limit["start_timeout_seconds"]
+
+
+def test_a_variable_of_the_operators_goes_before_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DAGSTER_EVENT_BATCH_SIZE", "7")
+    variables = processes.variables(environment_of(tmp_path), URLS, tmp_path / "s.yaml")
+    assert variables["DAGSTER_EVENT_BATCH_SIZE"] == "7"
+
+
 def test_overrides_change_what_they_name_and_leave_the_rest(tmp_path: Path) -> None:
     overrides = tmp_path / "kubernetes.yaml"
     overrides.write_text("concurrency: {runs: {max_concurrent_runs: 9}}\nrun_launcher: {module: m}")

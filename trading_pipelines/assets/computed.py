@@ -29,7 +29,7 @@ HAS_OWN_DATA_VERSION = "dagster/data_version_is_user_provided"
 CODE_VERSION = "dagster/code_version"
 # Of the code and of each input: by them Dagster tells whether a partition is stale.
 PROVENANCE = (CODE_VERSION, "dagster/input_")
-Materialized = Iterator[dg.MaterializeResult[None] | dg.AssetMaterialization]
+Materialized = Iterator[dg.MaterializeResult[None] | dg.DagsterEvent]
 
 
 class Resend(dg.Config):
@@ -82,6 +82,7 @@ def materialize(
 
     A partition's data version is the digest of its rows: equal rows make nothing after it stale.
     """
+    from trading_pipelines.monitoring.partition_events import log_materializations
     from trading_pipelines.signals.registry import compute
 
     end_where_called_off(context)
@@ -94,7 +95,8 @@ def materialize(
                 context.log.info("another run has computed all of this meanwhile")
                 yield dg.MaterializeResult()
                 tags = _provenance(context, signal)
-                yield from (made(signal, p.symbol, p.day, p.rows_digest, tags) for p in stored)
+                same = [made(signal, p.symbol, p.day, p.rows_digest, tags) for p in stored]
+                yield from log_materializations(context.op_execution_context, same)
                 return
         computed = compute(connection, signal, requested.symbols, requested.days, settings, run_id)
     partitions = {partition_key(p.symbol, p.day): p for p in computed}
@@ -108,16 +110,12 @@ def materialize(
     if not errors:
         yield dg.MaterializeResult()
         provenance = _provenance(context, signal)
-    for partition in computed:
-        if not partition.error:
-            yield made(
-                signal,
-                partition.symbol,
-                partition.day,
-                partition.rows_digest,
-                provenance,
-                partition.figures,
-            )
+    good = [
+        made(signal, p.symbol, p.day, p.rows_digest, provenance, p.figures)
+        for p in computed
+        if not p.error
+    ]
+    yield from log_materializations(context.op_execution_context, good)
     if errors:
         raise dg.Failure(
             f"{len(errors)} of {len(partitions)} partitions failed, the others are stored. "

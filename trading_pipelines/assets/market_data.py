@@ -4,6 +4,7 @@ What is asked, stored, counted and checked belongs in `candles/`.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
 from datetime import UTC, date, datetime
 from typing import Any, NoReturn
@@ -21,11 +22,13 @@ from trading_pipelines.assets.runs import (
     is_by_hand,
     wanted_assets,
 )
-from trading_pipelines.candles import checks, coverage, history_files, resample
+from trading_pipelines.candles import checks, coverage, due, history_files, resample
 from trading_pipelines.candles.download import FailedDay, download
 from trading_pipelines.candles.due import look_back
 from trading_pipelines.candles.failed_checks import Partition
+from trading_pipelines.candles.turns import turn
 from trading_pipelines.partitions import (
+    BACKFILL,
     CANDLES_1H,
     CANDLES_1M,
     SymbolDays,
@@ -37,9 +40,6 @@ from trading_pipelines.resources.exchange import ExchangeResource
 from trading_pipelines.settings.strategy import StrategySettings
 from trading_pipelines.signals import coverage as signal_coverage
 from trading_pipelines.signals.catalogue import SIGNALS
-
-POOL = "upbit"
-"""How many runs download at once; its limit is in `dagster.yaml`."""
 
 GROUP = "market_data"
 SHOWN_FINDINGS = 50
@@ -54,7 +54,6 @@ def build_assets(
         name=CANDLES_1M,
         partitions_def=partitions,
         backfill_policy=dg.BackfillPolicy.single_run(),
-        pool=POOL,
         **describe(
             "One-minute candles of a symbol's UTC day from Upbit, in the table that the bot reads "
             "(its rows of interval `1m`). Closed minutes only. A re-run repairs rows that differ "
@@ -79,18 +78,28 @@ def build_assets(
             between_pages = ender(context)
             between_pages()
             _ask_for_signals(context, connection, partitions, settings)
-            failed = download(
-                connection,
-                exchange.client(line, context.log.info),
-                partitions.symbols,
-                partitions.days,
-                run_id,
-                settings.healing,
-                due_at=None if is_by_hand(context.run) else datetime.now(UTC),
-                between_pages=between_pages,
-                say=context.log.info,
-                files=exchange.history_files(settings.data, context.log.info),
+            due_at = None if is_by_hand(context.run) else datetime.now(UTC)
+            days = coverage.read(connection, partitions.symbols, partitions.days)
+            # The schedules bring the newest minutes, and wait for no backfill; files share no line.
+            shares_line = BACKFILL in context.run.tags and not settings.data.history_files
+            waits = shares_line and any(
+                due_at is None or due.lacks_minutes(day, due_at) for day in days
             )
+            # What it imports takes a second or two: before the turn, in which nobody else asks.
+            client = exchange.client(line, context.log.info)
+            with turn(connection, between_pages, context.log.info) if waits else nullcontext():
+                failed = download(
+                    connection,
+                    client,
+                    partitions.symbols,
+                    partitions.days,
+                    run_id,
+                    settings.healing,
+                    due_at=due_at,
+                    between_pages=between_pages,
+                    say=context.log.info,
+                    files=exchange.history_files(settings.data, context.log.info),
+                )
             days = coverage.read(connection, partitions.symbols, partitions.days)
             if others := sum(day.complete and day.run_id != run_id for day in days):
                 context.log.info(
@@ -221,10 +230,16 @@ def _fail(
     hours: dict[str, dict[str, Any]],
 ) -> NoReturn:
     """Fail the step for the failed partitions alone: the good ones are reported first."""
-    for key in minutes.keys() - {partition_key(day.symbol, day.day) for day in failed}:
-        for asset, metadata in ((CANDLES_1M, minutes), (CANDLES_1H, hours)):
-            if values := metadata.get(key):
-                context.log_event(dg.AssetMaterialization(asset, partition=key, metadata=values))
+    from trading_pipelines.monitoring.partition_events import log_materializations
+
+    good = minutes.keys() - {partition_key(day.symbol, day.day) for day in failed}
+    for asset, metadata in ((CANDLES_1M, minutes), (CANDLES_1H, hours)):
+        made = [
+            dg.AssetMaterialization(asset, partition=key, metadata=values)
+            for key, values in metadata.items()
+            if key in good
+        ]
+        log_materializations(context.op_execution_context, made)
     raise dg.Failure(
         description=f"{len(failed)} of {len(minutes)} partitions failed, the others are stored. "
         + "; ".join(dict.fromkeys(day.error for day in failed[:3])),

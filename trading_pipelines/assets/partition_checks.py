@@ -19,6 +19,7 @@ from trading_pipelines.candles.due import look_back
 from trading_pipelines.candles.failed_checks import Partition
 from trading_pipelines.monitoring.partition_events import (
     TargetMaterialization,
+    log_materializations,
     newest_materialization,
     newest_materializations,
     store_verdicts,
@@ -80,7 +81,7 @@ class PartitionChecks:
         @dg.multi_asset_check(name=self.name, specs=list(specs.values()), can_subset=True)
         def checks(
             context: dg.AssetCheckExecutionContext, database: DatabaseResource
-        ) -> Iterator[dg.AssetCheckEvaluation | dg.AssetMaterialization | dg.Output[None]]:
+        ) -> Iterator[dg.AssetCheckEvaluation | dg.DagsterEvent | dg.Output[None]]:
             run = context.instance.get_run_record_by_id(context.run.run_id)
             # A day that has closed since the run began was not closed when it was asked for.
             now = (
@@ -110,7 +111,8 @@ class PartitionChecks:
                 yield from (verdict for verdict in verdicts if not verdict.passed)
                 yield from self.summaries(connection, context.instance, names)
                 if in_partitions:
-                    yield from self.after(connection, findings, partitions, context.run)
+                    made = list(self.after(connection, findings, partitions, context.run))
+                    yield from log_materializations(context.op_execution_context, made)
             for name in names:
                 yield dg.Output(None, output_name=specs[name].get_python_identifier())
 

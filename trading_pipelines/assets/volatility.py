@@ -28,6 +28,9 @@ from trading_pipelines.signals.catalogue import (
 )
 
 GROUP = "volatility"
+# The last step of a run that has others: when a backfill sees its partitions, and asks for the
+# model and the forecasts, those of garch_baseline are there, and the scores come in the same runs.
+LAST = {"dagster/priority": "-1"}
 
 
 def _about(
@@ -133,6 +136,7 @@ def build_assets(
             deps=deps,
             partitions_def=days if signal.pooled else partitions,
             backfill_policy=dg.BackfillPolicy.single_run(),
+            op_tags=LAST if signal is REALIZED_VOLATILITY else None,
             **ABOUT[signal],
         )
         def computed(context: dg.AssetExecutionContext, database: DatabaseResource) -> Materialized:

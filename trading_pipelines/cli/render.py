@@ -23,7 +23,6 @@ from trading_pipelines.signals.published.current import CurrentSignal
 from trading_pipelines.signals.published.flags import DAYS, FlagShare
 
 PLAIN_PROGRESS_SECONDS = 5.0
-WAITING_FOR_DAGSTER = "Dagster takes it up within 30 s"
 # Elsewhere than at a terminal (a log, a pipe) a table is as wide as it needs.
 out = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
 err = Console(highlight=False, stderr=True)
@@ -65,52 +64,56 @@ def age_text(age: timedelta) -> str:
 
 
 @contextlib.contextmanager
-def drawn_progress(after: str) -> Iterator[Callable[[BackfillProgress], None]]:
-    """Yield what draws progress: a bar at a terminal, a plain line every few seconds elsewhere.
-
-    `after` says what follows when the candles are there.
-    """
+def drawn_progress() -> Iterator[Callable[[BackfillProgress], None]]:
+    """Yield what draws progress: a bar at a terminal, a plain line every few seconds elsewhere."""
     started = time.monotonic()
     if out.is_terminal:
         with Progress(
             TextColumn("{task.fields[rows]:,} rows  {task.fields[requests]:,} requests"),
+            TextColumn("{task.fields[computed]}"),
             BarColumn(),
             TaskProgressColumn(),
             TimeRemainingColumn(),
             TextColumn("{task.description}"),
             console=out,
         ) as bar:
-            task = bar.add_task(WAITING_FOR_DAGSTER, rows=0, requests=0)
+            task = bar.add_task("", total=1.0, rows=0, requests=0, computed="")
             yield lambda p: bar.update(
                 task,
-                total=p.total,
-                completed=p.done,
+                completed=p.share,
                 rows=p.rows,
                 requests=p.requests,
-                description=(after if p.done == p.total else "") if p.done else WAITING_FOR_DAGSTER,
+                computed=_computed(p),
+                description=p.doing,
             )
         return
     printed_at = -PLAIN_PROGRESS_SECONDS
-    first_done: float | None = None
+    begun: tuple[float, float] | None = None
 
     def line(progress: BackfillProgress) -> None:
-        nonlocal printed_at, first_done
+        nonlocal printed_at, begun
         passed = time.monotonic() - started
-        if progress.done and first_done is None:
-            first_done = passed
+        share = progress.share
+        if share and begun is None:
+            begun = passed, share
         if passed - printed_at < PLAIN_PROGRESS_SECONDS:
             return
         printed_at = passed
-        remaining = WAITING_FOR_DAGSTER
-        if first_done is not None:
-            seconds = (passed - first_done) * (progress.total / progress.done - 1)
-            remaining = f"{seconds:.0f} s left" if seconds or not after else after
+        left = ""
+        if begun is not None and begun[1] < share < 1:
+            seconds = (passed - begun[0]) * (1 - share) / (share - begun[1])
+            left = f"{seconds:.0f} s left, "
         out.print(
             f"{passed:5.0f} s  {progress.rows:>9,} rows  {progress.requests:>6,} requests  "
-            f"{progress.done / progress.total:6.1%}  {remaining}"
+            f"{_computed(progress)}  {share:6.1%}  {left}{progress.doing}"
         )
 
     yield line
+
+
+def _computed(progress: BackfillProgress) -> str:
+    total = f"{progress.to_compute:,}"
+    return f"{progress.computed:>{len(total)},} of {total} computed"
 
 
 def show_summary(outcome: BackfillOutcome, title: str) -> None:

@@ -9,6 +9,7 @@ import json
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, contextmanager
 from datetime import UTC, datetime
+from importlib import import_module
 from typing import Any, TypeVar
 
 import dagster as dg
@@ -83,6 +84,9 @@ CALLED_OFF = [
     BulkActionStatus.FAILED,
 ]
 MOST_FAILURES = 500
+# How often the daemon looks at the backfills. Dagster's 30 s passed before the first run, and
+# between the runs of one asset and those of the next.
+BACKFILL_SECONDS = 5
 
 
 def probe_dagster(
@@ -455,6 +459,9 @@ def run_daemon(workspace: str) -> None:
     """Run Dagster's daemon on the instance of DAGSTER_HOME until it is told to end."""
     from dagster._daemon.cli import cli
 
+    # Dagster has no setting for it.
+    controller = import_module("dagster._daemon.controller")
+    setattr(controller, "DEFAULT_DAEMON_INTERVAL_SECONDS", BACKFILL_SECONDS)  # noqa: B010
     cli(["run", "-w", workspace])
 
 

@@ -7,6 +7,7 @@ the caller.
 
 import logging
 import time
+import uuid
 from collections.abc import Collection, Sequence
 from datetime import UTC, datetime
 
@@ -15,7 +16,7 @@ import sqlalchemy
 from dagster._core.definitions.asset_checks.asset_check_evaluation import (
     AssetCheckEvaluationTargetMaterializationData,
 )
-from dagster._core.events import StepMaterializationData
+from dagster._core.events import DagsterEventBatchMetadata, StepMaterializationData
 from dagster._core.instance.utils import RUNLESS_JOB_NAME
 from dagster._core.storage.asset_check_execution_record import AssetCheckExecutionRecordStatus
 from dagster._core.storage.event_log.schema import AssetCheckExecutionsTable
@@ -77,6 +78,25 @@ def store_materializations(
     ]
     if entries:
         instance.event_log_storage.store_event_batch(entries)
+
+
+def log_materializations(
+    context: dg.OpExecutionContext, materializations: Sequence[dg.AssetMaterialization]
+) -> list[dg.DagsterEvent]:
+    """Log materializations of a run's step; return the events, for the step to yield.
+
+    Where DAGSTER_EVENT_BATCH_SIZE allows it they are stored in one statement: whoever looks sees
+    all of them or none, as a backfill does that asks for what comes after them.
+    """
+    batch = str(uuid.uuid4())
+    return [
+        dg.DagsterEvent.asset_materialization(
+            context.get_step_execution_context(),
+            materialization,
+            DagsterEventBatchMetadata(batch, is_end=number == len(materializations)),
+        )
+        for number, materialization in enumerate(materializations, 1)
+    ]
 
 
 def store_verdicts(

@@ -5,7 +5,7 @@ progress is drawn belongs in `cli.render`.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime
@@ -30,7 +30,10 @@ CANDLES = ("candles_1m", "candles_1h")
 POLL_SECONDS = 1.0
 # A web server that dies is started again within ten seconds.
 NO_RESPONSE_SECONDS = 30
-SIGNALS_FOLLOW = "labels, models and forecasts follow"
+# A day of candles is eight pages: it counts as much as eight partitions that are computed.
+PAGES_A_DAY = 8
+MINUTES_A_DAY = 1440
+SHOWN_ASSETS = 2
 ENDED = {"COMPLETED", "COMPLETED_SUCCESS", "COMPLETED_FAILED", "FAILED", "CANCELED"}
 
 LAUNCH = """
@@ -45,7 +48,18 @@ mutation Launch($parameters: LaunchBackfillParams!) {
 FOLLOW = """
 query Follow($id: String!, $runs: RunsFilter!) {
   partitionBackfillOrError(backfillId: $id) {
-    ... on PartitionBackfill { status error { message } }
+    ... on PartitionBackfill {
+      status
+      error { message }
+      assetBackfillData { assetBackfillStatuses {
+        ... on AssetPartitionsStatusCounts {
+          assetKey { path }
+          numPartitionsTargeted numPartitionsInProgress
+          numPartitionsMaterialized numPartitionsFailed
+        }
+        ... on UnpartitionedAssetStatus { assetKey { path } inProgress materialized failed }
+      } }
+    }
     ... on Error { message }
   }
   runsOrError(filter: $runs) { ... on Runs { results { runId rootRunId status } } }
@@ -75,12 +89,43 @@ class BackfillTarget:
 
 @dataclass(frozen=True)
 class BackfillProgress:
-    """How far a backfill is, by what is committed; `done` and `total` in minutes of candles."""
+    """How far a backfill is; `done` and `total` in minutes of candles that are committed."""
 
     done: int
     total: int
     rows: int
     requests: int
+    computed: int
+    """Partitions of all that follows the candles, as Dagster has seen them; failed ones too."""
+    to_compute: int
+    doing: str
+    """What is being done now, or what is waited for."""
+
+    @property
+    def share(self) -> float:
+        """How much of the whole is done, from 0 to 1."""
+        pages = PAGES_A_DAY / MINUTES_A_DAY
+        done, total = self.done * pages + self.computed, self.total * pages + self.to_compute
+        return done / total if total else 1.0
+
+
+@dataclass(frozen=True)
+class _AssetProgress:
+    """How far one asset is, in partitions; an asset without has one."""
+
+    asset: str
+    total: int
+    done: int
+    in_progress: int
+
+    @classmethod
+    def of(cls, status: Mapping[str, Any]) -> "_AssetProgress":
+        """Return it from what Dagster says of the asset."""
+        (asset,) = status["assetKey"]["path"]
+        if "inProgress" in status:
+            return cls(asset, 1, status["materialized"] or status["failed"], status["inProgress"])
+        done = status["numPartitionsMaterialized"] + status["numPartitionsFailed"]
+        return cls(asset, status["numPartitionsTargeted"], done, status["numPartitionsInProgress"])
 
 
 @dataclass(frozen=True)
@@ -93,6 +138,8 @@ class BackfillOutcome:
     failed_runs: list[str]
     """Their URLs."""
     succeeded: bool
+    moments: Mapping[str, datetime]
+    """When (UTC, to a second or two) the first request, the first and the last row were seen."""
 
 
 class Screen(Protocol):
@@ -101,10 +148,8 @@ class Screen(Protocol):
     def say(self, text: str) -> None:
         """Show one line."""
 
-    def drawn_progress(
-        self, after: str
-    ) -> AbstractContextManager[Callable[[BackfillProgress], None]]:
-        """Yield a function that draws progress; `after` says what follows the candles."""
+    def drawn_progress(self) -> AbstractContextManager[Callable[[BackfillProgress], None]]:
+        """Yield a function that draws progress."""
 
 
 def run_backfill(
@@ -126,8 +171,7 @@ def run_backfill(
         f"backfill {backfill_id} of {len(target.symbols)} symbols x {len(target.days)} days: "
         f"{url}/runs/b/{backfill_id}"
     )
-    after = SIGNALS_FOLLOW if with_signals else ""
-    with connect(urls.market) as connection, screen.drawn_progress(after) as show:
+    with connect(urls.market) as connection, screen.drawn_progress() as show:
         return follow(connection, url, backfill_id, target, show)
 
 
@@ -186,6 +230,7 @@ def follow(
         "id": backfill_id,
         "runs": {"tags": [{"key": "dagster/backfill", "value": backfill_id}]},
     }
+    moments: dict[str, datetime] = {}
     while True:
         started = time.monotonic()
         answer = _ask(_ask_patiently, url, FOLLOW, variables)
@@ -200,14 +245,29 @@ def follow(
             day if day.run_id in run_ids else replace(day, requests=0, waits=0)
             for day in coverage.read(connection, target.symbols, target.days)
         ]
-        show(_progress(partitions, run_ids))
+        data = backfill["assetBackfillData"] or {"assetBackfillStatuses": []}
+        assets = [_AssetProgress.of(status) for status in data["assetBackfillStatuses"]]
+        progress = _progress(partitions, run_ids, assets)
+        for moment, has_come in {
+            "first request": progress.requests,
+            "first row": progress.rows,
+            "last row": progress.rows and progress.done == progress.total,
+        }.items():
+            if has_come:
+                moments.setdefault(moment, datetime.now(UTC))
+        show(progress)
         if backfill["status"] in ENDED:
             if backfill["error"]:
                 raise BackfillError(f"the backfill failed: {backfill['error']['message']}")
             # Asked first: a day that the schedule has refreshed since has another run's id.
             if backfill["status"] in {"COMPLETED", "COMPLETED_SUCCESS"}:
                 return BackfillOutcome(
-                    backfill_id, partitions, failed=[], failed_runs=[], succeeded=True
+                    backfill_id,
+                    partitions,
+                    failed=[],
+                    failed_runs=[],
+                    succeeded=True,
+                    moments=moments,
                 )
             reasons = ((partition, _failure(partition, run_ids)) for partition in partitions)
             return BackfillOutcome(
@@ -216,6 +276,7 @@ def follow(
                 failed=[(partition, why) for partition, why in reasons if why is not None],
                 failed_runs=[f"{url}/runs/{r['runId']}" for r in runs if r["status"] == "FAILURE"],
                 succeeded=False,
+                moments=moments,
             )
         # Two years of five symbols are 5 million candles to count: watching must not be the load.
         time.sleep(max(POLL_SECONDS, 5 * (time.monotonic() - started)))
@@ -229,16 +290,35 @@ def _failure(partition: CandleCoverage, run_ids: set[str]) -> str | None:
     return None if partition.hours_current else "its hours were not computed"
 
 
-def _progress(partitions: Sequence[CandleCoverage], run_ids: set[str]) -> BackfillProgress:
+def _progress(
+    partitions: Sequence[CandleCoverage], run_ids: set[str], assets: Sequence[_AssetProgress]
+) -> BackfillProgress:
     now = datetime.now(UTC)
     reached = [partition for partition in partitions if partition.run_id in run_ids]
-    done = [day for day in partitions if day.complete or day.run_id in run_ids]
+    fetched = [day for day in partitions if day.complete or day.run_id in run_ids]
+    done = sum(_fetched_minutes(partition, now) for partition in fetched)
+    total = sum(_minutes_until(partition.day, now) for partition in partitions)
+    following = [asset for asset in assets if asset.asset != CANDLES[0]]
+    if not run_ids:
+        doing = "Dagster takes it up within seconds"
+    elif done < total:
+        doing = CANDLES[0] if done else "the first run starts"
+    else:
+        doing = _names([asset.asset for asset in following if asset.in_progress])
     return BackfillProgress(
-        done=sum(_fetched_minutes(partition, now) for partition in done),
-        total=sum(_minutes_until(partition.day, now) for partition in partitions),
+        done=done,
+        total=total,
         rows=sum(partition.stored for partition in reached),
         requests=sum(partition.requests for partition in partitions),
+        computed=sum(asset.done for asset in following),
+        to_compute=sum(asset.total for asset in following),
+        doing=doing or "Dagster looks what comes next",
     )
+
+
+def _names(assets: Sequence[str]) -> str:
+    more = len(assets) - SHOWN_ASSETS
+    return ", ".join(assets[:SHOWN_ASSETS]) + (f" and {more} more" if more > 0 else "")
 
 
 def _fetched_minutes(partition: CandleCoverage, now: datetime) -> int:

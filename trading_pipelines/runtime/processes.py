@@ -27,6 +27,17 @@ START_SECONDS = 120
 LOCATION = "trading_pipelines"
 _MODULE = ("-m", "trading_pipelines.definitions", "--location-name", LOCATION)
 STORAGE = {"storage": {"postgres": {"postgres_url": {"env": "DAGSTER_POSTGRES_URL"}}}}
+# Dagster's own settings that have no place in dagster.yaml.
+DAGSTER_VARIABLES = {
+    # All materialisations of a step in one statement: stored one by one, 9 ms each, a backfill saw
+    # some days of a run, asked for what comes after them, and then for the rest (51 runs, not 14).
+    "DAGSTER_EVENT_BATCH_SIZE": "100000",
+    # Such a statement may end after later ones: the backfill looks at the newest events once more.
+    "ASSET_BACKFILL_CURSOR_OFFSET": "10000",
+    # A run's start is one call: on a busy machine it took more than Dagster's 60 s, and failed.
+    "DAGSTER_GRPC_TIMEOUT_SECONDS": "300",
+    "DAGSTER_GRPC_SHUTDOWN_GRACE_PERIOD": "60",
+}
 _SECRETS = (
     "redis_url",
     "n8n_url",
@@ -51,6 +62,7 @@ class Process(StrEnum):
 def variables(environment: Environment, urls: DatabaseUrls, config: Path) -> dict[str, str]:
     """Return the environment of a process of the home; secrets are passed on by nothing else."""
     return {
+        **DAGSTER_VARIABLES,
         **os.environ,
         **urls.environment(),
         "DAGSTER_HOME": str(Home.of(environment).dagster),

@@ -43,6 +43,9 @@ from trading_pipelines.simulators.upbit import GeneratedMarket, Recording, Repla
 DEMO_DAYS = 28
 UPBIT_ANSWERS_WITHIN = 3.0
 ALERT_SECONDS = 60.0
+LAST_FORECAST = """
+SELECT max(computed_at) FROM trading_pipelines.signal_coverage WHERE asset = 'volatility_forecast'
+"""
 INSERT_REJECT = """
 INSERT INTO agent_decisions
     (symbol, strategy_name, decision, reasoning, confidence, model_used, created_at)
@@ -102,6 +105,7 @@ def play_demo(
         with connect(urls.market) as connection:
             horizon = settings.volatility.published_horizon
             screen.print_signals(read_current_signals(connection, settings.symbols, horizon))
+            screen.say(_clock(connection, outcome))
             decided_at = datetime.combine(target.last + DAY, datetime.min.time(), UTC)
             _show_reject(connection, inbox, target.symbols[0], decided_at, screen)
         screen.say(f"partitions  {services.url}/assets/candles_1m?view=partitions")
@@ -109,6 +113,17 @@ def play_demo(
         screen.say(f"backfill    {services.url}/runs/b/{outcome.backfill_id}")
         stay()
     return outcome
+
+
+def _clock(connection: psycopg.Connection, outcome: BackfillOutcome) -> str:
+    """Return how long the demo took, from the first request on."""
+    (forecast,) = connection.execute(LAST_FORECAST).fetchone() or (None,)
+    moments = {**outcome.moments, "last forecast": forecast, "the end": datetime.now(UTC)}
+    began = moments.pop("first request", None)
+    if began is None:
+        return "nothing was asked for"
+    seconds = (f"{name} {(at - began).total_seconds():.0f} s" for name, at in moments.items() if at)
+    return f"from the first request: {', '.join(seconds)}"
 
 
 def _market_in_upbits_place(

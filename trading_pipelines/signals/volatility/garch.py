@@ -10,7 +10,6 @@ from datetime import datetime, timedelta
 
 import numpy as np
 import pandas as pd
-from arch import arch_model
 from pydantic import BaseModel, ConfigDict
 
 from trading_pipelines.signals.catalogue import GARCH_TRAINING_DAYS
@@ -68,6 +67,8 @@ def fit(returns: pd.Series, as_of: datetime) -> GarchFit:
         return model.model_copy(update={"warnings": [warning]})
     if not training.any():
         return model.model_copy(update={"warnings": ["the price did not move"]})
+    from arch import arch_model
+
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         result = arch_model(training, mean="Constant", vol="GARCH", p=1, q=1, rescale=False).fit(

@@ -11,6 +11,7 @@ import hashlib
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 from enum import StrEnum
+from importlib import import_module
 from typing import NamedTuple
 
 import numpy as np
@@ -18,9 +19,6 @@ import pandas as pd
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
-from sklearn.linear_model import Ridge
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
 from trading_pipelines.settings.strategy import VolatilitySettings
@@ -132,6 +130,8 @@ def fit(
         ),
         data_hash=hashlib.sha256(window.to_numpy().tobytes()).hexdigest()[:16],
     )
+    # Loaded before the limit is set, which holds for what is loaded by then.
+    import_module("sklearn.linear_model")
     with threadpool_limits(1):  # threads add up in any order: the last bits would differ
         return _regressed(model, training, settings.ridge_alpha) if training else model
 
@@ -222,6 +222,10 @@ class _Ridge(NamedTuple):
 
     @classmethod
     def of(cls, training: dict[str, _Rows], means: dict[str, float], alpha: float) -> "_Ridge":
+        from sklearn.linear_model import Ridge
+        from sklearn.pipeline import make_pipeline
+        from sklearn.preprocessing import StandardScaler
+
         x = np.vstack([r.x - means[s] * IS_LEVEL for s, r in training.items()])
         y = np.concatenate([r.y - means[s] for s, r in training.items()])
         pipeline = make_pipeline(StandardScaler(), Ridge(alpha=alpha)).fit(x, y)

@@ -11,7 +11,6 @@ import numpy as np
 import pandas as pd
 import psycopg
 from psycopg.rows import class_row
-from statsmodels.regression.linear_model import OLS
 
 from trading_pipelines.signals.volatility.model import outcome, trailing_mean
 
@@ -42,6 +41,8 @@ def hac_t_value(values: pd.Series, lags: int) -> float:
     sample = values.dropna()
     if len(sample) < 30 or sample.std() == 0:
         return float("nan")
+    from statsmodels.regression.linear_model import OLS
+
     fitted = OLS(sample.to_numpy(), np.ones(len(sample))).fit(
         cov_type="HAC", cov_kwds={"maxlags": lags}
     )
