@@ -26,7 +26,7 @@ from trading_pipelines.signals.rejections.exit_rules import (
 from trading_pipelines.signals.rejections.outcomes import (
     MinutePrices,
     OutcomeState,
-    Rejection,
+    Decision,
     evaluate,
 )
 
@@ -329,8 +329,8 @@ def candle(minute: int, o: float, h: float, low: float, c: float) -> MinutePrice
     return MinutePrices(start, *(Decimal(str(price)) for price in (o, h, low, c)))
 
 
-def rejection(price: Decimal | None = HUNDRED) -> Rejection:
-    return Rejection(1, START, price, None, None, "")
+def rejection(price: Decimal | None = HUNDRED) -> Decision:
+    return Decision(1, START, price, None, None, "")
 
 
 def test_the_minute_of_the_decision_is_left_out_of_the_path() -> None:
