@@ -56,13 +56,16 @@ ORDER BY told.decided_at, told.decision_id
 # All of history: which purchase a sale closes depends on all before it. Of the same instant, what
 # was bought comes first, as in the daily report. A bot's column of text may hold anything.
 READ_TRADES = """
-SELECT told.id, told.symbol, told.side, price, quantity, fee, true AS today,
-    coalesce(told.side IN ('BUY', 'SELL') AND price > 0 AND quantity > 0, false) AS usable, at
-FROM public.trading_history AS told, to_jsonb(told) AS row,
-    trading_pipelines.number_or_null(row->>'price') AS price,
-    trading_pipelines.number_or_null(row->>'quantity') AS quantity,
-    trading_pipelines.number_or_null(row->>'fee') AS fee,
-    coalesce(told.executed_at, told.created_at) AS at
+SELECT told.id, told.symbol, told.side, said.price, said.quantity, said.fee, true AS today,
+    coalesce(told.side IN ('BUY', 'SELL') AND said.price > 0 AND said.quantity > 0, false)
+    AS usable, at
+FROM public.trading_history AS told, coalesce(told.executed_at, told.created_at) AS at,
+    LATERAL (
+        SELECT trading_pipelines.number_or_null(row->>'price') AS price,
+            trading_pipelines.number_or_null(row->>'quantity') AS quantity,
+            trading_pipelines.number_or_null(row->>'fee') AS fee
+        FROM to_jsonb(told) AS row
+    ) AS said
 WHERE told.status = 'FILLED' AND at <= %(as_of)s
 ORDER BY at, told.side, told.created_at, told.id
 """

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from datetime import date
 
 from matplotlib.axes import Axes
-from matplotlib.dates import date2num
+from matplotlib.dates import DateFormatter, date2num
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, PercentFormatter
 
@@ -20,7 +20,7 @@ from trading_pipelines.signals.plotting import DPI, FORECAST, GRID, INK, QUIET, 
 from trading_pipelines.signals.rejections.plots import COST, PAID
 
 COLOURS = {Verdict.SKILL: PAID, Verdict.HARM: COST}
-MOST_GROUPS = 14
+MOST_GROUPS = 20
 
 
 def draw(entries: Sequence[Entry], comparisons: Sequence[Comparison]) -> bytes:
@@ -62,6 +62,7 @@ def _draw_money(panel: Axes, entries: Sequence[Entry]) -> None:
     panel.set_title("KRW after fees, added up", loc="left", fontsize=10, color=INK)
     panel.set_xlabel("day of the decision (KST)", fontsize=8.5, color=QUIET)
     panel.xaxis_date()
+    panel.xaxis.set_major_formatter(DateFormatter("%m-%d"))  # type: ignore[no-untyped-call]
     panel.tick_params(axis="x", rotation=30)
     panel.legend(frameon=False, fontsize=8)
     _plain(panel)
@@ -83,7 +84,7 @@ def _draw_edges(panel: Axes, comparisons: Sequence[Comparison]) -> None:
         f"{one.name if one.grouping != 'flag' else f'flag: {one.name}'} ({one.days} d)"
         for one in reversed(known[:MOST_GROUPS])
     ]
-    panel.set_yticks(range(len(names)), names, fontsize=8)
+    panel.set_yticks(range(len(names)), names, fontsize=7)
     panel.xaxis.set_major_formatter(PercentFormatter(1))
     panel.set_title("taken better than refused, an entry", loc="left", fontsize=10, color=INK)
     _plain(panel)

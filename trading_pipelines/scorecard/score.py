@@ -197,7 +197,7 @@ def score(entries: Sequence[Entry], needed: int | None) -> list[Comparison]:
             [entry for entry, side in zip(entries, group.sides, strict=True) if side == TAKEN],
             [entry for entry, side in zip(entries, group.sides, strict=True) if side == REFUSED],
             sums[:, n],
-            draws[:, n],
+            draws[n],
             LEVEL / max(parts, 1) if group.is_part else LEVEL,
             days=int(of_days[n]),
             needed=needed,
@@ -283,16 +283,20 @@ def _daily(rows: Floats, days: NDArray[np.int64], sides: NDArray[np.int64]) -> F
 
 
 def _drawn(sums: Floats) -> Floats:
-    """Return the sums of `DRAWS` bootstrap samples of whole days, in place of the days."""
-    days = len(sums)
+    """Return by group the sums of `DRAWS` bootstrap samples of whole days.
+
+    `sums` are by day, group, side and what is summed, the returned by group, sample and so on.
+    """
+    days, groups = sums.shape[:2]
     if not days:
-        return np.zeros((0, *sums.shape[1:]))
+        return np.zeros((groups, 0, *sums.shape[2:]))
     chance, flat = np.random.default_rng(SEED), sums.reshape(days, -1)
-    drawn = [
-        chance.multinomial(days, np.full(days, 1 / days), size=DRAWS_AT_ONCE) @ flat
-        for _ in range(DRAWS // DRAWS_AT_ONCE)
-    ]
-    return np.concatenate(drawn).reshape(DRAWS, *sums.shape[1:])
+    drawn = np.empty((groups, DRAWS, *sums.shape[2:]))
+    for start in range(0, DRAWS, DRAWS_AT_ONCE):
+        often = chance.multinomial(days, np.full(days, 1 / days), size=DRAWS_AT_ONCE)
+        summed = (often @ flat).reshape(DRAWS_AT_ONCE, *sums.shape[1:])
+        drawn[:, start : start + DRAWS_AT_ONCE] = summed.swapaxes(0, 1)
+    return drawn
 
 
 def _compared(
@@ -314,7 +318,9 @@ def _compared(
         for side in (TAKEN, REFUSED)
     )
     of_every = _effective_days(counted.sum(axis=1))
-    every_return = _estimate(_mean(whole.sum(axis=0)), _mean(draws.sum(axis=1)), of_every)
+    every_return = _estimate(
+        _mean(whole.sum(axis=0)), _mean(draws[:, TAKEN] + draws[:, REFUSED]), of_every
+    )
     edge = _estimate(_edge(whole), _edge(draws), min(of_taken, of_refused), level)
     saved = _estimate(-whole[REFUSED, KRW], -draws[:, REFUSED, KRW], of_refused)
     right, slope, confidence = Estimate(), Estimate(), None
@@ -384,7 +390,8 @@ def _edge(sums: Floats) -> Floats:
 
 
 def _right(sums: Floats) -> Floats:
-    return _ratio(sums[..., RIGHT].sum(axis=-1), sums[..., TOLD].sum(axis=-1))
+    taken, refused = sums[..., TAKEN, :], sums[..., REFUSED, :]
+    return _ratio(taken[..., RIGHT] + refused[..., RIGHT], taken[..., TOLD] + refused[..., TOLD])
 
 
 def _slope(sums: Floats) -> Floats:

@@ -24,9 +24,9 @@ from trading_pipelines.signals.rejections.exit_rules import (
     outcome_days_after,
 )
 from trading_pipelines.signals.rejections.outcomes import (
+    Decision,
     MinutePrices,
     OutcomeState,
-    Decision,
     evaluate,
 )
 
