@@ -20,7 +20,7 @@ def main() -> None:
     """Print a line for each kind of bot."""
     needed = days_needed(SETTINGS)
     assert needed is not None
-    print(f"needed: {needed} days with both; exits 5 % and 3 %; {BOTS} bots a line")
+    print(f"needed: {needed} days on each side; exits 5 % and 3 %; {BOTS} bots a line")
     for edge, days, alike in [
         *((0.0, days, alike) for days in (needed, 2 * needed) for alike in (0.5, 1.0)),
         *((EDGE, needed, alike) for alike in (0.5, 1.0)),

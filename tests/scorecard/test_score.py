@@ -170,7 +170,7 @@ def test_what_is_not_judged_is_counted_and_in_no_sum() -> None:
 def test_the_words_say_whether_it_paid_and_what_is_missing() -> None:
     few = whole(sides(12, 40_000, -30_000))
     assert words.headline(few) == (
-        "Cannot be told yet (12 of 30 days with both an entry taken and one refused): "
+        "Cannot be told yet (12 of the 30 days with an entry that each side needs): "
         f"refusing saved {few.saved_krw:,} KRW (+3.00 %)"
     )
     enough = whole(sides(30, 40_000, 50_000))

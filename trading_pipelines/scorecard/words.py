@@ -131,7 +131,7 @@ def share_of_stake(side: Side) -> float | None:
 def _sample(whole: Comparison) -> str:
     if whole.days_needed is None:
         return "the settings' section regimes has no exits: nothing is judged"
-    return f"{whole.days} of {whole.days_needed} days with both an entry taken and one refused"
+    return f"{whole.days} of the {whole.days_needed} days with an entry that each side needs"
 
 
 def _shown_side(side: Side) -> str:
