@@ -344,13 +344,13 @@ def test_whether_the_ai_is_worth_its_money_is_shown_and_is_json(
     done = CliRunner().invoke(app, ["ai", "--since", "9999d"])
     assert done.exit_code == 0, done.stderr
     text = " ".join(done.stdout.split())
-    assert "Cannot be told yet (1 of the 30 days with an entry that each side needs): " in text
+    assert "Cannot be told yet (1 of the 40 days with an entry that each side needs): " in text
     assert "refusing saved 31,000 KRW (+3.10 %)" in text
     assert "2 decisions, 2 judged" in text
     lines = CliRunner().invoke(app, ["ai", "--since", "9999d", "--json"]).stdout.splitlines()
     whole = json.loads(lines[0])
     assert (whole["taken_krw"], whole["refused_krw"], whole["saved_krw"]) == (49000, -31000, 31000)
-    assert (whole["grouping"], whole["days_needed"]) == ("all", 30)
+    assert (whole["grouping"], whole["days_needed"]) == ("all", 40)
     assert {json.loads(line)["grouping"] for line in lines} == {
         "all", "model", "regime", "symbol", "reason", "confidence", "flag"
     }  # fmt: skip

@@ -295,7 +295,14 @@ def test_nothing_is_known_before_it_happened_and_before_its_time_limit(bot: Bot)
     number = bot.decide(at, krw=-777, exit_at=at + 72 * HOUR)
     bot.trade(at + timedelta(seconds=2))
     bot.trade(at + 80 * HOUR, "SELL", 105)
+    stopped = bot.decide(at + 5 * DAY, "REJECT", exit_at=at + 5 * DAY + HOUR)
+    by_longer_exits = bot.decide(at + 10 * DAY, "REJECT", exit_at=at + 20 * DAY)
     bot.write()
+    over = at + 5 * DAY + 72 * HOUR
+    assert bot.read(over - timedelta(seconds=1))[stopped].result_krw is None, "others are not over"
+    assert bot.read(over)[stopped].result_krw == 1000
+    assert bot.read(at + 19 * DAY)[by_longer_exits].result_krw is None
+    assert bot.read(at + 20 * DAY)[by_longer_exits].result_krw == 1000
     assert bot.read(at) == {}, "it is not decided"
     assert bot.read(at + 72 * HOUR - timedelta(seconds=1))[number].result_krw is None
     assert bot.read(at + 72 * HOUR)[number].result_krw == -777, "its position is still open"

@@ -24,7 +24,7 @@ from trading_pipelines.scorecard.score import (
     score,
 )
 
-NEEDED = 30
+NEEDED = 40
 WEEK = date(2026, 8, 24)
 
 
@@ -47,7 +47,7 @@ def test_below_the_needed_sample_nothing_is_told_however_clear_it_looks() -> Non
     clear = whole(sides(NEEDED - 1, 40_000, -30_000))
     assert clear.edge.low is not None
     assert clear.edge.low > 0.06
-    assert (clear.days, clear.days_needed, clear.verdict) == (29, 30, Verdict.CANNOT_TELL)
+    assert (clear.days, clear.days_needed, clear.verdict) == (39, 40, Verdict.CANNOT_TELL)
     assert whole(sides(NEEDED, 40_000, -30_000)).verdict is Verdict.SKILL
     assert whole(sides(NEEDED, -30_000, 40_000)).verdict is Verdict.HARM
     assert whole(sides(NEEDED, 40_000, None)).verdict is Verdict.CANNOT_TELL
@@ -145,9 +145,9 @@ def test_what_the_flag_costs_is_told_of_entries_that_were_decided_while_it_was_u
     ]
     every, confirmed = score(entries, NEEDED)[-2:]
     assert (every.name, confirmed.name) == ("every entry", "confirmed")
-    assert (every.taken.entries, every.refused.entries) == (60, 60)
-    assert every.saved_krw == -60_000, "it kept the bot from gains"
-    assert confirmed.refused.entries == 30
+    assert (every.taken.entries, every.refused.entries) == (80, 80)
+    assert every.saved_krw == -80_000, "it kept the bot from gains"
+    assert confirmed.refused.entries == 40
 
 
 @pytest.mark.parametrize(
@@ -170,25 +170,25 @@ def test_what_is_not_judged_is_counted_and_in_no_sum() -> None:
 def test_the_words_say_whether_it_paid_and_what_is_missing() -> None:
     few = whole(sides(12, 40_000, -30_000))
     assert words.headline(few) == (
-        "Cannot be told yet (12 of the 30 days with an entry that each side needs): "
+        "Cannot be told yet (12 of the 40 days with an entry that each side needs): "
         f"refusing saved {few.saved_krw:,} KRW (+3.00 %)"
     )
-    enough = whole(sides(30, 40_000, 50_000))
-    assert words.headline(enough).startswith("Worse than chance: refusing cost 1,500,0")
+    enough = whole(sides(NEEDED, 40_000, 50_000))
+    assert words.headline(enough).startswith("Worse than chance: refusing cost 2,000,1")
     unknown = replace(few, days_needed=None)
     assert "section regimes has no exits" in words.headline(unknown)
 
 
 def test_the_message_is_in_korean() -> None:
-    entries = sides(30, 40_000, -30_000)
+    entries = sides(NEEDED, 40_000, -30_000)
     message = words.body(score(entries, NEEDED), WEEK, datetime(2026, 9, 2, tzinfo=UTC))
     assert (message["type"], message["level"]) == ("AI_SCORECARD", "INFO")
     first, *others = message["message"].splitlines()
     assert first == (
-        "2026-06-01 ~ 2026-08-30 (KST), AI 성적: 실력 있음 (양쪽 판정일 30일 / 필요 30일)"
+        "2026-06-01 ~ 2026-08-30 (KST), AI 성적: 실력 있음 (양쪽 판정일 40일 / 필요 40일)"
     )
-    assert others[0].startswith("승인: 30건 중 판정 30건, 이익 30건, +1,200,0")
-    assert others[3].startswith("거절의 효과: 절약 899,9")
+    assert others[0].startswith("승인: 40건 중 판정 40건, 이익 40건, +1,600,1")
+    assert others[3].startswith("거절의 효과: 절약 1,199,8")
 
 
 @pytest.mark.parametrize("days", [0, 3, 40])

@@ -211,7 +211,9 @@ def _ai_scorecard(settings: StrategySettings) -> dg.AssetsDefinition:
                     settings.alerts, now, resend=config.resend,
                 )  # fmt: skip
                 # Last: a week that is stored is not due, whatever else has not been done for it.
-                weekly.store(connection, week, [one.figures() for one in made], computed_from)
+                weekly.store(
+                    connection, week, [comparison.figures() for comparison in made], computed_from
+                )
                 together = made[0]
                 context.add_asset_metadata(
                     {

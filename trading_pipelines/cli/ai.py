@@ -38,14 +38,17 @@ def show(since: SinceOption = "90d", *, as_json: JsonOption = False) -> None:
         read = read_entries(connection, start, now, now, settings)
     comparisons = score(read.entries, days_needed(settings))
     if as_json:
-        for one in comparisons:
-            sys.stdout.write(f"{json.dumps(one.figures(), default=int, ensure_ascii=False)}\n")
+        for comparison in comparisons:
+            sys.stdout.write(
+                f"{json.dumps(comparison.figures(), default=int, ensure_ascii=False)}\n"
+            )
         return
     if not read.entries:
         out.print(f"no decisions with an outcome in {since}")
         return
     _print(
-        f"the AI's entries, {kst(start)} to {kst(now)}", [words.shown(one) for one in comparisons]
+        f"the AI's entries, {kst(start)} to {kst(now)}",
+        [words.shown(comparison) for comparison in comparisons],
     )
     _print("how often it was right, by its confidence", words.shown_confidence(comparisons))
     for line in (words.headline(comparisons[0]), words.confidence_line(comparisons[0]),

@@ -166,11 +166,11 @@ def read_entries(
     flags = [Flag(*row) for row in connection.execute(READ_FLAGS, asked)]
     stakes = {
         regime: settings.reject_outcomes.notional_krw * rules.size
-        for regime in {one.regime for one in decided}
+        for regime in {decision.regime for decision in decided}
         if isinstance(rules := exit_rules_of(settings, regime), ExitRules)
     }
-    known = _once(decided)
-    positions = _positions(trades, known)
+    decisions = _once(decided)
+    positions = _positions(trades, decisions)
     bought = {trade.id for own in positions.values() for trade in own.trades}
     undecided = sum(
         trade.side == "BUY" and trade.at >= start and trade.at < end and trade.id not in bought
@@ -179,27 +179,27 @@ def read_entries(
     over_before = as_of - time_to_settle(settings)
     entries = [
         _entry(
-            one,
-            positions.get(one.id),
+            decision,
+            positions.get(decision.id),
             as_of,
             stakes,
-            is_flagged=_flag_at(flags, one.decided_at, valid),
-            is_over=one.decided_at <= over_before,
+            is_flagged=_flag_at(flags, decision.decided_at, valid),
+            is_over=decision.decided_at <= over_before,
         )
-        for one in known
+        for decision in decisions
     ]
-    return Entries(entries, len(decided) - len(known), undecided)
+    return Entries(entries, len(decided) - len(decisions), undecided)
 
 
 def _once(decided: Iterable[Decided]) -> list[Decided]:
     """Return the decisions without those that repeat one of the same symbol within seconds."""
     last: dict[tuple[str, bool, str], datetime] = {}
     kept = []
-    for one in decided:
-        key = one.symbol, one.is_confirmed, one.model
-        if key not in last or one.decided_at - last[key] > DOUBLED_WITHIN:
-            kept.append(one)
-            last[key] = one.decided_at
+    for decision in decided:
+        key = decision.symbol, decision.is_confirmed, decision.model
+        if key not in last or decision.decided_at - last[key] > DOUBLED_WITHIN:
+            kept.append(decision)
+            last[key] = decision.decided_at
     return kept
 
 
@@ -223,9 +223,9 @@ def _positions(trades: Sequence[Trade], decided: Sequence[Decided]) -> dict[int,
     A purchase is of the last CONFIRM of its symbol before it. Sales close the oldest purchases.
     """
     confirms: defaultdict[str, list[Decided]] = defaultdict(list)
-    for one in decided:
-        if one.is_confirmed:
-            confirms[one.symbol].append(one)
+    for decision in decided:
+        if decision.is_confirmed:
+            confirms[decision.symbol].append(decision)
     positions: dict[int, _Position] = {}
     position_of: dict[UUID, _Position] = {}
     lots: defaultdict[str, deque[tuple[Trade, Decimal]]] = defaultdict(deque)
@@ -261,7 +261,7 @@ def _sell(
 
 
 def _entry(
-    one: Decided,
+    decision: Decided,
     position: _Position | None,
     as_of: datetime,
     stakes: dict[str, Decimal],
@@ -275,8 +275,8 @@ def _entry(
     """
     stake = result = exit_return = None
     by_trades = False
-    if is_over and one.exit_at is not None and one.exit_at <= as_of:
-        stake, result = one.stake_krw or stakes.get(one.regime), one.result_krw
+    if is_over and decision.exit_at is not None and decision.exit_at <= as_of:
+        stake, result = decision.stake_krw or stakes.get(decision.regime), decision.result_krw
         if not stake or result is None or abs(result) > stake * LARGEST_RETURN:
             stake = result = None
         else:
@@ -286,8 +286,9 @@ def _entry(
         stake, result = _won(position.stake), _won(position.made)
         by_trades = True
     return Entry(
-        one.id, one.symbol, one.decided_at, one.is_confirmed, one.regime, one.model, one.reason,
-        _percent(one.confidence), is_flagged, stake, result, exit_return, by_trades,
+        decision.id, decision.symbol, decision.decided_at, decision.is_confirmed,
+        decision.regime, decision.model, decision.reason,
+        _percent(decision.confidence), is_flagged, stake, result, exit_return, by_trades,
     )  # fmt: skip
 
 

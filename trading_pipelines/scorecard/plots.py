@@ -70,19 +70,20 @@ def _draw_money(panel: Axes, entries: Sequence[Entry]) -> None:
 
 def _draw_edges(panel: Axes, comparisons: Sequence[Comparison]) -> None:
     """Draw how much better an entry that is taken does, by group; in colour where it is proved."""
-    known = [one for one in comparisons if one.edge.low is not None]
-    for place, one in enumerate(reversed(known[:MOST_GROUPS])):
-        assert one.edge.value is not None
-        assert one.edge.low is not None
-        assert one.edge.high is not None
-        colour = COLOURS.get(one.verdict, QUIET)
-        panel.plot([one.edge.low, one.edge.high], [place, place], color=colour, lw=2.5,
-                   solid_capstyle="butt")  # fmt: skip
-        panel.plot(one.edge.value, place, "o", color=colour, ms=6)
+    drawn = [comparison for comparison in comparisons if comparison.edge.low is not None]
+    for place, comparison in enumerate(reversed(drawn[:MOST_GROUPS])):
+        edge, low, high = comparison.edge
+        assert edge is not None
+        assert low is not None
+        assert high is not None
+        colour = COLOURS.get(comparison.verdict, QUIET)
+        panel.plot([low, high], [place, place], color=colour, lw=2.5, solid_capstyle="butt")
+        panel.plot(edge, place, "o", color=colour, ms=6)
     panel.axvline(0, color=QUIET, lw=0.8)
     names = [
-        f"{one.name if one.grouping != 'flag' else f'flag: {one.name}'} ({one.days} d)"
-        for one in reversed(known[:MOST_GROUPS])
+        f"{'flag: ' if comparison.grouping == 'flag' else ''}{comparison.name} "
+        f"({comparison.days} d)"
+        for comparison in reversed(drawn[:MOST_GROUPS])
     ]
     panel.set_yticks(range(len(names)), names, fontsize=7)
     panel.xaxis.set_major_formatter(PercentFormatter(1))
@@ -92,16 +93,20 @@ def _draw_edges(panel: Axes, comparisons: Sequence[Comparison]) -> None:
 
 def _draw_confidence(panel: Axes, comparisons: Sequence[Comparison]) -> None:
     """Draw how often the AI was right at each confidence, beside what it says of itself."""
-    told = [one for one in comparisons if one.grouping == "confidence" and one.right.value]
+    told = [
+        comparison
+        for comparison in comparisons
+        if comparison.grouping == "confidence" and comparison.right.value
+    ]
     panel.plot([0, 1], [0, 1], color=QUIET, lw=0.8, ls=":", label="as it says itself")
-    for one in told:
-        assert one.confidence is not None
-        assert one.right.value is not None
-        at = one.confidence / 100
-        if one.right.low is not None and one.right.high is not None:
-            panel.plot([at, at], [one.right.low, one.right.high], color=FORECAST, lw=2.5,
-                       solid_capstyle="butt")  # fmt: skip
-        panel.plot(at, one.right.value, "o", color=FORECAST, ms=6)
+    for comparison in told:
+        assert comparison.confidence is not None
+        right, low, high = comparison.right
+        assert right is not None
+        at = comparison.confidence / 100
+        if low is not None and high is not None:
+            panel.plot([at, at], [low, high], color=FORECAST, lw=2.5, solid_capstyle="butt")
+        panel.plot(at, right, "o", color=FORECAST, ms=6)
     panel.set_xlim(0, 1)
     panel.set_ylim(0, 1)
     for axis in (panel.xaxis, panel.yaxis):

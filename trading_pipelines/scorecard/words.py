@@ -42,13 +42,13 @@ def shown_confidence(comparisons: Iterable[Comparison]) -> list[dict[str, str]]:
     """Return the calibration: for each band of confidence how often the AI was right."""
     return [
         {
-            "confidence": one.name,
-            "judged": str(one.taken.judged + one.refused.judged),
-            "mean": "-" if one.confidence is None else f"{one.confidence:.0f} %",
-            "right": _shown_estimate(one.right, ""),
+            "confidence": comparison.name,
+            "judged": str(comparison.taken.judged + comparison.refused.judged),
+            "mean": "-" if comparison.confidence is None else f"{comparison.confidence:.0f} %",
+            "right": _shown_estimate(comparison.right, ""),
         }
-        for one in comparisons
-        if one.grouping == "confidence"
+        for comparison in comparisons
+        if comparison.grouping == "confidence"
     ]
 
 
@@ -105,10 +105,10 @@ def body(comparisons: Sequence[Comparison], week: date, now: datetime) -> dict[s
         f"건당 우위: {_shown_estimate(whole.edge)}",
     ]
     lines += [
-        f"변동성 플래그 ({'전체' if one.name == 'every entry' else '승인'}): "
-        f"효과 {one.saved_krw:+,}원, {IN_KOREAN[one.verdict]}"
-        for one in comparisons
-        if one.grouping == "flag" and one.refused.judged
+        f"변동성 플래그 ({'전체' if comparison.name == 'every entry' else '승인'}): "
+        f"효과 {comparison.saved_krw:+,}원, {IN_KOREAN[comparison.verdict]}"
+        for comparison in comparisons
+        if comparison.grouping == "flag" and comparison.refused.judged
     ]
     return {
         "type": "AI_SCORECARD",
