@@ -63,7 +63,7 @@ def test_every_job_has_a_limit_shorter_than_that_of_what_is_launched_by_hand() -
         # Without a job of its own: by hand, or a backfill.
         if not job.name.startswith("__")
     }
-    assert len(limits) == 9
+    assert len(limits) == 10
     assert all(0 < limit < by_hand for limit in limits.values()), limits
 
 

@@ -31,7 +31,11 @@ from trading_pipelines.resources.redis import RedisResource
 from trading_pipelines.resources.webhooks import WebhooksResource
 from trading_pipelines.schedules.housekeeping import build_housekeeping
 from trading_pipelines.schedules.market_data import build_refresh_market_data
-from trading_pipelines.schedules.reports import build_daily_report, build_reject_summary
+from trading_pipelines.schedules.reports import (
+    build_ai_scorecard,
+    build_daily_report,
+    build_reject_summary,
+)
 from trading_pipelines.schedules.signals import REFRESH_OVERVIEW, build_signal_schedules
 from trading_pipelines.sensors.alerts import build_alert_sensors
 from trading_pipelines.sensors.bot_tables import build_bot_tables_observer
@@ -135,6 +139,7 @@ def build_schedules(settings: StrategySettings) -> list[dg.ScheduleDefinition]:
         *build_signal_schedules(settings, partitions, days(settings)),
         build_daily_report(settings),
         build_reject_summary(settings),
+        build_ai_scorecard(settings),
         build_housekeeping(settings),
     ]
 

@@ -13,11 +13,13 @@ from tests.conftest import FIRST_DAY, LAST_DAY, SYMBOLS, copied
 from tests.schedules.test_schedules import tick
 from tests.signals.rejections.test_outcomes import SETTINGS
 from trading_pipelines.alerts import ledger
+from trading_pipelines.alerts.kinds import AI_SCORECARD
 from trading_pipelines.database.connection import connect
 from trading_pipelines.database.embedded import EmbeddedServer
+from trading_pipelines.scorecard import weekly
 from trading_pipelines.signals.catalogue import REJECT_OUTCOMES
 from trading_pipelines.signals.registry import compute
-from trading_pipelines.signals.rejections.summary import REJECT_SUMMARY
+from trading_pipelines.signals.rejections.summary import REJECT_SUMMARY, week_interval
 
 WEEK = date(2025, 9, 8)
 AT = datetime(2025, 9, 10, 3, 0, 30, tzinfo=UTC)
@@ -134,3 +136,70 @@ def test_the_schedule_asks_for_settled_weeks_and_not_for_those_in_flight(
     dagster.instance.delete_run(run.run_id)
     assert summed(dagster)["rejections"] == 20
     assert asked() == others
+
+
+def scored(dagster: Dagster, *, resend: bool = False) -> dict[str, object]:
+    asked = {"ops": {AI_SCORECARD: {"config": {"resend": resend}}}}
+    result = dagster.run("ai_scorecard_job", WEEK, WEEK, [], run_config=asked)
+    assert result.success
+    return metadata(result, AI_SCORECARD)[f"{WEEK}"]
+
+
+def test_the_scorecard_of_a_week_has_both_decisions_a_picture_and_is_told_when_asked(
+    dagster: Dagster, connection: psycopg.Connection
+) -> None:
+    connection.execute(
+        "INSERT INTO agent_decisions (symbol, strategy_name, decision, confidence, created_at, "
+        "regime) SELECT 'KRW-BTC', 'test', 'CONFIRM', 80, %s + n * interval '7 minutes', 'BULL' "
+        "FROM generate_series(0, 4) AS n",
+        [AT],
+    )
+    assert dagster.run("update_reject_outcomes_job", AT.date(), AT.date(), ["KRW-BTC"]).success
+    settled = datetime(2025, 9, 23, tzinfo=UTC)
+    assert WEEK in weekly.due_weeks(connection, ON, settled)
+    said = scored(dagster)
+    assert str(said["verdict"]).startswith("Cannot be told yet (1 of ")
+    assert "25 decisions, 25 judged" in str(said["decisions"])
+    picture = str(said["picture"]).partition("base64,")[2].rstrip(")")
+    assert base64.b64decode(picture).startswith(b"\x89PNG")
+    assert said["sending"] == "not sent: older than the alerts, or switched off"
+
+    def stored() -> list[tuple[str]]:
+        return connection.execute(
+            "SELECT row::text FROM trading_pipelines.ai_scorecard AS row ORDER BY 1"
+        ).fetchall()
+
+    (whole,) = connection.execute(
+        "SELECT taken, refused, taken_krw, refused_krw, every_krw, saved_krw, verdict "
+        "FROM trading_pipelines.ai_scorecard WHERE grouping = 'all'"
+    ).fetchall()
+    (made,) = connection.execute(
+        "SELECT sum(result_krw) FILTER (WHERE decision = 'CONFIRM'), "
+        "sum(result_krw) FILTER (WHERE decision = 'REJECT') "
+        "FROM trading_pipelines.decision_outcomes"
+    ).fetchall()
+    assert whole == (5, 20, *made, sum(made), -made[1], "cannot be told yet")
+    first = stored()
+    assert scored(dagster, resend=True)["sending"] == "entered in the ledger"
+    assert stored() == first, "the same rows again"
+    (alert,) = ledger.listed(connection, kind=AI_SCORECARD)
+    assert (alert.channel, alert.body["type"]) == ("risk", "AI_SCORECARD")
+    assert "아직 판단할 수 없음" in alert.body["message"]
+
+    assert WEEK not in weekly.due_weeks(connection, ON, settled)
+    connection.execute("UPDATE agent_decisions SET confidence = 60 WHERE decision = 'CONFIRM'")
+    assert WEEK in weekly.due_weeks(connection, ON, settled), "a confidence has changed"
+    scored(dagster)
+    connection.execute(
+        "INSERT INTO trading_history (id, symbol, side, order_type, price, quantity, status, "
+        "executed_at) VALUES (gen_random_uuid(), 'KRW-BTC', 'BUY', 'MARKET', 1, 1, 'FILLED', %s)",
+        [AT],
+    )
+    assert WEEK in weekly.due_weeks(connection, ON, settled), "a trade has come"
+    connection.execute(
+        "INSERT INTO agent_decisions (symbol, strategy_name, decision, created_at) "
+        "VALUES ('KRW-ETH', 'test', 'CONFIRM', %s)",
+        [AT],
+    )
+    end = week_interval(WEEK).end
+    assert WEEK not in weekly.due_weeks(connection, ON, end + timedelta(days=2)), "it is open"

@@ -324,6 +324,39 @@ def test_what_became_of_a_rejection_is_shown(bot: Bot) -> None:
     ]
 
 
+def test_whether_the_ai_is_worth_its_money_is_shown_and_is_json(
+    bot: Bot, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    config = tmp_path / "strategy.yaml"
+    config.write_text(
+        "regimes:\n  BULL: {exit: {take_profit_pct: 0.05, stop_loss_pct: 0.03, max_hours: 72}}\n"
+    )
+    monkeypatch.setenv("TRADING_PIPELINES_CONFIG", f"{config}")
+    nothing = CliRunner().invoke(app, ["ai", "--since", "30d"])
+    assert (nothing.exit_code, nothing.stdout) == (0, "no decisions with an outcome in 30d\n")
+    for decision, krw in (("confirm", 49_000), ("reject", -31_000)):
+        bot.connection.execute(
+            f"INSERT INTO trading_pipelines.{decision}_outcomes (symbol, day, decision_id, "
+            "decided_at, regime, reason_family, state, exit_at, result_krw) "
+            "VALUES ('KRW-BTC', '2025-09-16', 1, %s, 'BULL', 'volume', 'completed', %s, %s)",
+            [AT, AT + timedelta(hours=3), krw],
+        )
+    done = CliRunner().invoke(app, ["ai", "--since", "9999d"])
+    assert done.exit_code == 0, done.stderr
+    text = " ".join(done.stdout.split())
+    assert "Cannot be told yet (1 of the 40 days with an entry that each side needs): " in text
+    assert "refusing saved 31,000 KRW (+3.10 %)" in text
+    assert "2 decisions, 2 judged" in text
+    lines = CliRunner().invoke(app, ["ai", "--since", "9999d", "--json"]).stdout.splitlines()
+    whole = json.loads(lines[0])
+    assert (whole["taken_krw"], whole["refused_krw"], whole["saved_krw"]) == (49000, -31000, 31000)
+    assert (whole["grouping"], whole["days_needed"]) == ("all", 40)
+    assert {json.loads(line)["grouping"] for line in lines} == {
+        "all", "model", "regime", "symbol", "reason", "confidence", "flag"
+    }  # fmt: skip
+    assert CliRunner().invoke(app, ["ai", "--since", "3"]).exit_code == 2
+
+
 def test_what_a_model_wrote_does_nothing_to_the_terminal(bot: Bot) -> None:
     bot.reject(AT, "\x1b[2J\x9b31m[bold]끝[/] [/x] :warning:\u202e\r\n[link=x]한")
     (row,) = shown("decisions")

@@ -74,12 +74,13 @@ REPOSITORY = RemoteRepositoryOrigin(
 )
 SCHEDULES = [
     *("refresh_market_data", "update_regime", "update_volatility", "retrain_volatility"),
-    *("update_reject_outcomes", "make_daily_report", "make_reject_summary", "housekeeping"),
+    *("update_reject_outcomes", "make_daily_report", "make_reject_summary"),
+    *("make_ai_scorecard", "housekeeping"),
 ]
 SENSORS = [
     *("ai_reject_alerts", "ai_decision_alerts", "trade_alerts", "risk_alerts"),
-    *("daily_report_alerts", "reject_summary_alerts", "pipeline_failure_alerts"),
-    *("reconcile_partitions", "observe_bot_tables"),
+    *("daily_report_alerts", "reject_summary_alerts", "ai_scorecard_alerts"),
+    *("pipeline_failure_alerts", "reconcile_partitions", "observe_bot_tables"),
 ]
 
 

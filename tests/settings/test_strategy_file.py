@@ -36,9 +36,10 @@ ROOT_KEYS = f"{SECTIONS}, risk_management, regime_change_policy"
 REGIME = "regime_detection"
 MINIMUM = "data.min_hourly_candles_for_regime"
 ALERT_KEYS = (
-    "ai_reject, ai_decision, trade, risk, daily_report, pipeline_failure, reject_summary, since, "
-    "look_back_days, timeout_seconds, retry_waits, fallback_after, digest_over, "
-    "messages_per_minute, discord_thread_name, repeat_after, failures_before_alert, quiet_after"
+    "ai_reject, ai_decision, trade, risk, daily_report, pipeline_failure, reject_summary, "
+    "ai_scorecard, since, look_back_days, timeout_seconds, retry_waits, fallback_after, "
+    "digest_over, messages_per_minute, discord_thread_name, repeat_after, failures_before_alert, "
+    "quiet_after"
 )
 FAMILIES = "names (a-z, 0-9 and _), each with a list of keywords, such as {volume: [거래량]}"
 MOMENT = "a moment with its offset, such as 2026-11-24T09:00:00+09:00, or nothing"

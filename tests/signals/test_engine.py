@@ -14,7 +14,6 @@ from trading_pipelines.signals import due
 from trading_pipelines.signals.catalogue import (
     REALIZED_VOLATILITY,
     REGIME_LABELS,
-    REJECT_OUTCOMES,
     SIGNALS,
     VOLATILITY_FORECAST,
     VOLATILITY_MODEL,
@@ -24,8 +23,8 @@ from trading_pipelines.signals.regimes import partition
 
 BTC = "KRW-BTC"
 UNTIL = date(2025, 9, 18)
-# Without rejections there are no outcomes: they have a module of their own.
-TABLES = [one.asset for one in SIGNALS if one is not REJECT_OUTCOMES]
+# Without decisions there are no outcomes: they have a module of their own.
+TABLES = [one.asset for one in SIGNALS if one.decision is None]
 # The close of a day's last hour is midnight, and is the day's own.
 BELONGS = {
     "volatility_model": "day >=",

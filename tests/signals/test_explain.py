@@ -19,9 +19,11 @@ from trading_pipelines.database.embedded import EmbeddedServer
 from trading_pipelines.settings.strategy import StrategySettings
 from trading_pipelines.settings.strategy_file import dump_strategy
 from trading_pipelines.signals.catalogue import (
+    CONFIRM_OUTCOMES,
     REALIZED_VOLATILITY,
     REJECT_OUTCOMES,
     SIGNALS,
+    Signal,
 )
 from trading_pipelines.signals.explain import UNEXPLAINED, ExplainedValue, ExplainError, explain
 from trading_pipelines.signals.registry import compute
@@ -136,12 +138,15 @@ def test_what_was_made_before_provenance_was_kept_says_so(computed: Bench) -> No
     assert "before provenance was kept" in label.changed_since[0]
 
 
-def test_a_rejection_of_the_hour_is_explained_with_its_outcome(computed: Bench) -> None:
-    bench = Bench(computed.connection, WITH_EXITS)
-    reject(bench, BTC, AT + timedelta(minutes=17, seconds=5))
-    reject(bench, BTC, AT + timedelta(hours=1))
-    bench.compute(REJECT_OUTCOMES, [BTC], AT.date())
-    outcome = values(bench, AT + timedelta(minutes=18), WITH_EXITS)["reject_outcomes"]
+@pytest.mark.parametrize("signal", [REJECT_OUTCOMES, CONFIRM_OUTCOMES], ids=lambda s: s.asset)
+def test_a_decision_of_the_hour_is_explained_with_its_outcome(
+    computed: Bench, signal: Signal
+) -> None:
+    bench, decision = Bench(computed.connection, WITH_EXITS), str(signal.decision)
+    reject(bench, BTC, AT + timedelta(minutes=17, seconds=5), decision=decision)
+    reject(bench, BTC, AT + timedelta(hours=1), decision=decision)
+    bench.compute(signal, [BTC], AT.date())
+    outcome = values(bench, AT + timedelta(minutes=18), WITH_EXITS)[signal.asset]
     (row,) = outcome.rows
     assert row["decided_at"] == "2025-09-19T00:17:05+00:00"
     assert outcome.equal is True

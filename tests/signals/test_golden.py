@@ -45,9 +45,10 @@ COMPUTED = {
     "regime_labels": [EARLY, DECIDED, LATE],
     "realized_volatility": days_of(FIRST_DAY, LATE),
     "reject_outcomes": [DECIDED],
+    "confirm_outcomes": [DECIDED],
 }
 SHOWN_DAYS = {EARLY, LATE, DECIDED}
-EXACT = {"regime_labels", "reject_outcomes"}
+EXACT = {"regime_labels", "reject_outcomes", "confirm_outcomes"}
 # What an optimiser finds differs in its last digits from machine to machine.
 TOLERANCE = {"garch_baseline": 1e-3, "volatility_score": 1e-3}
 WHAT_TO_DO = (
@@ -115,11 +116,12 @@ def same(before: Any, now: Any, tolerance: float) -> bool:
 
 def fill(bench: Bench) -> None:
     """Compute every signal of the days that are kept, and what they are computed from."""
-    for n, (symbol, word) in enumerate((s, w) for s in ("KRW-BTC", "KRW-DOGE") for w in WORDS):
-        price = None if n % 3 else Decimal(100)
-        regime = ("BULL", None, "SIDEWAYS")[n % 3]
-        at = datetime(DECIDED.year, DECIDED.month, DECIDED.day, 2 * n, 10, 5, tzinfo=UTC)
-        reject(bench, symbol, at, price, regime, reason=word)
+    for decision in ("REJECT", "CONFIRM"):
+        for n, (symbol, word) in enumerate((s, w) for s in ("KRW-BTC", "KRW-DOGE") for w in WORDS):
+            price = None if n % 3 else Decimal(100)
+            regime = ("BULL", None, "SIDEWAYS")[n % 3]
+            at = datetime(DECIDED.year, DECIDED.month, DECIDED.day, 2 * n, 10, 5, tzinfo=UTC)
+            reject(bench, symbol, at, price, regime, decision=decision, reason=word)
     for signal in SIGNALS:
         for day in COMPUTED.get(signal.asset, [EARLY - DAY, EARLY, LATE - DAY, LATE]):
             found = bench.compute(signal, SYMBOLS, day)

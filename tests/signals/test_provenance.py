@@ -25,7 +25,6 @@ from trading_pipelines.signals import coverage as signal_coverage
 from trading_pipelines.signals import due
 from trading_pipelines.signals.catalogue import (
     REGIME_LABELS,
-    REJECT_OUTCOMES,
     SIGNALS,
     VOLATILITY_FORECAST,
     VOLATILITY_MODEL,
@@ -65,14 +64,15 @@ class Watched:
 
 @pytest.mark.parametrize("signal", SIGNALS, ids=attrgetter("asset"))
 def test_whatever_setting_a_computation_reads_is_declared(computed: Bench, signal: Signal) -> None:
-    if signal is REJECT_OUTCOMES:
-        reject(computed, BTC, datetime(2025, 9, 18, 3, 10, tzinfo=UTC))
+    if signal.decision:
+        at = datetime(2025, 9, 18, 3, 10, tzinfo=UTC)
+        reject(computed, BTC, at, decision=signal.decision)
     seen: set[str] = set()
     computed.settings = Watched(WITH_EXITS, seen)  # type: ignore[assignment]
     found = computed.compute(signal, SYMBOLS, LAST_DAY - 3 * DAY)
     assert not [partition.error for partition in found if partition.error]
     declared = {*signal.settings_that_matter(WITH_EXITS)}
-    if signal is REJECT_OUTCOMES:
+    if signal.decision:
         # Each regime's exits stand for what is read of both.
         declared |= {"regimes", "regime_detection.unknown_fallback"}
     assert seen <= declared
@@ -89,7 +89,7 @@ def test_a_setting_concerns_what_it_can_change_and_nothing_else() -> None:
         bull = {"exit": {**REGIMES["BULL"]["exit"], **values}}  # type: ignore[dict-item]
         return WITH_EXITS.model_copy(update={"regimes": {**REGIMES, "BULL": bull}})
 
-    outcomes = {"reject_outcomes"}
+    outcomes = {"reject_outcomes", "confirm_outcomes"}
     assert digests(changed(WITH_EXITS, regime_detection=THRESHOLD.regime_detection)) == {
         "regime_labels"
     }

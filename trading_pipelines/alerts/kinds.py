@@ -20,7 +20,11 @@ from trading_pipelines.signals.rejections.summary import REJECT_SUMMARY
 
 AI_REJECT, AI_DECISION, TRADE, RISK = "ai_reject", "ai_decision", "trade", "risk"
 DAILY_REPORT, PIPELINE_FAILURE = "daily_report", "pipeline_failure"
-KINDS = (AI_REJECT, AI_DECISION, TRADE, RISK, DAILY_REPORT, PIPELINE_FAILURE, REJECT_SUMMARY)
+AI_SCORECARD = "ai_scorecard"
+KINDS = (
+    *(AI_REJECT, AI_DECISION, TRADE, RISK, DAILY_REPORT, PIPELINE_FAILURE),
+    *(REJECT_SUMMARY, AI_SCORECARD),
+)
 """Each is a switch in the settings' section `alerts`, and a sensor."""
 
 CHANNELS = ("ai-reject", "ai-decision", "trade", "risk", "daily-report")

@@ -1,6 +1,7 @@
-"""Which KST days have a daily report to be sent; entering it and the weekly summary, once.
+"""Which KST days have a daily report to be sent; entering it and the weekly messages, once.
 
-What they say belongs in `daily_report/` and `reject_summary`; posting it in `delivery`.
+What they say belongs in `daily_report/`, `reject_summary` and `scorecard/`; posting it in
+`delivery`.
 """
 
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from trading_pipelines.alerts.daily_report.figures import report_window
 from trading_pipelines.alerts.kinds import DAILY_REPORT
 from trading_pipelines.korean_time import KST
 from trading_pipelines.settings.strategy import AlertSettings
-from trading_pipelines.signals.rejections.summary import REJECT_SUMMARY, week_interval
+from trading_pipelines.signals.rejections.summary import week_interval
 
 SENT_FROM = time(9)
 """KST, on the day after the report's."""
@@ -61,8 +62,9 @@ def send_report(
     return _enter_once(connection, notification, body, settings, now, resend=resend)
 
 
-def send_summary(
+def send_weekly(
     connection: psycopg.Connection,
+    kind: str,
     week: date,
     known_at: datetime,
     body: dict[str, Any],
@@ -71,9 +73,9 @@ def send_summary(
     *,
     resend: bool = False,
 ) -> str:
-    """Do the same with the summary of the Korean week that begins with this Monday."""
+    """Do the same with the kind's message about the Korean week that begins with this Monday."""
     end = week_interval(week).end
-    notification = Notification(REJECT_SUMMARY, "risk", week, end, known_at, now)
+    notification = Notification(kind, "risk", week, end, known_at, now)
     return _enter_once(connection, notification, body, settings, now, resend=resend)
 
 

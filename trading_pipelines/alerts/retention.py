@@ -6,7 +6,7 @@ from typing import LiteralString
 
 import psycopg
 
-from trading_pipelines.alerts.kinds import DAILY_REPORT, SOURCES
+from trading_pipelines.alerts.kinds import AI_SCORECARD, DAILY_REPORT, SOURCES
 from trading_pipelines.signals.rejections.summary import REJECT_SUMMARY
 
 PURGED_AT_ONCE = 1000
@@ -25,7 +25,7 @@ DELETE FROM trading_pipelines.alert_deliveries WHERE id IN (
 """
 # Our own alerts have no row in a table of the bot. Digests last: after the alerts in them.
 OUR_OWN: dict[str, LiteralString] = dict.fromkeys(
-    (DAILY_REPORT, REJECT_SUMMARY, "pipeline", "digest"), "SELECT '' AS source_id"
+    (DAILY_REPORT, REJECT_SUMMARY, AI_SCORECARD, "pipeline", "digest"), "SELECT '' AS source_id"
 )
 
 

@@ -10,7 +10,7 @@ import dagster as dg
 
 from trading_pipelines.alerts import endpoints, ledger
 from trading_pipelines.alerts.endpoints import Endpoint
-from trading_pipelines.alerts.kinds import DAILY_REPORT
+from trading_pipelines.alerts.kinds import AI_SCORECARD, DAILY_REPORT
 from trading_pipelines.assets.about import ARRIVES, describe
 from trading_pipelines.assets.bot_tables import BOT_TABLES
 from trading_pipelines.assets.table_checks import TableCheck
@@ -27,7 +27,10 @@ def build_assets() -> list[dg.AssetSpec]:
     return [
         dg.AssetSpec(
             ALERT_DELIVERIES,
-            deps=[*BOT_TABLES, CANDLES_1M, REGIME_LABELS.asset, DAILY_REPORT, REJECT_SUMMARY],
+            deps=[
+                *(*BOT_TABLES, CANDLES_1M, REGIME_LABELS.asset, DAILY_REPORT, REJECT_SUMMARY),
+                AI_SCORECARD,
+            ],
             **describe(
                 "The alerts: what each says, which webhook it goes to and whether it has arrived; "
                 "each attempt is a row of `trading_pipelines.alert_attempts`. Delivered means that "

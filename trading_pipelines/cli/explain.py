@@ -42,7 +42,7 @@ def explain(
     """Show what was computed of a moment, from what and by what, and whether it is so computed now.
 
     The label, variance, model, forecasts and flag as of the last close before the moment, and what
-    became of the rejections of the hour after it. Nothing is written.
+    became of the decisions of the hour after it. Nothing is written.
 
     Example: trading-pipelines explain KRW-BTC 2026-11-24T09:00
     """

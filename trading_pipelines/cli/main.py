@@ -36,6 +36,7 @@ MODULES = {
     "decisions": "bot",
     "risk": "bot",
     "rejections": "bot",
+    "ai": "ai",
     "replay": "simulate",
     "inbox": "simulate",
     "env": "run",

@@ -1,4 +1,4 @@
-"""The schedules of the reports: the daily report and the weekly summary of rejections."""
+"""The schedules of the reports: the daily report, the weekly summary and the AI's scorecard."""
 
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, date, datetime, timedelta
@@ -6,7 +6,7 @@ from datetime import UTC, date, datetime, timedelta
 import dagster as dg
 import psycopg
 
-from trading_pipelines.alerts.kinds import DAILY_REPORT
+from trading_pipelines.alerts.kinds import AI_SCORECARD, DAILY_REPORT
 from trading_pipelines.alerts.periodic import due_reports
 from trading_pipelines.korean_time import KST
 from trading_pipelines.monitoring.dagster_instance import unfinished_runs
@@ -14,6 +14,7 @@ from trading_pipelines.partitions import kst_days, kst_weeks, partition_key
 from trading_pipelines.resources.database import DatabaseResource
 from trading_pipelines.schedules.in_flight import in_flight
 from trading_pipelines.schedules.run_requests import MAX_RUNTIME, REPORT, default_status, run_key
+from trading_pipelines.scorecard import weekly
 from trading_pipelines.settings.strategy import StrategySettings
 from trading_pipelines.signals.rejections.summary import REJECT_SUMMARY, due_weeks
 
@@ -46,6 +47,20 @@ def build_reject_summary(settings: StrategySettings) -> dg.ScheduleDefinition:
         job_description="The summary of the Korean weeks it is given.",
         description="Asks the tables every hour which Korean weeks of the look-back have all their "
         "outcomes and are not summed up, or are older than one of them.",
+    )
+
+
+def build_ai_scorecard(settings: StrategySettings) -> dg.ScheduleDefinition:
+    """Return the schedule that makes the AI's scorecard of each Korean week when it is settled."""
+    return _build(
+        settings,
+        AI_SCORECARD,
+        kst_weeks(settings),
+        lambda connection, now: weekly.due_weeks(connection, settings, now),
+        cron_schedule="20 * * * *",
+        job_description="The AI's scorecard of the Korean weeks it is given.",
+        description="Asks the tables every hour which Korean weeks of the look-back have all their "
+        "outcomes and no scorecard, or one that is older than an outcome or a trade.",
     )
 
 

@@ -13,6 +13,7 @@ from trading_pipelines.schedules.run_requests import MAX_RUNTIME, NEWEST, defaul
 from trading_pipelines.settings.strategy import StrategySettings
 from trading_pipelines.signals import coverage, due
 from trading_pipelines.signals.catalogue import (
+    CONFIRM_OUTCOMES,
     GARCH_BASELINE,
     REALIZED_VOLATILITY,
     REGIME_LABELS,
@@ -79,10 +80,10 @@ def build_signal_schedules(
         ),
         _build_update(
             "update_reject_outcomes",
-            [REJECT_OUTCOMES],
+            [REJECT_OUTCOMES, CONFIRM_OUTCOMES],
             settings,
             partitions,
-            "Follows what became of the bot's rejections for each hour that has closed, and again "
+            "Follows what became of the bot's decisions for each hour that has closed, and again "
             "where a candle, a label or a decision has changed since.",
         ),
     ]

@@ -14,6 +14,7 @@ from trading_pipelines.alerts.incidents import reconcile
 from trading_pipelines.alerts.kinds import (
     AI_DECISION,
     AI_REJECT,
+    AI_SCORECARD,
     DAILY_REPORT,
     PIPELINE_FAILURE,
     RISK,
@@ -63,6 +64,12 @@ def build_alert_sensors(settings: StrategySettings) -> list[dg.SensorDefinition]
             settings,
             REJECT_SUMMARY,
             "each week's reject_summary once to n8n's webhook risk.",
+            watch=False,
+        ),
+        _build(
+            settings,
+            AI_SCORECARD,
+            "each week's ai_scorecard once to n8n's webhook risk.",
             watch=False,
         ),
         _build_pipeline_failure_alerts(settings),

@@ -198,6 +198,7 @@ class AlertSettings(_Section):
     daily_report: bool = True
     pipeline_failure: bool = True
     reject_summary: bool = False
+    ai_scorecard: bool = False
     since: _Moment = None
     look_back_days: Annotated[int, Field(ge=1, le=30)] = 7
     # n8n gives Discord 10 s; a tick of Dagster's has 60, and may post until second 33 of it.

@@ -8,9 +8,10 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from operator import attrgetter
+from typing import Literal
 
 from trading_pipelines.settings.strategy import StrategySettings, VolatilitySettings
 from trading_pipelines.signals.rejections.exit_rules import exit_settings, outcome_days_after
@@ -50,8 +51,8 @@ class Signal:
     """An open day is not computed hour by hour."""
     settles: timedelta = NOTHING
     """How long after midnight the last candles of the day may still be on their way."""
-    rejections: bool = False
-    """The bot's rejections of the day are an input too."""
+    decision: Literal["CONFIRM", "REJECT"] | None = None
+    """The bot's decisions of the day that say this are an input too."""
     inputs_after: Callable[[StrategySettings], dict[str, int]] = lambda _: {}
     """Those of the inputs of which days after d are looked at too, and how many."""
 
@@ -184,9 +185,10 @@ REJECT_OUTCOMES = Signal(
     lambda _: {"candles_1m": 1, "regime_labels": 1},
     settings_that_matter=_outcome_settings,
     code_version="1",
-    rejections=True,
+    decision="REJECT",
     inputs_after=lambda s: {"candles_1m": outcome_days_after(s)},
 )
+CONFIRM_OUTCOMES = replace(REJECT_OUTCOMES, asset="confirm_outcomes", decision="CONFIRM")
 
 SIGNALS = (
     REGIME_LABELS,
@@ -196,4 +198,5 @@ SIGNALS = (
     GARCH_BASELINE,
     VOLATILITY_SCORE,
     REJECT_OUTCOMES,
+    CONFIRM_OUTCOMES,
 )

@@ -50,7 +50,7 @@ INPUT_DIGEST = """
 SELECT CASE WHEN count(*) > 0 THEN md5(concat_ws(';',
         string_agg(concat_ws(' ', version.asset, version.symbol, version.day, version.version),
             ';' ORDER BY version.asset, version.symbol, version.day),
-        {rejections})) END AS inputs,
+        {decisions})) END AS inputs,
     max(version.computed_until) FILTER (
         WHERE version.day >= {day} AND version.asset = (%(inputs)s::text[])[1]) AS until,
     count(DISTINCT version.asset) AS assets
@@ -64,26 +64,28 @@ JOIN trading_pipelines.input_versions AS version ON version.asset = input.asset
     AND version.day BETWEEN coalesce({inputs_from}, {day} - %(longest)s) AND {day} + %(furthest)s
 """
 # Of a whole tick in one scan: the bot's table may lack the index that a scan a day would need.
-REJECTION_VERSION = """
-(SELECT version FROM {versions} AS rejected
-    WHERE rejected.symbol = {symbol} AND rejected.day = {day})
+DECISION_VERSION = """
+(SELECT version FROM {versions} AS decided
+    WHERE decided.symbol = {symbol} AND decided.day = {day})
 """
-REJECTION_VERSIONS = "trading_pipelines.rejection_versions({symbols}, {first}, {last})"
+DECISION_VERSIONS = (
+    "trading_pipelines.decision_versions(%(decision)s::text, {symbols}, {first}, {last})"
+)
 DIGEST_OF_A_TICK = INPUT_DIGEST.format(
     symbol="symbols.symbol",
     day="days.day",
     inputs_from="known.inputs_from",
-    rejections=REJECTION_VERSION.format(
-        versions="rejections", symbol="symbols.symbol", day="days.day"
+    decisions=DECISION_VERSION.format(
+        versions="decisions", symbol="symbols.symbol", day="days.day"
     ),
 )
 DIGEST_OF_A_RECORD = INPUT_DIGEST.format(
     symbol="%(symbol)s",
     day="%(day)s::date",
     inputs_from="%(inputs_from)s::date",
-    rejections="CASE WHEN %(rejections)s THEN "
-    + REJECTION_VERSION.format(
-        versions=REJECTION_VERSIONS.format(
+    decisions="CASE WHEN %(decision)s::text IS NOT NULL THEN "
+    + DECISION_VERSION.format(
+        versions=DECISION_VERSIONS.format(
             symbols="ARRAY[%(symbol)s]", first="%(day)s::date", last="%(day)s::date"
         ),
         symbol="%(symbol)s",
@@ -92,14 +94,14 @@ DIGEST_OF_A_RECORD = INPUT_DIGEST.format(
     + " END",
 )
 READ_SIGNAL_COVERAGE = f"""
-WITH rejections AS MATERIALIZED (
+WITH decisions AS MATERIALIZED (
     SELECT * FROM {
-    REJECTION_VERSIONS.format(
+    DECISION_VERSIONS.format(
         symbols="%(symbols)s::text[]",
         first="(SELECT min(day) FROM unnest(%(days)s::date[]) AS day)",
         last="(SELECT max(day) FROM unnest(%(days)s::date[]) AS day)",
     )
-} WHERE %(rejections)s
+} WHERE %(decision)s::text IS NOT NULL
 )
 SELECT %(asset)s AS asset, symbols.symbol, days.day, known.computed_until,
     known.inputs AS computed_from, coalesce(known.failures, 0) AS failures, known.error,
@@ -165,7 +167,7 @@ def _signal_arguments(signal: Signal, settings: StrategySettings) -> dict[str, o
         "longest": max(inputs.values()),
         "furthest": signal.days_after(settings),
         "pooled": list(settings.symbols) if signal.pooled else [],
-        "rejections": signal.rejections,
+        "decision": signal.decision,
     }
 
 

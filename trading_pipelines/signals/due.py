@@ -15,7 +15,7 @@ from enum import StrEnum
 from trading_pipelines.candles import due as candles_due
 from trading_pipelines.candles.windows import DAY, HOUR, day_interval
 from trading_pipelines.settings.strategy import StrategySettings
-from trading_pipelines.signals.catalogue import NOTHING, POOLED, REJECT_OUTCOMES, Signal
+from trading_pipelines.signals.catalogue import NOTHING, POOLED, Signal
 from trading_pipelines.signals.coverage import SignalCoverage
 
 
@@ -164,13 +164,13 @@ def plan(
     yesterday = max(partition.day for partition in partitions) - DAY
     return SignalPlan(
         runs=[
-            # Nobody trades on what became of a rejection.
+            # Nobody trades on what became of a decision.
             SignalRun(
                 symbols,
                 first,
                 last,
                 is_newest=last >= yesterday,
-                is_urgent=last >= yesterday and signal is not REJECT_OUTCOMES,
+                is_urgent=last >= yesterday and signal.decision is None,
             )
             for symbols, first, last in runs(due, settings.symbols)
         ],

@@ -25,6 +25,7 @@ from trading_pipelines.settings.strategy import StrategySettings
 from trading_pipelines.signals import coverage as signal_coverage
 from trading_pipelines.signals import due, provenance, tables
 from trading_pipelines.signals.catalogue import (
+    CONFIRM_OUTCOMES,
     GARCH_BASELINE,
     POOLED,
     REALIZED_VOLATILITY,
@@ -79,11 +80,11 @@ OF_DAYS = {
     "as_of": ("> %(start)s", "<= %(end)s"),
     "day": (">= %(first)s", "<= %(last)s"),
 }
-REJECTED = """
+DECIDED = """
 SELECT count(*) AS rows, coalesce(max(versions.version), '') AS digest
-FROM trading_pipelines.rejections(%(symbol)s, %(start)s, %(end)s) AS told
-LEFT JOIN trading_pipelines.rejection_versions(ARRAY[%(symbol)s], %(first)s, %(first)s) AS versions
-    ON true
+FROM trading_pipelines.decisions(%(decision)s, %(symbol)s, %(start)s, %(end)s) AS told
+LEFT JOIN trading_pipelines.decision_versions(
+    %(decision)s, ARRAY[%(symbol)s], %(first)s, %(first)s) AS versions ON true
 """
 SOURCES = r"""
 SELECT asked.symbol, regexp_replace(asked.source, '^\S+\.zip', 'history files') AS source,
@@ -195,7 +196,7 @@ class Explanation:
     symbol: str
     as_of: datetime
     values: list[ExplainedValue]
-    """In the order of the lineage; rejections are those of the hour that begins at `as_of`."""
+    """In the order of the lineage; decisions are those of the hour that begins at `as_of`."""
 
     def flags(self) -> list[dict[str, Any]]:
         """Return, by horizon, whether volatility was flagged high, and of which two numbers."""
@@ -322,7 +323,8 @@ class _Explainer:
             )  # fmt: skip
         yield from forecasts
         yield from self._value(GARCH_BASELINE, symbol, day, is_as_of)
-        yield from self._value(REJECT_OUTCOMES, symbol, as_of.date(), is_decided)
+        for signal in (REJECT_OUTCOMES, CONFIRM_OUTCOMES):
+            yield from self._value(signal, symbol, as_of.date(), is_decided)
 
     def _value(
         self, signal: Signal, symbol: str, day: date, is_asked: _IsAsked
@@ -417,14 +419,15 @@ class _Explainer:
             yield InputRows(
                 span.asset, span.symbols, span.first, span.last, *self._one(query, bounds)
             )
-        if signal.rejections:
+        if signal.decision:
             whole = day_interval(coverage.day)
             bounds = {
-                "symbol": symbol, "start": whole.start, "end": whole.end, "first": coverage.day
+                "decision": signal.decision, "symbol": symbol,
+                "start": whole.start, "end": whole.end, "first": coverage.day,
             }  # fmt: skip
             yield InputRows(
                 "agent_decisions", [symbol], coverage.day, coverage.day,
-                *self._one(sql.SQL(REJECTED), bounds),
+                *self._one(sql.SQL(DECIDED), bounds),
             )  # fmt: skip
 
     def _one(

@@ -12,6 +12,7 @@ import psycopg
 from trading_pipelines.settings.strategy import StrategySettings
 from trading_pipelines.signals import tables
 from trading_pipelines.signals.catalogue import (
+    CONFIRM_OUTCOMES,
     GARCH_BASELINE,
     REALIZED_VOLATILITY,
     REGIME_LABELS,
@@ -23,7 +24,7 @@ from trading_pipelines.signals.catalogue import (
 )
 from trading_pipelines.signals.engine import Computation, ComputedPartition, compute_partitions
 from trading_pipelines.signals.regimes.partition import compute_regime_labels, sync_history
-from trading_pipelines.signals.rejections.partition import compute_reject_outcomes
+from trading_pipelines.signals.rejections.partition import compute_outcomes
 from trading_pipelines.signals.volatility.partitions import (
     compute_garch_baseline,
     compute_realized_volatility,
@@ -56,5 +57,6 @@ COMPUTATIONS = {
     VOLATILITY_FORECAST.asset: Computation(compute_volatility_forecast, tables.VOLATILITY_FORECAST),
     GARCH_BASELINE.asset: Computation(compute_garch_baseline, tables.GARCH_BASELINE),
     VOLATILITY_SCORE.asset: Computation(compute_volatility_score, tables.VOLATILITY_SCORE),
-    REJECT_OUTCOMES.asset: Computation(compute_reject_outcomes, tables.REJECT_OUTCOMES),
+    REJECT_OUTCOMES.asset: Computation(compute_outcomes, tables.REJECT_OUTCOMES),
+    CONFIRM_OUTCOMES.asset: Computation(compute_outcomes, tables.CONFIRM_OUTCOMES),
 }

@@ -16,7 +16,7 @@ from psycopg.rows import class_row
 
 from trading_pipelines.candles.windows import HOUR, Interval, day_interval
 from trading_pipelines.signals.regimes.labels import Close
-from trading_pipelines.signals.rejections.outcomes import MinutePrices, Rejection
+from trading_pipelines.signals.rejections.outcomes import Decision, MinutePrices
 
 CLOSES = """
 SELECT timestamp, close_price FROM trading_pipelines.candles_1h
@@ -59,9 +59,9 @@ COVERED_UNTIL = """
 SELECT day, fetched_until FROM trading_pipelines.candle_coverage
 WHERE symbol = %s AND interval = '1m' AND day >= %s ORDER BY day LIMIT %s
 """
-READ_REJECTIONS = """
+READ_DECISIONS = """
 SELECT id, decided_at, price, regime, model, reason
-FROM trading_pipelines.rejections(%s, %s, %s) ORDER BY id
+FROM trading_pipelines.decisions(%s, %s, %s, %s) ORDER BY id
 """
 
 
@@ -120,6 +120,15 @@ REJECT_OUTCOMES = Table(
     ("decided_at", "regime", "model", "reason_family", "state", "price", "price_1h", "price_4h",
      "price_12h", "price_24h", "best_price", "worst_price", "exit_at", "exit_price", "exit_reason",
      "result_krw", "verdict", "note"),
+    time="day",
+)  # fmt: skip
+# Saved and cost are words for what a refusal did.
+CONFIRM_OUTCOMES = Table(
+    "confirm_outcomes",
+    REJECT_OUTCOMES.key,
+    ("decided_at", "regime", "model", "reason_family", "state", "price", "price_1h", "price_4h",
+     "price_12h", "price_24h", "best_price", "worst_price", "exit_at", "exit_price", "exit_reason",
+     "result_krw", "note"),
     time="day",
 )  # fmt: skip
 
@@ -259,10 +268,12 @@ def forecasts(connection: psycopg.Connection, symbol: str, interval: Interval) -
     return rows
 
 
-def rejections(connection: psycopg.Connection, symbol: str, interval: Interval) -> list[Rejection]:
-    """Return what the bot refused of the symbol in the interval, in the order it was written."""
-    with connection.cursor(row_factory=class_row(Rejection)) as cursor:
-        return cursor.execute(READ_REJECTIONS, [symbol, *_ends(interval)]).fetchall()
+def decisions(
+    connection: psycopg.Connection, decision: str, symbol: str, interval: Interval
+) -> list[Decision]:
+    """Return what the bot so decided of the symbol in the interval, in the order it was written."""
+    with connection.cursor(row_factory=class_row(Decision)) as cursor:
+        return cursor.execute(READ_DECISIONS, [decision, symbol, *_ends(interval)]).fetchall()
 
 
 def minutes(connection: psycopg.Connection, symbol: str, interval: Interval) -> list[MinutePrices]:

@@ -24,9 +24,9 @@ from trading_pipelines.signals.rejections.exit_rules import (
     outcome_days_after,
 )
 from trading_pipelines.signals.rejections.outcomes import (
+    Decision,
     MinutePrices,
     OutcomeState,
-    Rejection,
     evaluate,
 )
 
@@ -329,8 +329,8 @@ def candle(minute: int, o: float, h: float, low: float, c: float) -> MinutePrice
     return MinutePrices(start, *(Decimal(str(price)) for price in (o, h, low, c)))
 
 
-def rejection(price: Decimal | None = HUNDRED) -> Rejection:
-    return Rejection(1, START, price, None, None, "")
+def rejection(price: Decimal | None = HUNDRED) -> Decision:
+    return Decision(1, START, price, None, None, "")
 
 
 def test_the_minute_of_the_decision_is_left_out_of_the_path() -> None:

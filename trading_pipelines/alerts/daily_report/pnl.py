@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from fractions import Fraction
 from itertools import accumulate
+from typing import TypeVar
 from uuid import UUID
 
 
@@ -29,6 +30,9 @@ class Order:
         """Return what one unit cost, or brought in, after the fee: a part has its share of it."""
         fee = Fraction(self.fee or 0) / Fraction(self.quantity)
         return Fraction(self.price) + (fee if self.side == "BUY" else -fee)
+
+
+AnOrder = TypeVar("AnOrder", bound=Order)
 
 
 @dataclass
@@ -88,7 +92,7 @@ def match(orders: Iterable[Order]) -> Trading:
         if order.side == "BUY":
             lots[order.symbol].append((order, order.quantity))
         else:
-            closed, unmatched = _close(lots[order.symbol], order.quantity)
+            closed, unmatched = close(lots[order.symbol], order.quantity)
         if not order.today:
             continue
         figures = trading.symbols.setdefault(order.symbol, SymbolFigures())
@@ -109,10 +113,13 @@ def match(orders: Iterable[Order]) -> Trading:
     return trading
 
 
-def _close(
-    lots: deque[tuple[Order, Decimal]], quantity: Decimal
-) -> tuple[list[tuple[Order, Decimal]], Decimal]:
-    """Take `quantity` off the oldest lots; return the parts taken and what is unmatched."""
+def close(
+    lots: deque[tuple[AnOrder, Decimal]], quantity: Decimal
+) -> tuple[list[tuple[AnOrder, Decimal]], Decimal]:
+    """Take `quantity` off the oldest lots; return the parts taken and what is unmatched.
+
+    A lot is a purchase and what is left of it; what is left after this stays in `lots`.
+    """
     closed = []
     while quantity and lots:
         buy, open_quantity = lots.popleft()

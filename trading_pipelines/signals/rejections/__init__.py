@@ -1,4 +1,5 @@
-"""What became of the bot's rejections: exit rules, outcomes, weekly sums and their picture.
+"""What became of the bot's decisions: exit rules, outcomes; of rejections weekly sums, a picture.
 
-The weekly message about them belongs in `alerts/reject_summary`.
+The weekly message about rejections belongs in `alerts/reject_summary`, what taken and refused
+entries come to side by side in `scorecard/`.
 """

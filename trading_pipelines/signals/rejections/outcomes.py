@@ -1,6 +1,6 @@
-"""What became of a rejection: the price afterwards, and what the strategy would have made of it.
+"""What became of a decision: the price afterwards, and what the strategy would make of the entry.
 
-Pure arithmetic on closed one-minute candles; money is exact (Decimal, KRW). Which rejections there
+Pure arithmetic on closed one-minute candles; money is exact (Decimal, KRW). Which decisions there
 are, and how far the candles reach, is asked in `partition`; sums over a week belong in `summary`.
 """
 
@@ -35,8 +35,8 @@ class MinutePrices(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Rejection:
-    """A REJECT of the bot's, as it wrote it; what an older database lacks is None."""
+class Decision:
+    """A CONFIRM or REJECT of the bot's, as it wrote it; what an older database lacks is None."""
 
     id: int
     decided_at: datetime
@@ -47,7 +47,7 @@ class Rejection:
 
 
 class OutcomeState(StrEnum):
-    """How much is known of a rejection's outcome."""
+    """How much is known of a decision's outcome."""
 
     PENDING = "pending"
     COMPLETED = "completed"
@@ -56,7 +56,7 @@ class OutcomeState(StrEnum):
 
 
 class ExitReason(StrEnum):
-    """What would have closed the position."""
+    """What closes the position."""
 
     TAKE_PROFIT = "take_profit"
     STOP_LOSS = "stop_loss"
@@ -81,8 +81,8 @@ class Exit:
 
 
 @dataclass(frozen=True)
-class RejectOutcome:
-    """What is known of a rejection; a price, exit or result that is not known is None."""
+class Outcome:
+    """What is known of a decision; a price, exit or result that is not known is None."""
 
     state: OutcomeState
     price: Decimal | None = None
@@ -104,13 +104,13 @@ class RejectOutcome:
 
 
 def evaluate(
-    rejection: Rejection,
+    decision: Decision,
     candles: Sequence[MinutePrices],
     as_of: datetime,
     exits: ExitRules | None,
     settings: RejectOutcomesSettings,
-) -> RejectOutcome:
-    """Return the rejection's outcome as of a moment: no candle that closed after it is used.
+) -> Outcome:
+    """Return the decision's outcome as of a moment: no candle that closed after it is used.
 
     `candles` are in order and reach from an hour before the decision to `as_of` without holes;
     minutes without a trade have none. The price is the bot's own, else the last close. The minute
@@ -119,16 +119,16 @@ def evaluate(
     Entry and exit are orders at market that fill at their price; each costs the fee. In a minute
     that touches both, the stop comes first: which was first is not known, and this is the worse.
     """
-    at = rejection.decided_at
+    at = decision.decided_at
     if as_of < at:
-        return RejectOutcome(OutcomeState.PENDING)
+        return Outcome(OutcomeState.PENDING)
     reach = min(as_of, at + max(LONGEST_HORIZON, exits.limit if exits else LONGEST_HORIZON))
     closed = candles[_first(candles, at - FRESH_PRICE - MINUTE) : _first(candles, reach - MINUTE)]
-    price = rejection.price
+    price = decision.price
     if not price or price <= 0:
         price = _last_close(closed, at)
     if price is None:
-        return RejectOutcome(OutcomeState.NO_PRICE)
+        return Outcome(OutcomeState.NO_PRICE)
     since = closed[_first(closed, at - MINUTE) :]
     later = tuple(
         _last_close(since, at + HOUR * hours) or price if at + HOUR * hours <= as_of else None
@@ -138,7 +138,7 @@ def evaluate(
     seen = [candle for candle in following if candle.start + MINUTE <= at + LONGEST_HORIZON]
     is_over = at + LONGEST_HORIZON <= as_of
     position_exit = _exit(price, at, following, as_of, exits) if exits else None
-    return RejectOutcome(
+    return Outcome(
         OutcomeState.COMPLETED
         if is_over and (position_exit or not exits)
         else OutcomeState.PENDING,

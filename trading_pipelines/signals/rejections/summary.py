@@ -49,13 +49,15 @@ FROM trading_pipelines.reject_outcomes AS outcome WHERE decided_at >= %s AND dec
 SUMMARISED_DIGEST = (
     "SELECT computed_from FROM trading_pipelines.reject_summary WHERE week = %s LIMIT 1"
 )
-# What the bot refused and is not judged to its end yet: its outcome is missing, or pending.
+# What the bot decided and is not judged to its end yet: its outcome is missing, or pending.
 COUNT_OPEN = """
 SELECT count(*) FROM unnest(%(symbols)s::text[]) AS symbols (symbol)
-CROSS JOIN LATERAL trading_pipelines.rejections(symbols.symbol, %(start)s, %(end)s) AS rejection
-LEFT JOIN trading_pipelines.reject_outcomes AS outcome ON outcome.symbol = symbols.symbol
-    AND outcome.day = (rejection.decided_at AT TIME ZONE 'UTC')::date
-    AND outcome.decision_id = rejection.id
+CROSS JOIN LATERAL trading_pipelines.decisions(
+    %(decision)s, symbols.symbol, %(start)s, %(end)s) AS decided
+LEFT JOIN trading_pipelines.decision_outcomes AS outcome ON outcome.decision = %(decision)s
+    AND outcome.symbol = symbols.symbol
+    AND outcome.day = (decided.decided_at AT TIME ZONE 'UTC')::date
+    AND outcome.decision_id = decided.id
 WHERE outcome.state IS NULL OR outcome.state = 'pending'
 """
 ADD_TOTAL = """
@@ -130,28 +132,38 @@ def due_weeks(
     A week is summed up again when an outcome of it has changed. An outcome that is still open some
     days after it should be known (a symbol without candles) keeps the others waiting no longer.
     """
-    days = max(timedelta(days=settings.data.look_back_days),
-               2 * WEEK + time_to_settle(settings) + PATIENCE).days  # fmt: skip
-    mondays = (
-        day
-        for day in look_back(settings.data.start_date, days, now)
-        if day.weekday() == 0 and week_interval(day).end <= now
-    )
     return [
         week
-        for week in mondays
+        for week in ended_weeks(settings, now)
         if connection.execute(SUMMARISED_DIGEST, [week]).fetchone() != (_digest(connection, week),)
-        and (
-            now >= settled_at(week, settings) + PATIENCE
-            or not _is_open(connection, week, settings.symbols)
-        )
+        and is_settled(connection, week, "REJECT", settings, now)
     ]
 
 
-def _is_open(connection: psycopg.Connection, week: date, symbols: Sequence[str]) -> bool:
+def ended_weeks(settings: StrategySettings, now: datetime) -> list[date]:
+    """Return the Mondays of the weeks of the look-back that have ended."""
+    days = max(timedelta(days=settings.data.look_back_days),
+               2 * WEEK + time_to_settle(settings) + PATIENCE).days  # fmt: skip
+    return [
+        day
+        for day in look_back(settings.data.start_date, days, now)
+        if day.weekday() == 0 and week_interval(day).end <= now
+    ]
+
+
+def is_settled(
+    connection: psycopg.Connection,
+    week: date,
+    decision: str,
+    settings: StrategySettings,
+    now: datetime,
+) -> bool:
+    """Return whether no outcome of the week's decisions is open, or it was waited for too long."""
     start, end = _ends(week)
-    arguments = {"symbols": list(symbols), "start": start, "end": end}
-    return connection.execute(COUNT_OPEN, arguments).fetchone() != (0,)
+    arguments = {"symbols": settings.symbols, "decision": decision, "start": start, "end": end}
+    return now >= settled_at(week, settings) + PATIENCE or connection.execute(
+        COUNT_OPEN, arguments
+    ).fetchone() == (0,)
 
 
 def _digest(connection: psycopg.Connection, week: date) -> str:

@@ -7,7 +7,7 @@ from alembic import op
 from sqlalchemy import text
 
 revision = "0018"
-down_revision = "0016"
+down_revision = "0017"
 
 SCHEMA = """
 CREATE TABLE trading_pipelines.history_files (
