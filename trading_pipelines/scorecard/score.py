@@ -24,7 +24,7 @@ from trading_pipelines.signals.rejections.exit_rules import ExitRules, exit_rule
 EDGE = 0.03
 """How much better an entry that is taken does than one that is refused, of its stake, to be found
 with a probability of `POWER`."""
-# Where all days weigh the same; with two to eight entries a day it is some 5 % less.
+# Where all days weigh the same; with two to eight entries a day 88 % was measured.
 POWER = 0.9
 LEVEL = 0.05
 """What is claimed though there is nothing: an interval has 1 - LEVEL."""
