@@ -2,11 +2,11 @@
 
 Measured, against the replay exchange in a process of its own and a real embedded Postgres (fsync
 on): rows/s as they are committed, and requests as the exchange counted them. Ours is the download
-that the asset calls, in as many worker processes as the pool `upbit` allows. The clock starts when
-everything is imported and connected, and stops at the last commit.
+that the asset calls, in one worker process, since runs take turns, or two by history files. The
+clock starts when everything is imported and connected, and stops at the last commit.
 
-Not measured: Dagster (a run takes 3-5 s to start, which in a pool of 2 hides behind the other run),
-Upbit itself and the way to it (50 ms of latency stand for both). freqtrade is measured with its own
+Not measured but with --latencies: Dagster (a run starts while another downloads). Never: Upbit
+itself and the way to it (50 ms of latency stand for both). freqtrade is measured with its own
 defaults where it is on PATH, timed by its own log, and writes Feather files instead of a database.
 With the limit lifted, "HTTP" includes the exchange's own work, which shares the machine.
 """
@@ -38,6 +38,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.native import lines
 from trading_pipelines.candles import coverage, store
 from trading_pipelines.candles import exchange as client
 from trading_pipelines.candles.download import download
@@ -55,7 +56,8 @@ from trading_pipelines.simulators.upbit.server import ReplayExchange, Stats
 RECORDING = Path(__file__).parents[2] / "shared/data/upbit_krw5_1m_20250901_20250921.parquet"
 FIRST_DAY, RECORDED_DAYS = date(2025, 9, 1), 21
 SYMBOLS = ("KRW-BTC", "KRW-ETH", "KRW-XRP", "KRW-SOL", "KRW-DOGE")
-WORKERS = 2  # the limit of the pool `upbit`
+FILE_WORKERS = 2
+LATENCIES, SPANS = (0.02, 0.05, 0.2, 0.4), ((1, 35), (5, 7))  # seconds; symbols, days
 RATE, LATENCY = 10.0, 0.05  # Upbit's requests a second; seconds until it answers
 LIFTED_RATE = 400.0  # high enough never to wait
 LIMIT = RATE * PAGE_SIZE  # rows a second
@@ -288,7 +290,7 @@ def measure(
     market_url: str, home: Path, days: Sequence[date], *, year: bool, files: bool
 ) -> Iterator[Figures]:
     """Measure each way, ours as a backfill runs it first."""
-    yield ours("ours, as a backfill", market_url, SYMBOLS, days, workers=WORKERS, limited=True)
+    yield ours("ours, as a backfill", market_url, SYMBOLS, days, limited=True)
     minutes = min(2000, len(days) * 400)
     with process(serve, len(days), RATE, LATENCY) as exchange:
         url = exchange.recv()
@@ -306,16 +308,47 @@ def measure(
         span = [FIRST_DAY - DAY * n for n in range(365, 0, -1)]
         yield ours(
             BY_FILES, market_url, SYMBOLS, span,
-            workers=WORKERS, limited=True, by_files=True, probe=peak_memory,
+            workers=FILE_WORKERS, limited=True, by_files=True, probe=peak_memory,
         )  # fmt: skip
 
 
+def native_backfills(home: Path) -> Table:
+    """Measure whole native backfills at each latency, and freqtrade's download of one day."""
+    table = Table(
+        *("", "latency", "requests", "s", "requests/s", "longest gap s", "refused"),
+        title="whole native backfills, from the first request to the last",
+    )
+    for line in lines(LATENCIES, RATE, SPANS):
+        table.add_row(
+            *(f"{line.symbols} x {line.days} days", f"{line.latency * 1000:.0f} ms"),
+            *(str(line.requests), f"{line.seconds:.1f}", f"{line.rate:.2f}"),
+            *(f"{line.longest_gap:.1f}", str(line.refused)),
+        )
+    program = shutil.which("freqtrade") or ""
+    for latency in LATENCIES if program else ():
+        with process(serve, 1, RATE, latency) as exchange:
+            url = exchange.recv()
+            _, seconds = freqtrade(program, home / f"ft{latency}", url, [FIRST_DAY])
+            stats = asked(url)
+        table.add_row(
+            *("freqtrade, 5 x 1 day", f"{latency * 1000:.0f} ms", str(stats.requests)),
+            *(f"{seconds:.1f}", f"{stats.requests / seconds:.2f}", "", str(stats.refused)),
+        )
+    return table
+
+
 def main(
-    minutes: int = 12_000, *, quick: bool = False, year: bool = False, files: bool = False
+    minutes: int = 12_000,
+    *,
+    quick: bool = False,
+    year: bool = False,
+    files: bool = False,
+    latencies: bool = False,
 ) -> None:
     """Measure MINUTES of five symbols, in whole days; --quick: one day; --year: memory besides.
 
     --files: a year of five symbols from history files, beside the requests of the same run.
+    --latencies: whole native backfills on the real daemon too, at 20 to 400 ms.
     """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     days = [FIRST_DAY + DAY * n for n in range(1 if quick else math.ceil(minutes / 1440))]
@@ -329,6 +362,8 @@ def main(
         server.start()
         upgrade_database(server.url("postgres"))
         ways = list(measure(server.url("postgres"), home, days, year=year, files=files))
+        if latencies:
+            out.print(native_backfills(home))
     best = ways[0]
     table = Table(
         *("", "rows", "s", "rows/s", "of limit", "requests/s", "most in 1 s", "refused", "ours is"),

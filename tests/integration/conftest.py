@@ -47,7 +47,7 @@ class Installation:
             "TRADING_PIPELINES_CONFIG": str(self.config),
         }
 
-    def configure(self, base_url: str) -> None:
+    def configure(self, base_url: str, requests_per_second: float = 1000.0) -> None:
         """Write settings for a replayed exchange whose rate limit is lifted; no schedule."""
         self.variables["UPBIT_BASE_URL"] = base_url
         dump_strategy(
@@ -55,7 +55,7 @@ class Installation:
                 symbols=SYMBOLS,
                 data=DataSettings(start_date=FIRST_DAY, refresh=False),
                 exchange=ExchangeSettings(
-                    requests_per_second=1000.0,
+                    requests_per_second=requests_per_second,
                     timeout_seconds=2.0,
                     # Faults that are meant for all requests met one of them six times, once.
                     attempts=12,
@@ -161,10 +161,12 @@ def installed() -> Iterator[Installation]:
 
 
 @contextmanager
-def running(exchange: ReplayExchange) -> Iterator[Installation]:
+def running(
+    exchange: ReplayExchange, requests_per_second: float = 1000.0
+) -> Iterator[Installation]:
     """An installation that runs as `make up` runs it, and still does at the end."""
     with installed() as installation:
-        installation.configure(exchange.url)
+        installation.configure(exchange.url, requests_per_second)
         process = installation.start("up", "--port", "0")
         await_that(lambda: bool(installation.url), "up says where it runs")
         yield installation

@@ -18,7 +18,7 @@ from trading_pipelines.simulators.upbit.server import ReplayExchange
 def test_a_backfill_killed_half_way_goes_on_by_itself_and_ends_in_the_same_rows(
     installation: Installation, exchange: ReplayExchange, recorded: pd.DataFrame
 ) -> None:
-    exchange.latency = 0.05
+    exchange.latency = 0.5
     installation.configure(exchange.url)
     up = installation.start("up", "--port", "0")
     await_that(lambda: bool(installation.url), "up says where it runs")
@@ -44,7 +44,7 @@ def test_a_backfill_killed_half_way_goes_on_by_itself_and_ends_in_the_same_rows(
     assert outcome.succeeded
     assert outcome.failed == []
     assert exact(installation.stored()) == exact(recorded)
-    # Of 760 requests; at most one page in flight a run and the days begun are asked for again.
+    # Of 760 requests; the pages on their way and the days begun are asked for again.
     assert exchange.stats().requests - before < 800, "what was committed was not asked for again"
     again.terminate()
     again.wait(AWAIT_SECONDS)

@@ -148,7 +148,7 @@ class Exchange:
         question = _Question(symbol, Interval(until - DAY * PAGE_SIZE, until), spent)
 
         def ask(_: Mapping[str, Any]) -> datetime:
-            answer = self._request(question, lambda: self._api.days(symbol, until))
+            answer = self._request(question, lambda api: api.days(symbol, until))
             return first_start(answer, symbol, until)
 
         first = self._retry(ask, question)
@@ -191,8 +191,10 @@ class Exchange:
                 f"{question}: {error} (asked {retrying.statistics['attempt_number']} times)"
             ) from error
 
-    def _request(self, question: _Question, ask: Callable[[], object]) -> object:
+    def _request(self, question: _Question, ask: Callable[["Upbit"], object]) -> object:
         """Return the answer to a question that is asked in the next slot."""
+        # Made before the slot has come: the first takes longer than a slot.
+        api = self._api
         if not question.called_off.is_set():
             slot = self._slots.reserve(self._say, question.called_off.wait)
         if question.called_off.is_set():
@@ -200,7 +202,7 @@ class Exchange:
         question.spent.requests += 1
         since = time.monotonic()
         try:
-            answer = ask()
+            answer = ask(api)
         except TooManyRequestsError:
             # The limit is counted by the second; a whole one with no request starts a new count.
             self._slots.pause(1.0)
@@ -217,9 +219,9 @@ class Exchange:
         symbol, window = question.symbol, question.window
         asked_at: list[datetime] = []
 
-        def ask() -> object:
+        def ask(api: "Upbit") -> object:
             asked_at.append(self._now())
-            return self._api.minutes(symbol, window.end)
+            return api.minutes(symbol, window.end)
 
         answer = self._request(question, ask)
         # As of the question: an answer that was long on its way shows minutes that were forming.
