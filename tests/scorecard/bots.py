@@ -5,6 +5,7 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 
 from tests.conftest import STRATEGY
+from trading_pipelines.korean_time import KST
 from trading_pipelines.scorecard.entries import Entry
 
 EXITS = {"take_profit_pct": 0.05, "stop_loss_pct": 0.03, "max_hours": 72}
@@ -12,7 +13,7 @@ SETTINGS = STRATEGY.model_copy(
     update={"regimes": {name: {"exit": EXITS} for name in ("BULL", "SIDEWAYS", "BEAR")}}
 )
 STAKE = Decimal(1_000_000)
-MIDNIGHT = datetime(2026, 6, 1, tzinfo=UTC) - timedelta(hours=9)
+MIDNIGHT = datetime(2026, 6, 1, tzinfo=KST).astimezone(UTC)
 """Of a Korean day."""
 
 
