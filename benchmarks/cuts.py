@@ -20,8 +20,8 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import date
 from functools import partial
 from pathlib import Path
@@ -132,6 +132,21 @@ class Installation:
         return {run_id: str(status).lower() for run_id, status in rows}
 
 
+@contextmanager
+def installed(exchange_url: str, settings: StrategySettings) -> Iterator[Installation]:
+    """Yield an installation that runs in a fresh folder; nothing is left of either afterwards."""
+    folder = Path(tempfile.mkdtemp(prefix="tp"))
+    folder.chmod(0o755)  # under root the server runs as `nobody`
+    installation = Installation(folder, exchange_url, settings)
+    try:
+        installation.start()
+        yield installation
+    finally:
+        installation.kill()
+        installation.stop()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def await_that(holds: Callable[[], bool], seconds: float) -> float:
     """Wait until it holds; return the seconds that it took. Raises TimeoutError."""
     since = time.monotonic()
@@ -185,18 +200,11 @@ def main(cuts: int = 10, days: int = 60, seed: int = 20261128, longest_wait: flo
     )
     waits = []
     with ExitStack() as stack:
-        folder = Path(tempfile.mkdtemp(prefix="tp"))
-        stack.callback(shutil.rmtree, folder, ignore_errors=True)
-        folder.chmod(0o755)  # under root the server runs as `nobody`
         market = GeneratedMarket(SYMBOLS)
         exchange = stack.enter_context(ReplayExchange(market, rate=RATE, latency=LATENCY))
         data = DataSettings(start_date=FIRST, refresh=False)
-        installation = Installation(
-            folder, exchange.url, StrategySettings(symbols=list(SYMBOLS), data=data)
-        )
-        stack.callback(installation.stop)
-        stack.callback(installation.kill)
-        installation.start()
+        settings = StrategySettings(symbols=list(SYMBOLS), data=data)
+        installation = stack.enter_context(installed(exchange.url, settings))
         target = BackfillTarget(SYMBOLS, FIRST, FIRST + DAY * (days - 1))
         launch(installation.url, target, with_signals=True)
         await_that(partial(has_asked, exchange, 0), STUCK_SECONDS)

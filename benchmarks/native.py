@@ -3,16 +3,13 @@
 `backfill --latencies` prints it, beside freqtrade at the same latencies.
 """
 
-import shutil
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from itertools import pairwise
-from pathlib import Path
 from typing import NamedTuple
 
-from benchmarks.cuts import FIRST, SYMBOLS, Installation, await_that
+from benchmarks.cuts import FIRST, SYMBOLS, await_that, installed
 from benchmarks.runs import TimedExchange
 from trading_pipelines.candles import coverage
 from trading_pipelines.candles.windows import DAY
@@ -47,18 +44,11 @@ def lines(
 ) -> Iterator[Line]:
     """Yield a line for each latency and (symbols, days), each of days that nobody has asked for."""
     with ExitStack() as stack:
-        folder = Path(tempfile.mkdtemp(prefix="tp"))
-        stack.callback(shutil.rmtree, folder, ignore_errors=True)
-        folder.chmod(0o755)  # under root the server runs as `nobody`
         exchange = stack.enter_context(TimedExchange(GeneratedMarket(SYMBOLS), rate=rate))
         first = FIRST - DAY * sum(days for _, days in spans) * len(latencies)
         data = DataSettings(start_date=first, refresh=False)
-        installation = Installation(
-            folder, exchange.url, StrategySettings(symbols=list(SYMBOLS), data=data)
-        )
-        stack.callback(installation.stop)
-        stack.callback(installation.kill)
-        installation.start()
+        settings = StrategySettings(symbols=list(SYMBOLS), data=data)
+        installation = stack.enter_context(installed(exchange.url, settings))
         connection = stack.enter_context(connect(installation.urls.market))
         for latency in latencies:
             for symbols, days in spans:

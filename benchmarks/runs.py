@@ -9,8 +9,6 @@ however long they take, the number of runs has to stay.
 """
 
 import os
-import shutil
-import tempfile
 import time
 from collections import Counter
 from contextlib import ExitStack
@@ -24,7 +22,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.cuts import SYMBOLS, Installation
+from benchmarks.cuts import SYMBOLS, installed
 from trading_pipelines.candles.windows import DAY
 from trading_pipelines.database.connection import connect
 from trading_pipelines.runtime.backfill import BackfillTarget, follow, launch
@@ -78,15 +76,10 @@ def measure(
         data=DataSettings(start_date=target.first, refresh=False),
         exchange=ExchangeSettings(requests_per_second=rate or 1000.0),
     )
-    folder = Path(tempfile.mkdtemp(prefix="tp"))
-    folder.chmod(0o755)
     with ExitStack() as stack:
-        stack.callback(shutil.rmtree, folder)
         market = GeneratedMarket(SYMBOLS)
         exchange = stack.enter_context(TimedExchange(market, rate=rate, latency=latency))
-        installation = Installation(folder, exchange.url, settings)
-        stack.callback(installation.stop)
-        installation.start()
+        installation = stack.enter_context(installed(exchange.url, settings))
         dagster = installation.urls.dagster.replace("+psycopg2", "")
         connection = stack.enter_context(connect(installation.urls.market))
         storage = stack.enter_context(psycopg.connect(dagster, autocommit=True))

@@ -4,6 +4,7 @@ from datetime import date
 from typing import Any
 
 import dagster as dg
+from dagster._core.execution.backfill import BulkActionStatus, PartitionBackfill
 
 from trading_pipelines.definitions import build_definitions
 from trading_pipelines.partitions import range_tags
@@ -37,6 +38,25 @@ class Dagster:
 
     def materialized(self, asset: str) -> set[str]:
         return self.instance.get_materialized_partitions(dg.AssetKey(asset))
+
+
+def add_backfill(
+    instance: dg.DagsterInstance,
+    backfill_id: str,
+    *assets: str,
+    status: BulkActionStatus = BulkActionStatus.REQUESTED,
+) -> PartitionBackfill:
+    """Return a backfill of the assets that the instance has now."""
+    backfill = PartitionBackfill(
+        backfill_id=backfill_id,
+        status=status,
+        from_failure=False,
+        tags={},
+        backfill_timestamp=0.0,
+        asset_selection=[dg.AssetKey(asset) for asset in assets],
+    )
+    instance.add_backfill(backfill)
+    return backfill
 
 
 def metadata(result: dg.ExecuteInProcessResult, asset: str) -> dict[str, dict[str, object]]:

@@ -9,9 +9,9 @@ import dagster as dg
 import pandas as pd
 import psycopg
 import pytest
-from dagster._core.execution.backfill import BulkActionStatus, PartitionBackfill
+from dagster._core.execution.backfill import BulkActionStatus
 
-from tests.assets.conftest import Dagster, metadata
+from tests.assets.conftest import Dagster, add_backfill, metadata
 from tests.conftest import FIRST_DAY, candle
 from trading_pipelines.assets import market_data
 from trading_pipelines.assets.metadata import ROW_COUNT
@@ -267,15 +267,7 @@ def test_a_backfill_asks_for_what_is_missing_and_a_person_for_what_he_names(
 def test_a_run_that_was_called_off_asks_the_exchange_for_nothing_and_ends_as_cancelled(
     dagster: Dagster, exchange: ReplayExchange
 ) -> None:
-    backfill = PartitionBackfill(
-        backfill_id="abcdefgh",
-        status=BulkActionStatus.CANCELING,
-        from_failure=False,
-        tags={},
-        backfill_timestamp=0.0,
-        asset_selection=[dg.AssetKey(CANDLES_1M)],
-    )
-    dagster.instance.add_backfill(backfill)
+    add_backfill(dagster.instance, "abcdefgh", CANDLES_1M, status=BulkActionStatus.CANCELING)
     assert not dagster.run(JOB, FIRST_DAY, FIRST_DAY, [BTC], tags=BY_BACKFILL).success
     assert exchange.stats().requests == 0
     (run,) = dagster.instance.get_runs()
@@ -285,15 +277,7 @@ def test_a_run_that_was_called_off_asks_the_exchange_for_nothing_and_ends_as_can
 def test_signals_that_a_backfill_was_asked_for_are_wanted_whatever_becomes_of_it(
     dagster: Dagster, exchange: ReplayExchange, connection: psycopg.Connection
 ) -> None:
-    backfill = PartitionBackfill(
-        backfill_id="abcdefgh",
-        status=BulkActionStatus.REQUESTED,
-        from_failure=False,
-        tags={},
-        backfill_timestamp=0.0,
-        asset_selection=[dg.AssetKey(name) for name in (CANDLES_1M, CANDLES_1H, "regime_labels")],
-    )
-    dagster.instance.add_backfill(backfill)
+    add_backfill(dagster.instance, "abcdefgh", CANDLES_1M, CANDLES_1H, "regime_labels")
     wanted = "SELECT asset, symbol, day, computed_until FROM trading_pipelines.signal_coverage"
     assert dagster.run(JOB, FIRST_DAY, FIRST_DAY, [DOGE]).success
     assert connection.execute(wanted).fetchall() == [], "candles alone"
@@ -348,15 +332,7 @@ def test_a_backfills_run_that_asks_for_something_takes_its_turn_and_no_other_doe
         assert dagster.run(JOB, FIRST_DAY, FIRST_DAY, [BTC], tags=tags).success
         return len(turns)
 
-    backfill = PartitionBackfill(
-        backfill_id="abcdefgh",
-        status=BulkActionStatus.REQUESTED,
-        from_failure=False,
-        tags={},
-        backfill_timestamp=0.0,
-        asset_selection=[dg.AssetKey(CANDLES_1M), dg.AssetKey(CANDLES_1H)],
-    )
-    dagster.instance.add_backfill(backfill)
+    add_backfill(dagster.instance, "abcdefgh", CANDLES_1M, CANDLES_1H)
     by_schedule = {"dagster/schedule_name": "refresh_market_data"}
     assert turns_of_a_run(by_schedule) == 0, "the newest minutes wait for none"
     assert turns_of_a_run({}) == 0, "nor does a person"

@@ -58,11 +58,16 @@ def dagster(connection: psycopg.Connection) -> Iterator[Dagster]:
         yield Dagster(instance, ON)
 
 
-def summed(dagster: Dagster, *, resend: bool = False) -> dict[str, object]:
-    asked = {"ops": {REJECT_SUMMARY: {"config": {"resend": resend}}}}
-    result = dagster.run("reject_summary_job", WEEK, WEEK, [], run_config=asked)
+def made(dagster: Dagster, asset: str, *, resend: bool = False) -> dict[str, object]:
+    """Make the weekly asset; return what its partition says."""
+    asked = {"ops": {asset: {"config": {"resend": resend}}}}
+    result = dagster.run(f"{asset}_job", WEEK, WEEK, [], run_config=asked)
     assert result.success
-    return metadata(result, REJECT_SUMMARY)[f"{WEEK}"]
+    return metadata(result, asset)[f"{WEEK}"]
+
+
+def summed(dagster: Dagster, *, resend: bool = False) -> dict[str, object]:
+    return made(dagster, REJECT_SUMMARY, resend=resend)
 
 
 def test_each_day_tells_what_its_rejections_saved_and_the_week_shows_it_in_a_picture(
@@ -139,10 +144,7 @@ def test_the_schedule_asks_for_settled_weeks_and_not_for_those_in_flight(
 
 
 def scored(dagster: Dagster, *, resend: bool = False) -> dict[str, object]:
-    asked = {"ops": {AI_SCORECARD: {"config": {"resend": resend}}}}
-    result = dagster.run("ai_scorecard_job", WEEK, WEEK, [], run_config=asked)
-    assert result.success
-    return metadata(result, AI_SCORECARD)[f"{WEEK}"]
+    return made(dagster, AI_SCORECARD, resend=resend)
 
 
 def test_the_scorecard_of_a_week_has_both_decisions_a_picture_and_is_told_when_asked(

@@ -6,8 +6,9 @@ from datetime import UTC, datetime, timedelta
 import dagster as dg
 import psycopg
 import pytest
-from dagster._core.execution.backfill import BulkActionStatus, PartitionBackfill
+from dagster._core.execution.backfill import BulkActionStatus
 
+from tests.assets.conftest import add_backfill
 from tests.conftest import new_database
 from trading_pipelines.alerts import ledger
 from trading_pipelines.alerts.kinds import DAILY_REPORT
@@ -441,15 +442,7 @@ def test_days_that_were_begun_are_due_however_old_and_those_that_nobody_wanted_a
     signal_coverage.ask_for(connection, [REGIME_LABELS], ["KRW-BTC", "KRW-ETH"], [OLD], "run")
     assert labels() == [f"{OLD}|KRW-BTC"], "wanted, and its hours are there"
 
-    backfill = PartitionBackfill(
-        backfill_id="atwork",
-        status=BulkActionStatus.REQUESTED,
-        from_failure=False,
-        tags={},
-        backfill_timestamp=0.0,
-        asset_selection=[dg.AssetKey("candles_1m")],
-    )
-    instance.add_backfill(backfill)
+    backfill = add_backfill(instance, "atwork", "candles_1m")
     assert len(ranges(tick(instance))) == 1, "it does them itself"
     assert labels() == []
     instance.update_backfill(backfill.with_status(BulkActionStatus.CANCELED))  # type: ignore[no-untyped-call]

@@ -79,11 +79,11 @@ def build_assets(
             between_pages()
             _ask_for_signals(context, connection, partitions, settings)
             due_at = None if is_by_hand(context.run) else datetime.now(UTC)
-            days = coverage.read(connection, partitions.symbols, partitions.days)
             # The schedules bring the newest minutes, and wait for no backfill; files share no line.
             shares_line = BACKFILL in context.run.tags and not settings.data.history_files
             waits = shares_line and any(
-                due_at is None or due.lacks_minutes(day, due_at) for day in days
+                due_at is None or due.lacks_minutes(day, due_at)
+                for day in coverage.read(connection, partitions.symbols, partitions.days)
             )
             # What it imports takes a second or two: before the turn, in which nobody else asks.
             client = exchange.client(line, context.log.info)

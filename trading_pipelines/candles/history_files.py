@@ -14,7 +14,7 @@ import threading
 import time
 import zipfile
 import zlib
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
@@ -29,6 +29,7 @@ import tenacity
 from psycopg.rows import class_row
 from psycopg.types.json import Jsonb
 
+from trading_pipelines.candles.ahead import in_order
 from trading_pipelines.candles.differences import Differences
 from trading_pipelines.candles.page import (
     Candle,
@@ -223,23 +224,17 @@ class HistoryFiles:
         return drawn or (is_first and self._sample > 0)
 
     def _ahead(self, symbol: str, days: Sequence[date]) -> Iterator[tuple[date, _DayRead]]:
-        """Yield each day with what its file holds, while the next ones are being read."""
+        """Return each day with what its file holds, while the next ones are being read."""
         of_month = Counter((day.year, day.month) for day in days)
         months = [month for month, number in of_month.items() if number >= DAYS_OF_A_MONTH]
-        remaining = iter(days)
-        being_read: deque[tuple[date, Future[_DayRead]]] = deque()
-        try:
-            while True:
-                while len(being_read) < DAYS_AHEAD and (day := next(remaining, None)):
-                    month = self._month_of(symbol, day, months)
-                    being_read.append((day, self._reader.submit(self._read, symbol, day, month)))
-                if not being_read:
-                    return
-                day, future = being_read.popleft()
-                yield day, future.result()
-        finally:
-            for _, future in being_read:
-                future.cancel()
+
+        def read(
+            question: tuple[date, Future[_Contents | None] | None], _: threading.Event
+        ) -> tuple[date, _DayRead]:
+            return question[0], self._read(symbol, *question)
+
+        questions = ((day, self._month_of(symbol, day, months)) for day in days)
+        return in_order(self._reader, read, questions, lambda: DAYS_AHEAD)
 
     def _month_of(
         self, symbol: str, day: date, months: Sequence[tuple[int, int]]
