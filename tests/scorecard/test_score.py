@@ -7,6 +7,7 @@ from decimal import Decimal
 from io import BytesIO
 
 import pytest
+from matplotlib.axes import Axes
 from PIL import Image
 
 from tests.conftest import STRATEGY
@@ -197,3 +198,20 @@ def test_the_picture_is_drawn_with_and_without_entries(days: int) -> None:
     with Image.open(BytesIO(plots.draw(entries, score(entries, NEEDED)))) as picture:
         assert picture.width == 1067
         assert len(picture.getcolors(256) or []) > 10
+
+
+def test_a_confidence_that_was_never_right_is_drawn_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[tuple[object, ...]] = []
+    plot = Axes.plot
+
+    def noted(panel: Axes, *arguments: object, **options: object) -> object:
+        drawn.append(arguments)
+        return plot(panel, *arguments, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Axes, "plot", noted)
+    wrong = [
+        entry(n, MIDNIGHT + timedelta(days=n), -31_000, is_confirmed=True, confidence=95)
+        for n in range(NEEDED)
+    ]
+    plots.draw(wrong, score(wrong, NEEDED))
+    assert (0.95, 0.0, "o") in drawn

@@ -96,7 +96,7 @@ def _draw_confidence(panel: Axes, comparisons: Sequence[Comparison]) -> None:
     told = [
         comparison
         for comparison in comparisons
-        if comparison.grouping == "confidence" and comparison.right.value
+        if comparison.grouping == "confidence" and comparison.right.value is not None
     ]
     panel.plot([0, 1], [0, 1], color=QUIET, lw=0.8, ls=":", label="as it says itself")
     for comparison in told:
