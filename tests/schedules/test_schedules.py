@@ -23,7 +23,12 @@ from trading_pipelines.resources.database import DatabaseResource
 from trading_pipelines.schedules.in_flight import runs_in_flight
 from trading_pipelines.settings.strategy import DataSettings, StrategySettings
 from trading_pipelines.signals import coverage as signal_coverage
-from trading_pipelines.signals.catalogue import REALIZED_VOLATILITY, REGIME_LABELS
+from trading_pipelines.signals.catalogue import (
+    REALIZED_VOLATILITY,
+    REGIME_LABELS,
+    VOLATILITY_FORECAST,
+    VOLATILITY_MODEL,
+)
 from trading_pipelines.signals.registry import compute
 
 SYMBOLS = ["KRW-BTC", "KRW-ETH", "KRW-XRP"]
@@ -298,6 +303,25 @@ def test_a_run_of_assets_without_a_job_is_named_by_how_it_was_launched(
         job = build_definitions(SETTINGS).resolve_job_def("__ASSET_JOB")
         instance.create_run_for_job(job, tags=tags)
     assert [run.job for run in runs_in_flight(instance)] == ["backfill", "materialization"]
+
+
+def test_the_run_that_measures_the_newest_hours_forecasts_them_too(
+    instance: dg.DagsterInstance, connection: psycopg.Connection
+) -> None:
+    complete(connection, *SYMBOLS)
+    older = [TODAY - DAY * 3, TODAY - DAY * 2]
+    assert selected(tick(instance, "update_volatility"))[0] == ["realized_volatility"], "no model"
+    compute(connection, REALIZED_VOLATILITY, SYMBOLS, older, SETTINGS, "run")
+    compute(connection, VOLATILITY_MODEL, SYMBOLS, older, SETTINGS, "run")
+    compute(connection, VOLATILITY_FORECAST, SYMBOLS, older, SETTINGS, "run")
+    requests = tick(instance, "update_volatility")
+    run = (f"{YESTERDAY}|KRW-BTC", f"{YESTERDAY}|KRW-XRP")
+    assert (ranges(requests)[0], selected(requests)[0]) == (
+        run,
+        ["realized_volatility", "volatility_forecast", "current_signals"],
+    )
+    asked_for = [asset for assets in selected(requests) for asset in assets]
+    assert asked_for.count("volatility_forecast") == 1, "no run of its own beside it"
 
 
 def test_the_model_of_a_day_is_asked_for_when_its_variances_are_there(

@@ -1,7 +1,7 @@
 """The schedules of the signals: each tick asks `signals/due` which partitions to compute."""
 
 from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 
 import dagster as dg
 
@@ -31,6 +31,8 @@ SHOWN_WITH = {
     VOLATILITY_FORECAST: [CURRENT_SIGNALS],
     VOLATILITY_SCORE: [SIGNALS_OVERVIEW],
 }
+# What a run of the newest hours goes on to compute: the next tick would ask a minute later.
+FOLLOWED_BY = {REALIZED_VOLATILITY: VOLATILITY_FORECAST}
 # For a person who does not want to wait for the next hour.
 REFRESH_OVERVIEW = dg.define_asset_job(
     "refresh_overview_job",
@@ -126,26 +128,37 @@ def _build_update(
         # Before the tables: a run that ended in between would be launched again.
         unfinished = unfinished_runs(context.instance)
         at_work = backfills_at_work(context.instance)
-        plans = {}
+        stored, plans = {}, {}
         with database.connect() as connection:
             for signal in signals:
-                stored = coverage.read(connection, signal, settings.symbols, days, settings)
+                stored[signal] = coverage.read(connection, signal, settings.symbols, days, settings)
                 # What a backfill has begun it does itself, as long as it is at work.
                 if not at_work:
                     start = settings.data.start_date
-                    stored += coverage.half_made(connection, signal, start, days[0], settings)
-                running = in_flight(unfinished, partitions, signal.asset)
-                plans[signal] = due.plan(signal, stored, running, settings, now)
-        for signal, plan in plans.items():
-            for run in plan.runs:
-                assets = [signal.asset, *(SHOWN_WITH.get(signal, []) if run.is_newest else [])]
-                yield dg.RunRequest(
-                    run_key=run_key(context, f"{signal.asset} {run}"),
-                    tags=range_tags(run.symbols, run.first, run.last)
-                    | (NEWEST if run.is_urgent else {}),
-                    asset_selection=[dg.AssetKey(asset) for asset in assets],
-                )
-        if not any(plan.runs for plan in plans.values()):
+                    older = coverage.half_made(connection, signal, start, days[0], settings)
+                    stored[signal] += older
+        taken: dict[Signal, set[tuple[str, date]]] = {signal: set() for signal in signals}
+        requests = []
+        for signal in signals:
+            running = in_flight(unfinished, partitions, signal.asset) | taken[signal]
+            plans[signal] = due.plan(signal, stored[signal], running, settings, now)
+            for run in plans[signal].runs:
+                together = [signal]
+                following = FOLLOWED_BY.get(signal)
+                if following and run.is_newest and due.have_inputs(stored[following], run):
+                    together.append(following)
+                    taken[following] |= run.partitions
+                requests.append((run, together))
+        for run, together in requests:
+            shown = [asset for signal in together for asset in SHOWN_WITH.get(signal, [])]
+            assets = [*(signal.asset for signal in together), *(shown if run.is_newest else [])]
+            yield dg.RunRequest(
+                run_key=run_key(context, f"{together[0].asset} {run}"),
+                tags=range_tags(run.symbols, run.first, run.last)
+                | (NEWEST if run.is_urgent else {}),
+                asset_selection=[dg.AssetKey(asset) for asset in assets],
+            )
+        if not requests:
             looked_at = "; ".join(plan.summary for plan in plans.values())
             yield dg.SkipReason(f"looked at {days[0]} to {days[-1]}: {looked_at}")
 

@@ -11,6 +11,7 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from datetime import date, datetime
 from enum import StrEnum
+from itertools import product
 
 from trading_pipelines.candles import due as candles_due
 from trading_pipelines.candles.windows import DAY, HOUR, day_interval
@@ -52,6 +53,12 @@ class SignalRun:
     is_urgent: bool
     """It must not wait for history."""
 
+    @property
+    def partitions(self) -> set[tuple[str, date]]:
+        """Its (symbol, UTC day)s."""
+        days = [self.first + DAY * n for n in range((self.last - self.first).days + 1)]
+        return set(product(self.symbols, days))
+
     def __str__(self) -> str:
         return f"{', '.join(self.symbols)} {self.first} to {self.last}"
 
@@ -71,6 +78,15 @@ def is_ready(coverage: SignalCoverage, signal: Signal) -> bool:
     if coverage.until is None or not coverage.has_all_inputs:
         return False
     return not signal.closed_days_only or coverage.until == day_interval(coverage.day).end
+
+
+def have_inputs(partitions: Sequence[SignalCoverage], run: SignalRun) -> bool:
+    """Return whether those of the run are among the partitions, and have something of each input.
+
+    A run that computes one of the inputs can then go on to compute them.
+    """
+    known = {(p.symbol, p.day) for p in partitions if p.has_all_inputs}
+    return run.partitions <= known
 
 
 def reason(
