@@ -193,9 +193,10 @@ class Exchange:
 
     def _request(self, question: _Question, ask: Callable[["Upbit"], object]) -> object:
         """Return the answer to a question that is asked in the next slot."""
-        # Made before the slot has come: the first takes longer than a slot.
+        # Before the slot has come: a first request that came late left its second eleven of them.
         api = self._api
         if not question.called_off.is_set():
+            api.connect()
             slot = self._slots.reserve(self._say, question.called_off.wait)
         if question.called_off.is_set():
             raise CancelledError
@@ -210,6 +211,8 @@ class Exchange:
         except BlockedAnswerError as blocked:
             raise self._slots.block(blocked.retry_after, slot) from None
         seconds = time.monotonic() - since
+        if api.sent_at is not None:
+            self._slots.note_sent(slot, api.sent_at)
         before = seconds if self._latency is None else self._latency
         self._latency = before + (seconds - before) / 5
         self._note_headers(slot)
