@@ -43,6 +43,13 @@ def call(
         return session.request(method, url, **options)
 
 
+def certificates(url: str) -> str:
+    """Return the file or folder of the certificates by which a call to `url` believes its peer."""
+    with requests.Session() as session:
+        place = session.merge_environment_settings(url, {}, None, None, None)["verify"]
+    return place if isinstance(place, str) else requests.certs.where()
+
+
 class BoundedSession(requests.Session):
     """A session of `requests` for one caller at a time.
 

@@ -272,6 +272,11 @@ class Exchange:
             self._clock = seen
             self._slots.note_clock(seen)
 
+    @property
+    def ahead(self) -> timedelta | None:
+        """How far its clock is ahead of ours by its last Date; None where none can be believed."""
+        return self._ahead
+
     def closed_until(self) -> datetime:
         """Return the start of the first minute that may still change, by the exchange's clock."""
         return self._closed_until(self._now())
