@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import requests
 import urllib3.exceptions
 from requests.adapters import HTTPAdapter
+from requests.utils import DEFAULT_CA_BUNDLE_PATH
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
@@ -47,7 +48,7 @@ def certificates(url: str) -> str:
     """Return the file or folder of the certificates by which a call to `url` believes its peer."""
     with requests.Session() as session:
         place = session.merge_environment_settings(url, {}, None, None, None)["verify"]
-    return place if isinstance(place, str) else requests.certs.where()
+    return place if isinstance(place, str) else DEFAULT_CA_BUNDLE_PATH
 
 
 class BoundedSession(requests.Session):
