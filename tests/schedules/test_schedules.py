@@ -21,7 +21,7 @@ from trading_pipelines.definitions import build_definitions
 from trading_pipelines.partitions import RANGE_END, RANGE_START, range_tags
 from trading_pipelines.resources.database import DatabaseResource
 from trading_pipelines.schedules.in_flight import runs_in_flight
-from trading_pipelines.settings.strategy import DataSettings, StrategySettings
+from trading_pipelines.settings.strategy import DataSettings, LiveSettings, StrategySettings
 from trading_pipelines.signals import coverage as signal_coverage
 from trading_pipelines.signals.catalogue import (
     REALIZED_VOLATILITY,
@@ -32,7 +32,10 @@ from trading_pipelines.signals.catalogue import (
 from trading_pipelines.signals.registry import compute
 
 SYMBOLS = ["KRW-BTC", "KRW-ETH", "KRW-XRP"]
-SETTINGS = StrategySettings(symbols=SYMBOLS, data=DataSettings(look_back_days=3))
+# Without the live edge no tick waits for the hour that has just closed.
+SETTINGS = StrategySettings(
+    symbols=SYMBOLS, data=DataSettings(look_back_days=3), live=LiveSettings(enabled=False)
+)
 TODAY = look_back(SETTINGS.data.start_date, 3, datetime.now(UTC))[-1]
 YESTERDAY = TODAY - DAY
 COMPLETE = """
