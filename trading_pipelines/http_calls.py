@@ -12,7 +12,7 @@ from os import dup
 from typing import Any
 
 import requests
-from requests.adapters import HTTPAdapter
+from requests.adapters import DEFAULT_CA_BUNDLE_PATH, HTTPAdapter
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
@@ -43,7 +43,7 @@ def certificates(url: str) -> str:
     """Return the file or folder of the certificates by which a call to `url` believes its peer."""
     with requests.Session() as session:
         place = session.merge_environment_settings(url, {}, None, None, None)["verify"]
-    return place if isinstance(place, str) else requests.certs.where()
+    return place if isinstance(place, str) else DEFAULT_CA_BUNDLE_PATH
 
 
 class BoundedSession(requests.Session):
