@@ -1,4 +1,4 @@
-"""The replay exchange with a stream on the same port, and readers of it as processes of their own."""
+"""The replay exchange with a stream on the same port, and readers of it, each a process."""
 
 import contextlib
 import http
@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, date, datetime
 from email.utils import formatdate
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import psycopg
 import pytest
@@ -53,7 +53,7 @@ class Exchange:
             process_request=self._answer, process_response=self._date, compression=None,
         )  # fmt: skip
 
-    def __enter__(self) -> "Exchange":
+    def __enter__(self) -> Self:
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
         return self
 

@@ -194,7 +194,7 @@ GOOD = {
 
 @pytest.mark.parametrize("encode", [str, str.encode])
 def test_a_candle_is_read_to_the_digit_from_text_and_binary(encode: type) -> None:
-    symbol, candle, traded_at = read(encode(json.dumps(GOOD))) or pytest.fail()
+    symbol, candle, traded_at = read(encode(json.dumps(GOOD))) or pytest.fail("no candle")
     assert (symbol, candle.start) == (BTC, at(26))
     numbers = [Decimal(n) for n in ("100.5", "110", "99.5", "101", "1.23456789")]
     assert list(candle[1:]) == numbers

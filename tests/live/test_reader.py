@@ -5,6 +5,7 @@ import signal
 import threading
 import time
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from typing import Any
 
 import psycopg
@@ -13,7 +14,8 @@ from tests.candles.conftest import RecordedRows, differences, stored_rows
 from tests.conftest import SYMBOLS
 from tests.live.conftest import DAY, Exchange, Start, edge_row, until, wanted_rows
 from trading_pipelines.candles import coverage
-from trading_pipelines.candles.windows import MINUTE
+
+Seen = dict[tuple[str, datetime], set[tuple[Decimal, ...]]]
 
 
 def at(hour: int, minute: int = 0, second: float = 0) -> datetime:
@@ -22,7 +24,7 @@ def at(hour: int, minute: int = 0, second: float = 0) -> datetime:
 
 def newest(connection: psycopg.Connection) -> datetime | None:
     row = connection.execute("SELECT max(timestamp) FROM market_data").fetchone()
-    return row and row[0]
+    return row[0] if row else None
 
 
 def reaches(connection: psycopg.Connection, end: datetime) -> bool:
@@ -32,7 +34,7 @@ def reaches(connection: psycopg.Connection, end: datetime) -> bool:
     )
 
 
-def watched(url: str, stop: threading.Event, seen: dict[object, set[object]]) -> None:
+def watched(url: str, stop: threading.Event, seen: Seen) -> None:
     """Read the newest rows as the bot does, again and again, and keep each that was seen."""
     with psycopg.connect(url, autocommit=True) as bot:
         while not stop.is_set():
@@ -53,7 +55,7 @@ def test_an_hours_last_minute_is_there_at_once_and_the_hour_when_rest_has_confir
     market_url: str,
 ) -> None:
     exchange.replay.set_clock(at(11, 59, 50))
-    stop, seen = threading.Event(), dict[object, set[object]]()
+    stop, seen = threading.Event(), Seen()
     bot = threading.Thread(target=watched, args=(market_url, stop, seen))
     bot.start()
     reader = start()
@@ -157,7 +159,7 @@ def test_silence_is_a_reason_to_connect_again(
 
 
 def test_a_database_that_was_away_gets_the_minute(
-    exchange: Exchange, start: Start, connection: psycopg.Connection, market_url: str
+    exchange: Exchange, start: Start, connection: psycopg.Connection
 ) -> None:
     exchange.replay.set_clock(at(10, 2, 40))
     reader = start()
@@ -177,7 +179,7 @@ def test_a_second_reader_waits_until_the_first_has_ended(
     first = start("first")
     until(lambda: edge_row(connection).get("connected_since"), first.said)
     second = start("second")
-    until(lambda: second.said(), "the second says nothing")
+    until(second.said, "the second says nothing")
     assert "waiting: another live works on the database of DATABASE_URL" in second.said()[0]
     assert exchange.opened == 1
     first.kill()

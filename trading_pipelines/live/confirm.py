@@ -61,7 +61,7 @@ class Confirmer:
         self._clock = clock
         self._say = say
         self._stopped = threading.Event()
-        self._reached = self._wanted = datetime.min.replace(tzinfo=UTC)
+        self._reached = self._hole_until = datetime.min.replace(tzinfo=UTC)
         self._thread = threading.Thread(target=self._run, name="confirm", daemon=True)
 
     def start(self) -> None:
@@ -76,10 +76,10 @@ class Confirmer:
         """Ask for the hole before the connection that stands now."""
         self.is_connected = True
         if now := self._clock.now():
-            self._wanted = floor_minute(now)
+            self._hole_until = floor_minute(now)
 
     def _run(self) -> None:
-        said = ""
+        last_problem = ""
         while not self._stopped.is_set():
             try:
                 with connect(self._url) as connection, connect(self._url) as line:
@@ -91,36 +91,36 @@ class Confirmer:
                     while not self._stopped.wait(LOOK_SECONDS):
                         if self._is_due():
                             self._ask(connection, exchange)
-                            said = ""
+                            last_problem = ""
                             self._stopped.wait(PAUSE_SECONDS)
             # Whatever fails, it is tried again: a thread that has ended confirms nothing any more.
             except Exception as error:  # noqa: BLE001
                 problem = f"nothing is confirmed: {' '.join(str(error).split())}"
-                if problem != said:
+                if problem != last_problem:
                     self._say(problem)
-                said = problem
+                last_problem = problem
                 self._stopped.wait(FAILED_SECONDS)
 
     def _is_due(self) -> bool:
         now = self._clock.now()
         return now is None or now - CLOSE_MARGIN - DATE_MARGIN >= next_look(
             self._reached,
-            self._wanted,
+            self._hole_until,
             MINUTE * (self._settings.live.confirm_minutes if self.is_connected else 1),
         )
 
     def _ask(self, connection: psycopg.Connection, exchange: Exchange) -> None:
         """Ask for the open day of every symbol, and compute its hours."""
         # Where the stream has come back, whatever REST has failed by is likely to be over.
-        is_back = self.is_connected and self._wanted > self._reached
+        is_back = self.is_connected and self._hole_until > self._reached
         was_known, stepped = exchange.ahead is not None, _wall_less_ticks()
         closed = exchange.closed_until()
         day = (closed - MINUTE).date()
         symbols = [
-            known.symbol
-            for known in coverage.read(connection, self._settings.symbols, [day])
-            if not known.complete
-            and (is_back or not (known.retry_at and known.retry_at > datetime.now(UTC)))
+            partition.symbol
+            for partition in coverage.read(connection, self._settings.symbols, [day])
+            if not partition.complete
+            and (is_back or not (partition.retry_at and partition.retry_at > datetime.now(UTC)))
         ]
         if symbols and not blocked_until(connection):
             self._bring_newest(connection, exchange, symbols, closed)
@@ -176,14 +176,14 @@ class Confirmer:
             self._clock.note_date(own, 2 * CLOSE_MARGIN.total_seconds())
 
 
-def next_look(reached: datetime, wanted: datetime, step: timedelta) -> datetime:
+def next_look(reached: datetime, hole_until: datetime, step: timedelta) -> datetime:
     """Return until when REST is to be asked next (UTC).
 
     `reached`: until when it was asked. That is the next multiple of `step` in the UTC day, the next
-    hour's end, or `wanted` where it was not asked until then.
+    hour's end, or `hole_until` where it was not asked until then.
     """
-    if wanted > reached:
-        return wanted
+    if hole_until > reached:
+        return hole_until
     midnight = day_interval(reached.date()).start
     steps = midnight + ((reached - midnight) // step + 1) * step
     hours = midnight + ((reached - midnight) // HOUR + 1) * HOUR

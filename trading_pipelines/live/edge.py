@@ -95,8 +95,8 @@ class Edge:
             return Verdict.FUTURE
         if start + MINUTE + self._late <= now:
             return Verdict.OLD
-        known = self._minutes.get((shown.symbol, start))
-        if known and _version(shown) <= _version(known.shown):
+        minute = self._minutes.get((shown.symbol, start))
+        if minute and _version(shown) <= _version(minute.shown):
             return Verdict.KNOWN
         return Verdict.LATE if start + MINUTE + self._grace <= now else Verdict.NEW
 

@@ -39,15 +39,15 @@ def main(command: str) -> None:
 
 
 def _take(lock: ProcessLock, alive: Path, say: Callable[[str], None]) -> None:
-    said = ""
+    reason = ""
     while True:
         alive.touch()
         try:
             lock.take(0)
         except (HeldElsewhereError, DatabaseError) as error:
-            if str(error) != said:
+            if str(error) != reason:
                 say(f"waiting: {error}")
-            said = str(error)
+            reason = str(error)
             time.sleep(LOOK_SECONDS)
         else:
             return
