@@ -12,6 +12,7 @@ from trading_pipelines.candles.windows import DAY, day_interval
 from trading_pipelines.signals import coverage as signal_coverage
 from trading_pipelines.signals import due
 from trading_pipelines.signals.catalogue import (
+    GARCH_BASELINE,
     REALIZED_VOLATILITY,
     REGIME_LABELS,
     SIGNALS,
@@ -281,7 +282,7 @@ def test_a_halt_of_the_whole_exchange_leaves_no_variance_and_a_forecast_all_the_
         "DELETE FROM market_data WHERE timestamp >= '2025-09-18 02:00Z' "
         "AND timestamp < '2025-09-18 05:00Z'"
     )
-    for signal in (REALIZED_VOLATILITY, VOLATILITY_MODEL, VOLATILITY_FORECAST):
+    for signal in (REALIZED_VOLATILITY, VOLATILITY_MODEL, GARCH_BASELINE, VOLATILITY_FORECAST):
         bench.compute(signal, SYMBOLS, FIRST_DAY, UNTIL)
     halted = "symbol = 'KRW-BTC' AND hour BETWEEN '2025-09-18 02:00Z' AND '2025-09-18 04:59Z'"
     assert len(bench.rows("realized_volatility", f"{halted} AND realized_variance IS NULL")) == 3
@@ -297,7 +298,7 @@ def test_a_constant_price_is_degenerate_and_the_others_are_not(bench: Bench) -> 
         "UPDATE market_data SET open_price = 300, high_price = 300, low_price = 300, "
         "close_price = 300 WHERE symbol = 'KRW-DOGE'"
     )
-    for signal in (REALIZED_VOLATILITY, VOLATILITY_MODEL, VOLATILITY_FORECAST):
+    for signal in (REALIZED_VOLATILITY, VOLATILITY_MODEL, GARCH_BASELINE, VOLATILITY_FORECAST):
         bench.compute(signal, SYMBOLS, FIRST_DAY, LAST_DAY)
     statuses = bench.connection.execute(
         "SELECT DISTINCT symbol = 'KRW-DOGE', status, variance IS NULL, is_high_volatility IS NULL "

@@ -54,7 +54,11 @@ def combine(members: pd.DataFrame, horizon: int) -> pd.DataFrame:
     used = pd.DataFrame({name: is_ok & (name in asked) for name in MEMBERS})
     used["ewma"] |= members["status"].eq(ModelStatus.FALLBACK)
     values = members[list(MEMBERS)].where(used)
-    made_of = ["+".join(values.columns[there]) or None for there in values.notna().to_numpy()]
+    is_there = values.notna()
+    names = pd.Series("", members.index).str.cat(
+        [is_there[name].map({True: f"{name}+", False: ""}) for name in MEMBERS]
+    )
+    made_of = names.str.rstrip("+").astype(object).where(is_there.any(axis=1), None)
     return members.assign(variance=values.mean(axis=1), made_of=made_of)
 
 
@@ -86,7 +90,9 @@ def adapt(
     is_ok = rows["status"].eq(ModelStatus.OK).to_numpy()
     # Of one model the same for all its hours.
     known = {id(m): m.errors(symbol) for m in models if m is not None}
-    errors = [known[id(m)] if m is not None and ok else None for m, ok in zip(models, is_ok, strict=True)]
+    errors = [
+        known[id(m)] if m is not None and ok else None for m, ok in zip(models, is_ok, strict=True)
+    ]
     with np.errstate(divide="ignore", invalid="ignore"):
         ends = np.array([_ends(of) for of in errors])
         widths = _widths(np.log(happened / variance), ends, horizon)
