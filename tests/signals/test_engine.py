@@ -111,6 +111,37 @@ def test_a_forecast_is_made_by_the_model_of_the_day_before_and_of_its_own_at_its
     assert models() == [(0, UNTIL)], "an older one would be no input of this day"
 
 
+def test_the_garch_in_a_forecast_is_the_baselines_before_the_day_has_closed_and_after(
+    computed: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def members() -> list[tuple[float, float]]:
+        return computed.connection.execute(
+            "SELECT ours.garch, ours.variance FROM trading_pipelines.volatility_forecast AS ours "
+            "WHERE as_of > '2025-09-21Z' AND as_of < '2025-09-22Z' "
+            "ORDER BY symbol, horizon, as_of"
+        ).fetchall()
+
+    closed = members()
+    baseline = computed.connection.execute(
+        "DELETE FROM trading_pipelines.garch_baseline WHERE as_of > '2025-09-21Z' "
+        "RETURNING symbol, horizon, as_of, variance"
+    ).fetchall()
+    stored = [row[3] for row in sorted(baseline) if row[2].hour > 0]
+    assert [garch for garch, _ in closed] == stored
+    assert None not in stored
+
+    def fit_again(*_: object) -> None:
+        pytest.fail("GARCH is fitted once, by the baseline")
+
+    monkeypatch.setattr("trading_pipelines.signals.volatility.garch.fit", fit_again)
+    computed.connection.execute("DELETE FROM trading_pipelines.volatility_forecast")
+    computed.compute(VOLATILITY_FORECAST, SYMBOLS, LAST_DAY)
+    assert members() == closed
+    computed.connection.execute("DELETE FROM trading_pipelines.garch_baseline")
+    computed.compute(VOLATILITY_FORECAST, SYMBOLS, LAST_DAY)
+    assert {garch for garch, _ in members()} == {None}, "no number stands in for it"
+
+
 def test_each_label_is_one_row_of_the_bots_history_beside_the_bots_own(bench: Bench) -> None:
     own = (datetime(2025, 9, 18, 5, 0, 3, tzinfo=UTC), "BULL", "KRW-BTC")
     bench.connection.execute(
