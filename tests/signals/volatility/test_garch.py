@@ -139,7 +139,7 @@ def test_a_stored_fit_is_carried_a_day_to_the_same_bits(horizon: int) -> None:
     near = returns[returns.index > AS_OF - HOUR * 3]
     found = carried({AS_OF: stored, AS_OF - DAY: stored}, near, as_ofs, horizon)
     day = as_ofs[: 24 + 1]
-    assert found[day].to_list() == forecast(model, returns, day, horizon).to_list()
-    assert found[as_ofs[25:]].isna().all(), "an older fit says nothing"
+    assert found.loc[: day[-1]].to_list() == forecast(model, returns, day, horizon).to_list()
+    assert found.loc[as_ofs[25] :].isna().all(), "an older fit says nothing"
     cut = carried({AS_OF: stored}, returns[returns.index <= AS_OF + HOUR * 2], as_ofs, horizon)
     assert cut.notna().sum() == 3, "nor does one whose returns are not there yet"
