@@ -266,6 +266,10 @@ def backfill(connection: psycopg.Connection) -> list[Figures]:
             (GARCH_BASELINE, BACKFILL),
             (VOLATILITY_FORECAST, BACKFILL),
             (VOLATILITY_SCORE, BACKFILL),
+            # What a day costs, and an hour: the open day is forecast anew with each.
+            (VOLATILITY_MODEL, BACKFILL[-1:]),
+            (GARCH_BASELINE, BACKFILL[-1:]),
+            (VOLATILITY_FORECAST, BACKFILL[-1:]),
         )
     ]  # fmt: skip
 
