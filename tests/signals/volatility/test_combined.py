@@ -46,7 +46,9 @@ def adapted(
     of: VolatilityModel | None = None,
 ) -> pd.DataFrame:
     hours = len(realized)
-    thresholds = pd.Series(8e-5, index=realized.index)
+    # No two of the same odds: a level between them moves with every outcome.
+    factors = np.linspace(1, 1.5, 17)[np.arange(hours) % 17] * np.linspace(1, 1.1, hours)
+    thresholds = pd.Series(8e-5 * factors, index=realized.index)
     rows = combine(members(hours=hours), 24)
     models = [of or model()] * hours
     return adapt(rows, models, realized, thresholds, "KRW-BTC", horizon, shown or hours)
