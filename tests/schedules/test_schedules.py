@@ -24,6 +24,7 @@ from trading_pipelines.schedules.in_flight import runs_in_flight
 from trading_pipelines.settings.strategy import DataSettings, LiveSettings, StrategySettings
 from trading_pipelines.signals import coverage as signal_coverage
 from trading_pipelines.signals.catalogue import (
+    GARCH_BASELINE,
     REALIZED_VOLATILITY,
     REGIME_LABELS,
     VOLATILITY_FORECAST,
@@ -316,6 +317,7 @@ def test_the_run_that_measures_the_newest_hours_forecasts_them_too(
     assert selected(tick(instance, "update_volatility"))[0] == ["realized_volatility"], "no model"
     compute(connection, REALIZED_VOLATILITY, SYMBOLS, older, SETTINGS, "run")
     compute(connection, VOLATILITY_MODEL, SYMBOLS, older, SETTINGS, "run")
+    compute(connection, GARCH_BASELINE, SYMBOLS, older, SETTINGS, "run")
     compute(connection, VOLATILITY_FORECAST, SYMBOLS, older, SETTINGS, "run")
     requests = tick(instance, "update_volatility")
     run = (f"{YESTERDAY}|KRW-BTC", f"{YESTERDAY}|KRW-XRP")

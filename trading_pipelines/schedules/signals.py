@@ -55,8 +55,8 @@ def build_signal_schedules(
     """Return a schedule for each job of signals; that of the volatility model is by day."""
     volatility = [
         REALIZED_VOLATILITY,
-        VOLATILITY_FORECAST,
         GARCH_BASELINE,
+        VOLATILITY_FORECAST,
         VOLATILITY_SCORE,
     ]
     return [

@@ -50,6 +50,14 @@ LEFT JOIN trading_pipelines.volatility_model AS model
 WHERE ours.symbol = %s AND ours.valid_until > %s AND ours.valid_until <= %s
 ORDER BY ours.as_of, ours.horizon
 """
+GARCH = """
+SELECT as_of, horizon, variance, fit FROM trading_pipelines.garch_baseline
+WHERE symbol = %s AND as_of >= %s AND as_of <= %s
+"""
+HOURS_UNTIL = """
+SELECT max(computed_until) FROM trading_pipelines.input_versions
+WHERE asset = 'candles_1h' AND symbol = %s AND day BETWEEN %s AND %s
+"""
 MINUTES = """
 SELECT timestamp, open_price, high_price, low_price, close_price FROM public.market_data
 WHERE symbol = %s AND interval = '1m' AND timestamp >= %s AND timestamp < %s ORDER BY timestamp
@@ -98,13 +106,14 @@ VOLATILITY_FORECAST = Table(
     "volatility_forecast",
     ("symbol", "as_of", "horizon"),
     ("valid_until", "model_day", "status", "variance", "low", "high", "annualized_volatility",
-     "threshold", "is_high_volatility"),
+     "threshold", "is_high_volatility", "made_of", "har", "garch", "ewma", "interval_width",
+     "interval_status", "probability_high", "flag_level"),
     time="as_of",
 )  # fmt: skip
 GARCH_BASELINE = Table(
     "garch_baseline",
     ("symbol", "as_of", "horizon"),
-    ("converged", "warnings", "variance"),
+    ("converged", "warnings", "variance", "fit"),
     time="as_of",
 )
 VOLATILITY_SCORE = Table(
@@ -266,6 +275,38 @@ def forecasts(connection: psycopg.Connection, symbol: str, interval: Interval) -
     for column in ("as_of", "valid_until"):
         rows[column] = pd.to_datetime(rows[column], utc=True)
     return rows
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """What the baseline says of a symbol, by the as-of (UTC)."""
+
+    variances: pd.DataFrame
+    """A column a horizon."""
+    fits: dict[datetime, dict[str, Any]]
+    """As they are stored, at midnights."""
+
+
+def baseline(connection: psycopg.Connection, symbol: str, interval: Interval) -> Baseline:
+    """Return the symbol's GARCH forecasts and fits as of the interval, both its ends included."""
+    rows = connection.execute(GARCH, [symbol, *_ends(interval)]).fetchall()
+    by_horizon: dict[int, dict[datetime, float | None]] = {}
+    for as_of, horizon, variance, _ in rows:
+        by_horizon.setdefault(horizon, {})[as_of] = variance
+    return Baseline(
+        pd.DataFrame(by_horizon, dtype=float),
+        {as_of: fit for as_of, _, _, fit in rows if fit is not None},
+    )
+
+
+def hours_until(
+    connection: psycopg.Connection, symbol: str, days: Sequence[date]
+) -> datetime | None:
+    """Return up to when (UTC) the symbol's hourly candles of the days are there."""
+    row = connection.execute(HOURS_UNTIL, [symbol, days[0], days[-1]]).fetchone()
+    assert row is not None
+    until: datetime | None = row[0]
+    return until
 
 
 def decisions(

@@ -4,14 +4,16 @@ Fitted by `arch`; pure functions of hourly closes, indexed by the close of their
 where nothing was traded. Its failure to converge is recorded, never hidden behind a number.
 """
 
+import hashlib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 
 import numpy as np
 import pandas as pd
 from pydantic import BaseModel, ConfigDict
 
+from trading_pipelines.candles.windows import DAY
 from trading_pipelines.signals.catalogue import GARCH_TRAINING_DAYS
 
 SCALE = 100.0
@@ -43,6 +45,8 @@ class GarchFit(BaseModel):
     """False: no forecast is made of it."""
     warnings: list[str] = []
     parameters: Parameters | None = None
+    data_hash: str | None = None
+    """Of the returns; None: there were too few."""
 
 
 def hourly_returns(closes: pd.Series, until: datetime) -> pd.Series:
@@ -65,6 +69,8 @@ def fit(returns: pd.Series, as_of: datetime) -> GarchFit:
     if len(training) < FEWEST_HOURS:
         warning = f"{len(training)} hours of returns, fewer than {FEWEST_HOURS}"
         return model.model_copy(update={"warnings": [warning]})
+    digest = hashlib.sha256(training.to_numpy().tobytes()).hexdigest()[:16]
+    model = model.model_copy(update={"data_hash": digest})
     if not training.any():
         return model.model_copy(update={"warnings": ["the price did not move"]})
     from arch import arch_model
@@ -114,4 +120,21 @@ def forecast(
             total += step
             step = fitted.omega + (fitted.alpha + fitted.beta) * step
         variances[as_of] = total / horizon / SCALE**2
+    return variances
+
+
+def carried(
+    fits: Mapping[datetime, GarchFit], returns: pd.Series, as_ofs: Sequence[datetime], horizon: int
+) -> pd.Series:
+    """Return `forecast` as of each moment by the newest of the fits that is at most a day old.
+
+    NaN where there is none, and where the returns do not reach. `fits` are by their as-of.
+    """
+    hours_of: dict[datetime, list[datetime]] = {}
+    for as_of in as_ofs:
+        if fitted := [at for at in fits if as_of - DAY <= at <= as_of]:
+            hours_of.setdefault(max(fitted), []).append(as_of)
+    parts = [forecast(fits[at], returns, hours, horizon) for at, hours in hours_of.items()]
+    index = pd.DatetimeIndex(list(as_ofs), tz="UTC")
+    variances: pd.Series = pd.concat([pd.Series(np.nan, index[:0]), *parts]).reindex(index)
     return variances
