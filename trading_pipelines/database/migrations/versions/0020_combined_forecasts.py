@@ -7,7 +7,7 @@ from alembic import op
 from sqlalchemy import text
 
 revision = "0020"
-down_revision = "0018"
+down_revision = "0019"
 
 SCHEMA = """
 ALTER TABLE trading_pipelines.volatility_forecast
