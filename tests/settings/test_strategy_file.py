@@ -29,7 +29,7 @@ DATA_KEYS = (
     "refresh, look_back_days, history_files, history_files_sample"
 )
 SECTIONS = (
-    "symbols, data, healing, regime_detection, volatility, exchange, alerts, health, housekeeping, "
+    "symbols, data, live, healing, regime_detection, volatility, exchange, alerts, health, housekeeping, "
     "reject_outcomes, signals, regimes"
 )
 ROOT_KEYS = f"{SECTIONS}, risk_management, regime_change_policy"
