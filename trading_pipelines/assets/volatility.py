@@ -1,7 +1,7 @@
 """Volatility as partitioned assets: realised, the model, its forecasts, a baseline and a score.
 
-candles_1m → realized_volatility → volatility_model → volatility_forecast → volatility_score ←
-garch_baseline ← candles_1h. The arithmetic belongs in `signals/volatility`.
+candles_1m → realized_volatility → volatility_model → volatility_forecast → volatility_score, and
+candles_1h → garch_baseline → both of the last. The arithmetic belongs in `signals/volatility`.
 """
 
 from collections.abc import Sequence
@@ -152,11 +152,14 @@ def build_assets(
     return [
         asset(realized, looking_back(realized, "candles_1m")),
         asset(VOLATILITY_MODEL, [same_day(realized.asset)]),
+        asset(GARCH_BASELINE, looking_back(GARCH_BASELINE, "candles_1h")),
         asset(
             forecast,
-            [same_day(VOLATILITY_MODEL.asset), *looking_back(forecast, realized.asset)],
+            [
+                same_day(VOLATILITY_MODEL.asset),
+                *looking_back(forecast, realized.asset, GARCH_BASELINE.asset, "candles_1h"),
+            ],
         ),
-        asset(GARCH_BASELINE, looking_back(GARCH_BASELINE, "candles_1h")),
         asset(
             VOLATILITY_SCORE,
             looking_back(VOLATILITY_SCORE, *VOLATILITY_SCORE.inputs(settings)),

@@ -159,7 +159,7 @@ class RegimeDetectionSettings(_Section):
 class VolatilitySettings(_Section):
     """The volatility model (days of training, hours ahead, ridge) and when volatility is high."""
 
-    training_days: Annotated[int, Field(ge=30, le=90)] = 30
+    training_days: Annotated[int, Field(ge=30, le=730)] = 365
     min_training_days: Annotated[int, Field(ge=14, le=90), _up_to("training_days")] = 14
     horizons: Annotated[
         list[Annotated[int, Field(ge=1, le=72)]],

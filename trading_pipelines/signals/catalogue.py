@@ -27,9 +27,11 @@ WARM_UP_HOURS = max(HAR_HOURS)
 # Under this many symbols, as many symbol-days are needed as three would bring: on 14 days of one
 # symbol the 24 h forecast was up to four times worse than GARCH.
 FEWEST_SYMBOLS = 3
-LONGEST_TRAINING_DAYS = 90
+SMALL_POOL_DAYS = 90
 EWMA_HOURS = 30 * 24
 GARCH_TRAINING_DAYS = 90
+ADAPTED_DAYS = 60
+"""Of forecasts and outcomes by which an interval's width and the flag's level are found."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,7 @@ def candles_needed(settings: StrategySettings) -> int:
 def training_days(settings: VolatilitySettings, symbols: int) -> int:
     """Return the days of training: a pool of one or two symbols needs more of them, up to 90."""
     share = math.ceil(FEWEST_SYMBOLS / symbols)
-    return min(LONGEST_TRAINING_DAYS, settings.training_days * share)
+    return max(settings.training_days, min(SMALL_POOL_DAYS, settings.training_days * share))
 
 
 def _longest_horizon_days(settings: VolatilitySettings) -> int:
@@ -142,17 +144,27 @@ VOLATILITY_MODEL = Signal(
         "volatility.horizons",
         "volatility.ridge_alpha",
     ),
-    code_version="1",
+    code_version="2",
     pooled=True,
     closed_days_only=True,
     settles=timedelta(minutes=5),
 )
+GARCH_BASELINE = Signal(
+    "garch_baseline",
+    lambda _: {"candles_1h": GARCH_TRAINING_DAYS + 1},
+    settings_that_matter=_values_of("volatility.horizons"),
+    code_version="2",
+    closed_days_only=True,
+)
 VOLATILITY_FORECAST = Signal(
     "volatility_forecast",
     lambda s: {
-        "realized_volatility": max(s.volatility.threshold_days, EWMA_HOURS // 24)
+        "realized_volatility": ADAPTED_DAYS
+        + max(s.volatility.threshold_days, EWMA_HOURS // 24)
         + _longest_horizon_days(s.volatility),
-        "volatility_model": 1,
+        "volatility_model": ADAPTED_DAYS + 1,
+        "garch_baseline": ADAPTED_DAYS,
+        "candles_1h": 2,
     },
     settings_that_matter=_values_of(
         "volatility.horizons",
@@ -160,14 +172,7 @@ VOLATILITY_FORECAST = Signal(
         "volatility.threshold_days",
         "volatility.min_threshold_days",
     ),
-    code_version="1",
-)
-GARCH_BASELINE = Signal(
-    "garch_baseline",
-    lambda _: {"candles_1h": GARCH_TRAINING_DAYS + 1},
-    settings_that_matter=_values_of("volatility.horizons"),
-    code_version="1",
-    closed_days_only=True,
+    code_version="2",
 )
 VOLATILITY_SCORE = Signal(
     "volatility_score",
@@ -194,8 +199,8 @@ SIGNALS = (
     REGIME_LABELS,
     REALIZED_VOLATILITY,
     VOLATILITY_MODEL,
-    VOLATILITY_FORECAST,
     GARCH_BASELINE,
+    VOLATILITY_FORECAST,
     VOLATILITY_SCORE,
     REJECT_OUTCOMES,
     CONFIRM_OUTCOMES,

@@ -50,6 +50,14 @@ LEFT JOIN trading_pipelines.volatility_model AS model
 WHERE ours.symbol = %s AND ours.valid_until > %s AND ours.valid_until <= %s
 ORDER BY ours.as_of, ours.horizon
 """
+GARCH = """
+SELECT as_of, horizon, variance, fit FROM trading_pipelines.garch_baseline
+WHERE symbol = %s AND as_of >= %s AND as_of <= %s
+"""
+HOURS_UNTIL = """
+SELECT max(computed_until) FROM trading_pipelines.input_versions
+WHERE asset = 'candles_1h' AND symbol = %s AND day BETWEEN %s AND %s
+"""
 MINUTES = """
 SELECT timestamp, open_price, high_price, low_price, close_price FROM public.market_data
 WHERE symbol = %s AND interval = '1m' AND timestamp >= %s AND timestamp < %s ORDER BY timestamp
@@ -98,13 +106,14 @@ VOLATILITY_FORECAST = Table(
     "volatility_forecast",
     ("symbol", "as_of", "horizon"),
     ("valid_until", "model_day", "status", "variance", "low", "high", "annualized_volatility",
-     "threshold", "is_high_volatility"),
+     "threshold", "is_high_volatility", "made_of", "har", "garch", "ewma", "interval_width",
+     "interval_status", "probability_high", "flag_level"),
     time="as_of",
 )  # fmt: skip
 GARCH_BASELINE = Table(
     "garch_baseline",
     ("symbol", "as_of", "horizon"),
-    ("converged", "warnings", "variance"),
+    ("converged", "warnings", "variance", "fit"),
     time="as_of",
 )
 VOLATILITY_SCORE = Table(
@@ -266,6 +275,29 @@ def forecasts(connection: psycopg.Connection, symbol: str, interval: Interval) -
     for column in ("as_of", "valid_until"):
         rows[column] = pd.to_datetime(rows[column], utc=True)
     return rows
+
+
+def garch_forecasts(
+    connection: psycopg.Connection, symbol: str, interval: Interval
+) -> tuple[pd.DataFrame, dict[datetime, dict[str, Any]]]:
+    """Return the baseline's variances, a column a horizon, and its fits, by their as-of.
+
+    Those as of the interval's ends are among them.
+    """
+    rows = connection.execute(GARCH, [symbol, *_ends(interval)]).fetchall()
+    fits = {as_of: fit for as_of, _, _, fit in rows if fit is not None}
+    by_horizon: dict[int, dict[datetime, float | None]] = {}
+    for as_of, horizon, variance, _ in rows:
+        by_horizon.setdefault(horizon, {})[as_of] = variance
+    return pd.DataFrame(by_horizon, dtype=float), fits
+
+
+def hours_until(
+    connection: psycopg.Connection, symbol: str, days: Sequence[date]
+) -> datetime | None:
+    """Return up to when (UTC) the symbol's hourly candles of the days are there."""
+    row = connection.execute(HOURS_UNTIL, [symbol, days[0], days[-1]]).fetchone()
+    return None if row is None else row[0]
 
 
 def decisions(

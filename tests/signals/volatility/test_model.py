@@ -1,5 +1,6 @@
 """The pooled model on panels of a known process: what it may look at, and what it is worth."""
 
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
@@ -11,17 +12,19 @@ from trading_pipelines.settings.strategy import VolatilitySettings
 from trading_pipelines.signals.catalogue import WARM_UP_HOURS, training_days
 from trading_pipelines.signals.volatility import model as volatility_model
 from trading_pipelines.signals.volatility.model import (
+    ENDS,
+    LEVELS,
     ModelStatus,
     VolatilityModel,
     fit,
-    forecast,
     outcome,
     thresholds,
 )
 
-SETTINGS = VolatilitySettings()
+SETTINGS = VolatilitySettings(training_days=30)
 AS_OF = datetime(2025, 6, 3, tzinfo=UTC)
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)
+NONE = (np.nan, np.nan)
 
 
 def panel(
@@ -49,6 +52,20 @@ def scrambled(variances: pd.DataFrame, as_of: datetime) -> pd.DataFrame:
     changed[future] *= np.random.default_rng(8).lognormal(0, 3, changed[future].shape)
     assert future.sum() > 24
     return changed
+
+
+def forecast(
+    model: VolatilityModel, variances: pd.DataFrame, as_ofs: Sequence[datetime]
+) -> pd.DataFrame:
+    """Return the forecasts of every symbol by one model alone, with its own 90 % interval."""
+    parts = []
+    for symbol in map(str, variances.columns):
+        rows = volatility_model.forecast([model] * len(as_ofs), variances[symbol], as_ofs)
+        variance = rows["har"].fillna(rows["ewma"].where(rows["status"] == ModelStatus.FALLBACK))
+        low, high = np.interp(ENDS, LEVELS, model.errors(symbol)) if model.coefficients else NONE
+        interval = {"low": variance * np.exp(low), "high": variance * np.exp(high)}
+        parts.append(rows.assign(symbol=symbol, variance=variance, **interval).reset_index())
+    return pd.concat(parts, ignore_index=True)
 
 
 def said(variances: pd.DataFrame, horizon: int) -> str:

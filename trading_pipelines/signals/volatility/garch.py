@@ -4,6 +4,7 @@ Fitted by `arch`; pure functions of hourly closes, indexed by the close of their
 where nothing was traded. Its failure to converge is recorded, never hidden behind a number.
 """
 
+import hashlib
 import warnings
 from collections.abc import Sequence
 from datetime import datetime, timedelta
@@ -43,6 +44,8 @@ class GarchFit(BaseModel):
     """False: no forecast is made of it."""
     warnings: list[str] = []
     parameters: Parameters | None = None
+    data_hash: str | None = None
+    """Of the returns; None: there were too few."""
 
 
 def hourly_returns(closes: pd.Series, until: datetime) -> pd.Series:
@@ -65,6 +68,8 @@ def fit(returns: pd.Series, as_of: datetime) -> GarchFit:
     if len(training) < FEWEST_HOURS:
         warning = f"{len(training)} hours of returns, fewer than {FEWEST_HOURS}"
         return model.model_copy(update={"warnings": [warning]})
+    digest = hashlib.sha256(training.to_numpy().tobytes()).hexdigest()[:16]
+    model = model.model_copy(update={"data_hash": digest})
     if not training.any():
         return model.model_copy(update={"warnings": ["the price did not move"]})
     from arch import arch_model

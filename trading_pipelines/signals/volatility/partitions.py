@@ -3,18 +3,19 @@
 The arithmetic belongs in `realized`, `model`, `garch` and `score`.
 """
 
-from collections import defaultdict
+import math
 from collections.abc import Mapping, Sequence
 from datetime import date, datetime
 from functools import cache
+from itertools import groupby
 from typing import Any
 
 import pandas as pd
 from psycopg.types.json import Jsonb
 
 from trading_pipelines.candles.windows import DAY, HOUR, Interval, day_interval
-from trading_pipelines.settings.strategy import VolatilitySettings
 from trading_pipelines.signals import tables
+from trading_pipelines.signals.catalogue import ADAPTED_DAYS
 from trading_pipelines.signals.coverage import SignalCoverage
 from trading_pipelines.signals.engine import (
     ComputeRun,
@@ -25,7 +26,7 @@ from trading_pipelines.signals.engine import (
     input_interval,
     number_or_none,
 )
-from trading_pipelines.signals.volatility import garch, realized, score
+from trading_pipelines.signals.volatility import combined, garch, realized, score
 from trading_pipelines.signals.volatility import model as volatility_model
 
 
@@ -89,67 +90,135 @@ def compute_volatility_model(
 def compute_volatility_forecast(
     run: ComputeRun, symbol: str, partitions: Sequence[SignalCoverage]
 ) -> dict[date, PartitionRows]:
-    """Return each day's forecasts, as of the close of each hour, by the newest model of then."""
-    interval = input_interval(run, partitions, "realized_volatility")
-    panel = tables.variances(run.connection, [symbol], interval)
-    stored = tables.models(run.connection, partitions[0].day - DAY, partitions[-1].day)
+    """Return each day's forecasts, as of the close of each hour, by the newest model of then.
+
+    Those of the `ADAPTED_DAYS` before it are computed again, from the stored models and baseline:
+    by what became of them intervals and flags are found.
+    """
+    hourly = tables.variances(
+        run.connection, [symbol], input_interval(run, partitions, "realized_volatility")
+    )[symbol]
+    first = partitions[0].day - DAY * ADAPTED_DAYS
+    stored = tables.models(run.connection, first - DAY, partitions[-1].day)
     models = {
         key: volatility_model.VolatilityModel.model_validate(model) for key, model in stored.items()
     }
-    rows_of = {}
-    for partition in partitions:
-        rows: list[SignalRow] = []
-        figures: dict[str, Any] = {}
-        for horizon in run.settings.volatility.horizons:
-            for day, as_ofs in _newest_models(models, partition, horizon).items():
-                rows += _forecast_rows(
-                    models[day, horizon], day, panel, as_ofs, run.settings.volatility
-                )
-        if rows:
-            last = dict(zip(tables.VOLATILITY_FORECAST.columns, rows[-1], strict=True))
-            names = ("horizon", "status", "annualized_volatility", "is_high_volatility")
-            figures = {name: last[name] for name in names}
-            if last["threshold"] is not None:
-                figures["annualized_threshold"] = realized.annualized(last["threshold"])
-        rows_of[partition.day] = PartitionRows(rows, closes_of(partition.day), figures)
-    return rows_of
+    start, until = day_interval(first).start, input_interval(run, partitions, "candles_1h").end
+    by_garch, fits = tables.garch_forecasts(run.connection, symbol, Interval(start, until))
+    hours = [at.to_pydatetime() for at in pd.date_range(start + HOUR, until, freq="h")]
+    rows_of = {partition.day: list[SignalRow]() for partition in partitions}
+    carried = {p.day: _carried_returns(run, symbol, p) for p in partitions}
+    for horizon in run.settings.volatility.horizons:
+        newest = {at: model for at in hours if (model := _newest_model(models, at, horizon))}
+        if not newest:
+            continue
+        expected = volatility_model.forecast(
+            [model for _, model in newest.values()], hourly, list(newest)
+        )
+        thresholds = volatility_model.thresholds(hourly, horizon, hours, run.settings.volatility)
+        grid = pd.date_range(hourly.index[0], until, freq="h")
+        happened = volatility_model.outcome(hourly.reindex(grid), horizon)
+        for partition in partitions:
+            own = closed_hours(partition)
+            replayed = pd.date_range(own[0] - DAY * ADAPTED_DAYS, own[-1], freq="h")
+            members = expected.reindex(replayed)
+            members["garch"] = by_garch.get(horizon, pd.Series(dtype=float)).reindex(replayed)
+            missing = members.index[-len(own) :][members["garch"].iloc[-len(own) :].isna()]
+            members.loc[missing, "garch"] = _carried(fits, carried[partition.day], missing, horizon)
+            adapted = combined.adapt(
+                combined.combine(members, horizon),
+                [newest[at][1] if at in newest else None for at in members.index],
+                happened,
+                thresholds,
+                symbol,
+                horizon,
+                shown=len(own),
+            )
+            rows_of[partition.day] += [
+                _forecast_row(symbol, at, horizon, newest[at][0], row)
+                for at, row in zip(own, adapted.to_dict("records"), strict=True)
+                if at in newest
+            ]
+    return {
+        day: PartitionRows(rows, closes_of(day), _figures(rows)) for day, rows in rows_of.items()
+    }
 
 
-def _newest_models(
+def _newest_model(
     models: Mapping[tuple[date, int], volatility_model.VolatilityModel],
-    partition: SignalCoverage,
+    as_of: datetime,
     horizon: int,
-) -> dict[date, list[datetime]]:
-    """Return, for each model, the hours of the day for which it is the newest fitted by then."""
-    chosen: dict[date, list[datetime]] = defaultdict(list)
-    for as_of in closed_hours(partition):
-        for day in (partition.day, partition.day - DAY):
-            if (day, horizon) in models and day_interval(day).end <= as_of:
-                chosen[day].append(as_of)
-                break
-    return chosen
+) -> tuple[date, volatility_model.VolatilityModel] | None:
+    """Return the day and the model that is the newest fitted by then, of that day or before."""
+    day = (as_of - HOUR).date()
+    return next(
+        (
+            (of_day, models[of_day, horizon])
+            for of_day in (day, day - DAY)
+            if (of_day, horizon) in models and day_interval(of_day).end <= as_of
+        ),
+        None,
+    )
 
 
-def _forecast_rows(
-    model: volatility_model.VolatilityModel,
-    day: date,
-    panel: pd.DataFrame,
+def _carried_returns(run: ComputeRun, symbol: str, partition: SignalCoverage) -> pd.Series:
+    """Return the hourly returns since the midnight before the day, as far as candles are there."""
+    assert partition.until is not None
+    days = [partition.day - DAY * 2, partition.day]
+    start = day_interval(days[0]).start
+    # An hour that is not there yet would be one without a trade.
+    until = min(tables.hours_until(run.connection, symbol, days) or start, partition.until)
+    closes = tables.hourly_closes(run.connection, symbol, Interval(start, until))
+    return garch.hourly_returns(closes, until)
+
+
+def _carried(
+    fits: Mapping[datetime, dict[str, Any]],
+    returns: pd.Series,
     as_ofs: Sequence[datetime],
-    settings: VolatilitySettings,
-) -> list[SignalRow]:
-    symbol = str(panel.columns[0])
-    thresholds = volatility_model.thresholds(panel[symbol], model.horizon, as_ofs, settings)
-    rows = []
-    for row in volatility_model.forecast(model, panel, as_ofs).to_dict("records"):
-        variance = number_or_none(row["variance"])
-        threshold = number_or_none(thresholds[row["as_of"]])
-        is_high = None if variance is None or threshold is None else variance > threshold
-        rows.append(
-            (symbol, row["as_of"], model.horizon, row["as_of"] + HOUR * model.horizon, day,
-             str(row["status"]), variance, number_or_none(row["low"]), number_or_none(row["high"]),
-             None if variance is None else realized.annualized(variance), threshold, is_high)
-        )  # fmt: skip
-    return rows
+    horizon: int,
+) -> list[float]:
+    """Return what the baseline has not said yet: its newest fit of two days, carried forward."""
+
+    def newest(as_of: datetime) -> datetime | None:
+        return max((at for at in fits if as_of - DAY * 2 < at <= as_of), default=None)
+
+    variances: list[float] = []
+    for fitted_at, group in groupby(as_ofs, newest):
+        hours = list(group)
+        if fitted_at is None:
+            variances += [math.nan] * len(hours)
+        else:
+            fit = garch.GarchFit.model_validate(fits[fitted_at])
+            variances += garch.forecast(fit, returns, hours, horizon).to_list()
+    return variances
+
+
+def _forecast_row(
+    symbol: str, as_of: datetime, horizon: int, model_day: date, row: Mapping[str, Any]
+) -> SignalRow:
+    variance = number_or_none(row["variance"])
+    return (
+        symbol, as_of, horizon, as_of + HOUR * horizon, model_day, str(row["status"]), variance,
+        number_or_none(row["low"]), number_or_none(row["high"]),
+        None if variance is None else realized.annualized(variance),
+        number_or_none(row["threshold"]), row["is_high_volatility"], row["made_of"],
+        *(number_or_none(row[name]) for name in (*combined.MEMBERS, "interval_width")),
+        str(row["interval_status"]),
+        *(number_or_none(row[name]) for name in ("probability_high", "flag_level")),
+    )  # fmt: skip
+
+
+def _figures(rows: Sequence[SignalRow]) -> dict[str, Any]:
+    if not rows:
+        return {}
+    last = dict(zip(tables.VOLATILITY_FORECAST.columns, rows[-1], strict=True))
+    names = ("horizon", "status", "annualized_volatility", "is_high_volatility", "made_of",
+             "probability_high", "interval_status")  # fmt: skip
+    figures = {name: last[name] for name in names}
+    if last["threshold"] is not None:
+        figures["annualized_threshold"] = realized.annualized(last["threshold"])
+    return figures
 
 
 def compute_garch_baseline(
@@ -174,9 +243,10 @@ def compute_garch_baseline(
                 (fitted(end), [end]),
             ):
                 variance = garch.forecast(model, returns, as_ofs, horizon)
+                stored = Jsonb(model.model_dump(mode="json"))
                 rows += [
                     (symbol, as_of, horizon, model.converged, "; ".join(model.warnings) or None,
-                     number_or_none(variance[as_of]))
+                     number_or_none(variance[as_of]), stored if as_of == end else None)
                     for as_of in as_ofs
                 ]  # fmt: skip
         figures = {"converged": fitted(end).converged, "fit": fitted(end).model_dump(mode="json")}
