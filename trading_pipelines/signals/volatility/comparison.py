@@ -60,6 +60,17 @@ class Told(StrEnum):
     NOT_THERE = "not there"
 
 
+SAID = {
+    Verdict.BETTER: "it is better than",
+    Verdict.WORSE: "it is worse than",
+    Verdict.NOT_TOLD: "it cannot be told apart from",
+    Verdict.SAME: "it is the same as",
+    Verdict.TOO_FEW: "there are too few forecasts yet beside",
+    Verdict.FAILED: "no test came out beside",
+    Verdict.NOT_THERE: "there are no forecasts of",
+}
+
+
 @dataclass(frozen=True)
 class ModelScore:
     """A model of a symbol (or `all`) and horizon beside ours; the fields as in the table.
@@ -189,9 +200,7 @@ def critical_t(hours: int, lags: int) -> float:
     return 1.96 + 2.9694 * share + 0.4160 * share**2 - 0.5324 * share**3
 
 
-def _diebold_mariano(
-    losses: pd.DataFrame, name: str, horizon: int
-) -> tuple[float | None, Verdict]:
+def _diebold_mariano(losses: pd.DataFrame, name: str, horizon: int) -> tuple[float | None, Verdict]:
     both = _by_hour(losses[[OURS, name]] if name != OURS else losses[[OURS]])
     if both.empty:
         return None, Verdict.NOT_THERE
@@ -223,7 +232,7 @@ def confidence_set(losses: pd.DataFrame, horizon: int) -> tuple[dict[str, float 
     complete = losses[there].dropna() if there else losses.iloc[:0]
     by_hour = _by_hour(complete)
     if len(there) < 2 or len(by_hour) < FEWEST_HOURS:
-        return told | dict.fromkeys(there, Told.TOO_FEW), len(complete)
+        return {**told, **dict.fromkeys(there, Told.TOO_FEW)}, len(complete)
     # Of two equal ones the difference has no variance to divide by.
     stands_for: dict[str, str] = {}
     for name in there:
@@ -232,9 +241,8 @@ def confidence_set(losses: pd.DataFrame, horizon: int) -> tuple[dict[str, float 
         stands_for[name] = next(same, name)
     kept = dict.fromkeys(stands_for.values())
     found = {next(iter(kept)): 1.0} if len(kept) == 1 else _p_values(by_hour[list(kept)], horizon)
-    return told | {
-        name: found.get(other, Told.FAILED) for name, other in stands_for.items()
-    }, len(complete)
+    told |= {name: found.get(other, Told.FAILED) for name, other in stands_for.items()}
+    return told, len(complete)
 
 
 def _p_values(losses: pd.DataFrame, horizon: int) -> dict[str, float]:
@@ -264,7 +272,8 @@ def reliability(judged_: pd.DataFrame, horizon: int) -> list[Bin]:
             mean_probability=float(of_bin["probability_high"].mean()),
             share_high=float(of_bin["is_high"].mean()),
         )
-        for n, of_bin in known.groupby(place)
+        for n in range(len(EDGES) - 1)
+        if len(of_bin := known[place == n])
     ]
 
 
@@ -312,37 +321,30 @@ def store(connection: psycopg.Connection, comparison: Comparison) -> None:
                 copy.write_row(tuple(asdict(score).values()))
 
 
-def headline(comparison: Comparison, horizon: int) -> str:
-    """Say for a horizon what all symbols together show (or the one that there is)."""
-    of_horizon = [score for score in comparison.scores if score.horizon == horizon]
-    whole = {score.model: score for score in of_horizon if score.symbol == of_horizon[0].symbol}
-    if (ratio := whole[OURS].ratio_to_garch) is None:
+def headlines(comparison: Comparison) -> list[str]:
+    """Say for each horizon what all symbols together show (or the one that there is)."""
+    scores_of: dict[int, dict[str, ModelScore]] = {}
+    for score in comparison.scores:  # the first of a horizon are of all symbols
+        scores_of.setdefault(score.horizon, {}).setdefault(score.model, score)
+    return [_headline(horizon, scores) for horizon, scores in scores_of.items()]
+
+
+def _headline(horizon: int, scores: Mapping[str, ModelScore]) -> str:
+    if (ratio := scores[OURS].ratio_to_garch) is None:
         return f"{horizon} h ahead: nothing to compare yet"
     parts = [f"{horizon} h ahead: our loss is {ratio:.2f} of GARCH's"]
-    for verdict in (Verdict.BETTER, Verdict.WORSE, Verdict.NOT_TOLD, Verdict.SAME,
-                    Verdict.TOO_FEW, Verdict.FAILED, Verdict.NOT_THERE):  # fmt: skip
+    for verdict, said in SAID.items():
         names = [
             MODELS[score.model] + (f" (t {score.t_value:.1f})" if score.t_value is not None else "")
-            for score in whole.values()
+            for score in scores.values()
             if score.verdict is verdict and score.model != OURS
         ]
         if names:
-            parts.append(f"{SAID[verdict]} {', '.join(names)}")
-    best = [MODELS[score.model] for score in whole.values() if score.told is Told.IN]
+            parts.append(f"{said} {', '.join(names)}")
+    best = [MODELS[score.model] for score in scores.values() if score.told is Told.IN]
     if best:
-        parts.append(f"the best may be: {', '.join(best)}")
-    return "; ".join(parts)
-
-
-SAID = {
-    Verdict.BETTER: "it is better than",
-    Verdict.WORSE: "it is worse than",
-    Verdict.NOT_TOLD: "it cannot be told apart from",
-    Verdict.SAME: "it is the same as",
-    Verdict.TOO_FEW: "there are too few forecasts yet beside",
-    Verdict.FAILED: "no test came out beside",
-    Verdict.NOT_THERE: "there are no forecasts of",
-}
+        parts.append(f"the best may be {' or '.join(best)}")
+    return ", ".join(parts)
 
 
 def shown(comparison: Comparison) -> list[dict[str, Any]]:
