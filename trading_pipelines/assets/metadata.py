@@ -30,13 +30,12 @@ def picture(name: str, png: bytes) -> dg.MarkdownMetadataValue:
 
 
 def table(rows: Iterable[Mapping[str, Any]]) -> dg.TableMetadataValue:
-    """Return the rows as a table that the UI shows in place."""
-    return dg.MetadataValue.table(
-        [
-            dg.TableRecord(
-                {key: "" if value is None else f"{value:.4g}" if isinstance(value, float)
-                 else str(value) for key, value in row.items()}
-            )
-            for row in rows
-        ]
-    )  # fmt: skip
+    """Return the rows as a table that the UI shows in place; there may be none."""
+    records = [
+        dg.TableRecord(
+            {key: "" if value is None else f"{value:.4g}" if isinstance(value, float)
+             else str(value) for key, value in row.items()}
+        )
+        for row in rows
+    ]  # fmt: skip
+    return dg.MetadataValue.table(records, None if records else dg.TableSchema([]))

@@ -12,6 +12,7 @@ import dagster as dg
 
 from trading_pipelines.assets.about import describe
 from trading_pipelines.assets.metadata import picture, table
+from trading_pipelines.candles.windows import day_interval
 from trading_pipelines.resources.database import DatabaseResource
 from trading_pipelines.resources.redis import RedisResource
 from trading_pipelines.settings.strategy import StrategySettings
@@ -74,26 +75,38 @@ def build_assets(settings: StrategySettings) -> list[dg.AssetsDefinition]:
         **describe(
             "Pictures and tables to look at: per symbol the price with its regimes, forecast "
             "against realised volatility, the score against GARCH; the current signals; and what "
-            "followed each regime in the last 90 days: returns and volatility.",
-            row="no table of its own: what it shows is on the latest materialisation",
-            unit="prices in KRW, volatility in percent a year; times in KST",
+            "followed each regime in the last 90 days: returns and volatility. A second picture "
+            "shows what can be told from the volatility forecasts of the 90 days before the newest "
+            "09:00 KST: by symbol our loss beside those of our members, GARCH, EWMA and the random "
+            "walk, whether they can be told apart (Diebold-Mariano, model confidence set), how "
+            "many 90 % intervals held, and what followed each probability of a high volatility.",
+            row="per symbol (and `all`), horizon and model of the comparison; the rest is on the "
+            "latest materialisation",
+            unit="prices in KRW, volatility in percent a year, losses in QLIKE; times in KST",
             refreshed="by `update_volatility`, daily when the day has been scored",
             backfill=BY_JOB,
             group=GROUP,
             kinds={"python", "matplotlib"},
+            table="trading_pipelines.volatility_comparison",
         ),
     )
     def signals_overview(database: DatabaseResource) -> dg.MaterializeResult[None]:
         from trading_pipelines.signals.published import overview
         from trading_pipelines.signals.regimes import diagnostics
+        from trading_pipelines.signals.volatility import comparison, plots, score
 
         now = datetime.now(UTC)
+        # A closed day's baseline and score are there.
+        as_of = day_interval(now.date()).start
         with database.connect() as connection:
             drawn = overview.draw(connection, settings.symbols, now)
             signals = read_current_signals(connection, settings.symbols, horizon)
             diagnosed = diagnostics.read(
                 connection, settings.symbols, now - DIAGNOSED, settings.regime_detection
             )
+            compared = comparison.read(connection, settings.symbols, as_of)
+            rolling = score.rolling_scores(connection, settings.symbols, as_of.date())
+            comparison.store(connection, compared)
         return dg.MaterializeResult(
             metadata={
                 "plots": picture("signals", drawn),
@@ -104,6 +117,10 @@ def build_assets(settings: StrategySettings) -> list[dg.AssetsDefinition]:
                     for labels in diagnosed
                     for regime, figures in labels.regimes.items()
                 ),
+                "forecasts": "; ".join(comparison.headlines(compared)) or "nothing to compare yet",
+                "forecast_plots": picture("forecasts", plots.draw(compared, rolling)),
+                "models": table(comparison.shown(compared)),
+                "intervals_and_flag": table(scored.shown() for scored in rolling),
             }
         )
 

@@ -16,6 +16,7 @@ from trading_pipelines.assets.computed import (
     materialize,
     same_day,
 )
+from trading_pipelines.assets.metadata import table
 from trading_pipelines.resources.database import DatabaseResource
 from trading_pipelines.settings.strategy import StrategySettings
 from trading_pipelines.signals.catalogue import (
@@ -170,13 +171,13 @@ def build_assets(
 
 
 def build_checks(settings: StrategySettings) -> list[dg.AssetChecksDefinition]:
-    """Return the check that the model is no worse than GARCH."""
+    """Return the checks of the score: that GARCH is not better, that the intervals hold."""
 
     @dg.asset_check(
         asset=VOLATILITY_SCORE.asset,
         description=(
-            "For each horizon the model's QLIKE over the last 30 days, of which at least 14 are "
-            "scored, is not above GARCH's."
+            "For each horizon the forecasts' QLIKE over the last 30 days, of which at least 14 are "
+            "scored, is not above GARCH's: for no symbol, nor for all together."
         ),
     )
     def not_worse_than_garch(database: DatabaseResource) -> dg.AssetCheckResult:
@@ -187,12 +188,33 @@ def build_checks(settings: StrategySettings) -> list[dg.AssetChecksDefinition]:
         return dg.AssetCheckResult(
             passed=not any(scored.is_worse_than_garch for scored in rolling),
             severity=dg.AssetCheckSeverity.WARN,
-            description="; ".join(map(str, rolling)) or "nothing scored yet",
+            description=score.not_worse(rolling),
             metadata={
                 f"ratio_to_garch_{scored.horizon}h": scored.ratio_to_garch
                 for scored in rolling
-                if scored.ratio_to_garch is not None
-            },
+                if scored.symbol == score.ALL and scored.ratio_to_garch is not None
+            }
+            | {"symbols": table(scored.shown() for scored in rolling)},
         )
 
-    return [not_worse_than_garch]
+    @dg.asset_check(
+        asset=VOLATILITY_SCORE.asset,
+        description=(
+            "The 90 % intervals of each symbol and horizon held for 85 to 95 % of the forecasts of "
+            "the last 30 and 90 days, where at least 14 days and 60 intervals that do not overlap "
+            "have ended (24 h ahead: in 90 days only)."
+        ),
+    )
+    def intervals_hold(database: DatabaseResource) -> dg.AssetCheckResult:
+        from trading_pipelines.signals.volatility import score
+
+        with database.connect() as connection:
+            rolling = score.rolling_scores(connection, settings.symbols)
+        return dg.AssetCheckResult(
+            passed=not any(scored.strayed for scored in rolling if scored.symbol != score.ALL),
+            severity=dg.AssetCheckSeverity.WARN,
+            description=score.strayed_intervals(rolling),
+            metadata={"symbols": table(scored.shown() for scored in rolling)},
+        )
+
+    return [not_worse_than_garch, intervals_hold]

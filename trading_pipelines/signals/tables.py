@@ -41,7 +41,8 @@ SELECT day, horizon, model FROM trading_pipelines.volatility_model WHERE day BET
 """
 FORECASTS = """
 SELECT ours.as_of, ours.horizon, ours.valid_until, ours.variance, ours.low, ours.high,
-    ours.threshold, ours.is_high_volatility, garch.variance AS garch,
+    ours.threshold, ours.is_high_volatility, ours.probability_high, ours.har, ours.ewma,
+    garch.variance AS garch,
     (model.model->>'floor')::double precision AS floor
 FROM trading_pipelines.volatility_forecast AS ours
 LEFT JOIN trading_pipelines.garch_baseline AS garch USING (symbol, as_of, horizon)
