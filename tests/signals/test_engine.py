@@ -306,6 +306,19 @@ def test_an_open_day_is_labelled_as_far_as_its_hours_have_closed(bench: Bench) -
     assert bench.rows("volatility_model") == []
 
 
+def test_a_day_of_which_no_hour_has_closed_has_no_forecast_and_no_error(computed: Bench) -> None:
+    forget(computed, LAST_DAY)
+    computed.connection.execute(
+        "UPDATE trading_pipelines.candle_coverage SET status = 'partial', fetched_until = "
+        "CASE interval WHEN '1m' THEN '2025-09-21 00:30Z' ELSE '2025-09-21 00:00Z' END "
+        "::timestamptz WHERE day = %s",
+        [LAST_DAY],
+    )
+    computed.compute(REALIZED_VOLATILITY, [BTC], LAST_DAY)
+    (forecast,) = computed.compute(VOLATILITY_FORECAST, [BTC], LAST_DAY)
+    assert (forecast.error, forecast.figures.get("rows")) == (None, 0)
+
+
 def test_a_halt_of_the_whole_exchange_leaves_no_variance_and_a_forecast_all_the_same(
     bench: Bench,
 ) -> None:

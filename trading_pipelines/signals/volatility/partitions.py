@@ -119,6 +119,8 @@ def compute_volatility_forecast(
         happened = volatility_model.outcome(hourly, horizon)
         for partition in partitions:
             own = closed_hours(partition)
+            if not own:
+                continue  # nothing of the day has closed yet
             rows = members.reindex(pd.date_range(own[0] - DAY * ADAPTED_DAYS, own[-1], freq="h"))
             # What the baseline says when the day has closed.
             carried = garch.carried(fits, returns[partition.day], own, horizon)
