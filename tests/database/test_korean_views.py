@@ -66,7 +66,8 @@ def columns(connection: psycopg.Connection, table: str) -> list[str]:
 def made(connection: psycopg.Connection) -> list[tuple[object, ...]]:
     """Return every view and its function by their object ids: what is made anew has another."""
     return connection.execute(
-        "SELECT relname, oid FROM pg_class WHERE relname ~ '_kst$' AND relname !~ '^reject_' "
+        "SELECT relname, oid FROM pg_class "
+        "WHERE relname ~ '_kst$' AND relname !~ '^(reject|volatility)_' "
         "UNION ALL SELECT proname, oid FROM pg_proc WHERE proname ~ '_kst_rows$' ORDER BY 1"
     ).fetchall()
 

@@ -12,7 +12,12 @@ import yaml
 from tests.integration.conftest import Installation, await_that, installed
 from trading_pipelines.database.connection import SCHEMA
 from trading_pipelines.database.embedded import EmbeddedServer
-from trading_pipelines.settings.strategy import DataSettings, ExchangeSettings, StrategySettings
+from trading_pipelines.settings.strategy import (
+    DataSettings,
+    ExchangeSettings,
+    LiveSettings,
+    StrategySettings,
+)
 from trading_pipelines.settings.strategy_file import dump_strategy
 from trading_pipelines.simulators.upbit import GeneratedMarket, ReplayExchange
 
@@ -47,6 +52,8 @@ def up(silent: ReplayExchange) -> Iterator[Installation]:
             StrategySettings(
                 symbols=[BTC],
                 data=DataSettings(start_date=today - timedelta(days=9), look_back_days=1),
+                # Its reader would bring the open day, and no run would hang.
+                live=LiveSettings(enabled=False),
                 exchange=ExchangeSettings(requests_per_second=1000.0, timeout_seconds=FOR_EVER),
             ),
             installation.config,

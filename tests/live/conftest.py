@@ -78,6 +78,9 @@ class Exchange:
     def _answer(self, _: ServerConnection, request: Request) -> Response | None:
         if request.path == PATH and self.has_stream:
             return None
+        if request.path == PATH:
+            none = {"Date": "", "Content-Length": "0", "Connection": "close"}
+            return Response(404, "Not Found", Headers(none))
         answer = requests.get(self.replay.url + request.path, timeout=30)
         names = ("Date", "Replay-Source", "Remaining-Req", "Content-Type")
         headers = Headers({n: answer.headers[n] for n in names if n in answer.headers})

@@ -62,8 +62,14 @@ def test_an_hours_last_minute_is_there_at_once_and_the_hour_when_rest_has_confir
     until(lambda: newest(connection) == at(11, 59), reader.said)
     lag = exchange.now() - at(12)
     assert timedelta(seconds=2) <= lag < timedelta(seconds=4), lag
+
+    def shown_until() -> set[datetime | None]:
+        days = coverage.read(connection, SYMBOLS, [DAY])
+        return {day.provisional_until for day in days if day.streamed}
+
+    # The symbols are written one after the other.
+    until(lambda: shown_until() == {at(12)}, reader.said)
     known = coverage.read(connection, SYMBOLS, [DAY])
-    assert {day.provisional_until for day in known if day.streamed} == {at(12)}
     assert {day.status for day in known} == {"partial"}
     assert all(day.fetched_until < at(12) for day in known)
 
