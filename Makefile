@@ -74,7 +74,7 @@ lint: $(DEV) ## Check style, and who imports whom
 types: $(DEV) ## Check types
 	$(BIN)/mypy
 
-bench: $(DEV) ## Measure (BENCH=alerts, backfill, cuts, growth, looking, runs, scaling, scorecard, signals or volatility)
+bench: $(DEV) ## Measure (BENCH=alerts, backfill, cuts, growth, live, looking, runs, scaling, scorecard, signals or volatility)
 	$(BIN)/python benchmarks/$(BENCH).py $(ARGS)
 
 docs: $(DEV) ## Write docs/assets/, docs/reference.md and config/n8n_workflows/ anew, from the code

@@ -35,7 +35,7 @@ from trading_pipelines.candles.resample import resample
 from trading_pipelines.candles.windows import DAY, MINUTE, Interval, day_interval
 from trading_pipelines.database.connection import connect, upgrade_database
 from trading_pipelines.database.embedded import EmbeddedServer
-from trading_pipelines.settings.strategy import StrategySettings
+from trading_pipelines.settings.strategy import StrategySettings, VolatilitySettings
 from trading_pipelines.signals import coverage as signal_coverage
 from trading_pipelines.signals import tables
 from trading_pipelines.signals.catalogue import (
@@ -55,7 +55,7 @@ from trading_pipelines.signals.volatility import realized
 from trading_pipelines.simulators.upbit.market import EPOCH, GeneratedMarket
 
 RECORDING = Path(__file__).parents[2] / "shared/data/upbit_krw5_1h_20220101_20250630.parquet"
-SETTINGS = StrategySettings()
+SETTINGS = StrategySettings(volatility=VolatilitySettings(training_days=30))
 SYMBOLS = SETTINGS.symbols
 YEAR = [date(2024, 7, 1) + DAY * n for n in range(365)]
 BACKFILL = [date(2025, 12, 1) + DAY * n for n in range(30)]
@@ -266,6 +266,10 @@ def backfill(connection: psycopg.Connection) -> list[Figures]:
             (GARCH_BASELINE, BACKFILL),
             (VOLATILITY_FORECAST, BACKFILL),
             (VOLATILITY_SCORE, BACKFILL),
+            # What a day costs, and an hour: the open day is forecast anew with each.
+            (VOLATILITY_MODEL, BACKFILL[-1:]),
+            (GARCH_BASELINE, BACKFILL[-1:]),
+            (VOLATILITY_FORECAST, BACKFILL[-1:]),
         )
     ]  # fmt: skip
 

@@ -177,7 +177,7 @@ def evaluate(recording: Recording, days: Sequence[datetime]) -> Evaluated:
         ours_seconds += time.perf_counter() - started
         for model in models:
             by_day[day, model.horizon] = model
-            for symbol in variances:
+            for symbol in map(str, variances):
                 rows = volatility_model.forecast([model] * len(as_ofs), variances[symbol], as_ofs)
                 ours.append(rows.reset_index().assign(symbol=symbol, horizon=model.horizon))
         started = time.perf_counter()
@@ -213,26 +213,38 @@ def published(parts: Sequence[Evaluated]) -> tuple[pd.DataFrame, float]:
     """Return all rows with what is published of them, and the seconds it took."""
     models = {key: model for part in parts for key, model in part.models.items()}
     rows = pd.concat([part.rows for part in parts], ignore_index=True)
-    rows["garch"] = rows.get("garch", pd.Series(np.nan, rows.index))
+    if "garch" not in rows:
+        rows[list(GARCH)] = np.nan
     started, adapted = time.perf_counter(), []
-    for (symbol, horizon), of_symbol in rows.groupby(["symbol", "horizon"]):
-        hourly = of_symbol.set_index("as_of").asfreq("h")
-        hourly = combined.combine(hourly, horizon)
-        for day, of_day in hourly.groupby(hourly.index.floor("D")):
-            near = hourly.loc[day - timedelta(days=ADAPTED_DAYS) : of_day.index[-1]]
-            newest = [models.get((at, horizon)) for at in near.index.floor("D")]
-            adapted.append(
-                combined.adapt(
-                    near, newest, near["realized"], near["threshold"], symbol, horizon,
-                    shown=len(of_day),
+    for horizon in SETTINGS.horizons:
+        for symbol in rows["symbol"].unique():
+            is_asked = (rows["symbol"] == symbol) & (rows["horizon"] == horizon)
+            hourly = rows[is_asked].set_index("as_of").asfreq("h")
+            combination = combined.combine(hourly, horizon)
+            for day in pd.date_range(hourly.index[0], hourly.index[-1], freq="D"):
+                near = combination.loc[
+                    day - timedelta(days=ADAPTED_DAYS) : day + timedelta(hours=23)
+                ]
+                days = pd.DatetimeIndex(near.index).floor("D").to_pydatetime()
+                adapted.append(
+                    combined.adapt(
+                        near,
+                        [models.get((of_day, horizon)) for of_day in days],
+                        near["realized"],
+                        near["threshold"],
+                        symbol,
+                        horizon,
+                        shown=len(near.loc[day:]),
+                    )
                 )
-            )  # fmt: skip
     seconds = time.perf_counter() - started
     rows = pd.concat(adapted).reset_index().dropna(subset="symbol")
     three = rows[list(combined.MEMBERS)]
-    return rows.assign(
-        mean=three.mean(axis=1), geometric=np.exp(np.log(three).mean(axis=1))
-    ), seconds
+    means = {
+        "mean": three.mean(axis=1),
+        "geometric": three.prod(axis=1, skipna=False) ** (1 / 3),
+    }
+    return rows.assign(**means), seconds
 
 
 def _with_truth(rows: pd.DataFrame, hourly: pd.Series, horizon: int) -> pd.DataFrame:
@@ -357,7 +369,7 @@ def _table(losses: pd.DataFrame, title: str) -> Table:
     )  # fmt: skip
     for name, label in RIVALS.items():
         loss, to_garch, worst, ratio, t = losses.loc[name]
-        rest = ("", "") if np.isnan(t) else (f"{ratio:.3f}", f"{t:.2f}")
+        rest = ("", "") if name == "variance" else (f"{ratio:.3f}", f"{t:.2f}")
         table.add_row(label, f"{loss:.4f}", f"{to_garch:.3f}", f"{worst:.3f}", *rest)
     return table
 

@@ -201,7 +201,7 @@ until [[ $dry || $(conditions) == *Complete* ]]; do
 	fi
 	sleep 2
 done
-for name in code-server webserver daemon n8n; do rolled_out "deployment/$name"; done
+for name in code-server webserver daemon live n8n; do rolled_out "deployment/$name"; done
 
 if [[ $backfill ]]; then
 	run "the partitions that failed are named above; the same command asks for them again" \

@@ -1,6 +1,7 @@
 """A call ends by its deadline and reads no more than its bound; no call of ours goes round it."""
 
 import ast
+import socket
 import threading
 import time
 import tracemalloc
@@ -166,3 +167,39 @@ def ways_round(code: str) -> set[str]:
         ):
             ways.add("requests")
     return ways
+
+
+def test_a_call_takes_the_connection_that_was_opened_for_it() -> None:
+    accepted: list[socket.socket] = []
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        listening.settimeout(5)
+
+        def serve() -> None:
+            connection, _ = listening.accept()
+            accepted.append(connection)
+            connection.recv(65536)
+            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+        with BoundedSession(SECONDS, MOST_BYTES) as session:
+            session.connect(url)
+            session.connect(url)
+            while not accepted:
+                thread.join(0.01)
+            assert session.request("GET", f"{url}/path").ok
+            thread.join()
+            listening.settimeout(0)
+            with pytest.raises(BlockingIOError):
+                listening.accept()
+        accepted[0].close()
+
+
+def test_a_connection_that_can_not_be_opened_is_left_to_the_call_to_report() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+    with BoundedSession(SECONDS, MOST_BYTES) as session:
+        session.connect(url)
+        with pytest.raises(requests.ConnectionError):
+            session.request("GET", url)

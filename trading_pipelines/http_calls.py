@@ -7,18 +7,22 @@ belongs to the modules that ask. `tests/test_http_calls.py` finds a call that go
 import socket
 import threading
 import time
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from os import dup
-from typing import Any
+from typing import Any, TypeVar
 
 import requests
-from requests.adapters import HTTPAdapter
+import urllib3.exceptions
+from requests.adapters import DEFAULT_CA_BUNDLE_PATH, HTTPAdapter
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
 CONNECT_SECONDS = 3.0
 KILOBYTE, MEGABYTE = 1 << 10, 1 << 20
 READ_AT_ONCE = 16 * KILOBYTE
+
+T = TypeVar("T")
 
 _this_thread = threading.local()
 
@@ -39,6 +43,13 @@ def call(
         return session.request(method, url, **options)
 
 
+def certificates(url: str) -> str:
+    """Return the file or folder of the certificates by which a call to `url` believes its peer."""
+    with requests.Session() as session:
+        place = session.merge_environment_settings(url, {}, None, None, None)["verify"]
+    return place if isinstance(place, str) else DEFAULT_CA_BUNDLE_PATH
+
+
 class BoundedSession(requests.Session):
     """A session of `requests` for one caller at a time.
 
@@ -51,6 +62,8 @@ class BoundedSession(requests.Session):
         super().__init__()
         self.answer: requests.Response | None = None
         """To the last call; None where that has failed."""
+        self.sent_at: float | None = None
+        """When the last call that came to an end was sent, monotonic."""
         self._seconds = seconds
         adapter = _BoundedAdapter(most_bytes)
         self.mount("http://", adapter)
@@ -64,20 +77,41 @@ class BoundedSession(requests.Session):
         the request may have been acted on.
         """
         self.answer = None
-        deadline = time.monotonic() + self._seconds
         options["timeout"] = (min(CONNECT_SECONDS, self._seconds), self._seconds)
-        running = _Running()
+        ask = super().request
+        self.answer = self._bounded(lambda: ask(*arguments, **options))
+        return self.answer
 
-        def ask() -> None:
+    def connect(self, url: str) -> None:
+        """Open the connection of the next call to `url`, unless one is open; for a call on time.
+
+        What fails is left to the call to report, as is the way through a proxy.
+        """
+        adapter = self.get_adapter(url)
+        assert isinstance(adapter, _BoundedAdapter)
+        request = self.prepare_request(requests.Request("GET", url))
+        settings = self.merge_environment_settings(url, {}, None, None, None)
+        with suppress(OSError, urllib3.exceptions.HTTPError):
+            self._bounded(lambda: adapter.connect(request, settings))
+
+    def _bounded(self, do: Callable[[], T]) -> T:
+        """Return what `do` returns within the session's time; raises as it does and as `request`.
+
+        It is done in a thread of its own: nothing ends a look-up of a name before it is done.
+        """
+        deadline = time.monotonic() + self._seconds
+        running = _Running()
+        done: list[T] = []
+
+        def run() -> None:
             _this_thread.running = running
             try:
-                running.answer = super(BoundedSession, self).request(*arguments, **options)
+                done.append(do())
             # Whoever waits raises it.
             except BaseException as error:  # noqa: BLE001
                 running.error = error
 
-        # In a thread of its own: nothing ends a look-up of a name before it has come to an end.
-        thread = threading.Thread(target=ask, name="http call", daemon=True)
+        thread = threading.Thread(target=run, name="http call", daemon=True)
         thread.start()
         thread.join(max(0.0, deadline - time.monotonic()))
         if thread.is_alive():
@@ -85,19 +119,18 @@ class BoundedSession(requests.Session):
             late = f"no whole answer within {self._seconds:g} s"
             raise kind(late) from TimeoutError(late)
         running.forget()
+        self.sent_at = running.sent_at
         if running.error:
             raise running.error
-        self.answer = running.answer
-        assert self.answer is not None
-        return self.answer
+        return done[0]
 
 
 class _Running:
-    """A call at hand, its sockets, and what came of it."""
+    """A call at hand, its sockets, and its error."""
 
     def __init__(self) -> None:
-        self.answer: requests.Response | None = None
         self.error: BaseException | None = None
+        self.sent_at: float | None = None
         self._lock = threading.Lock()
         self._sockets: list[socket.socket] = []
         self._is_abandoned = False
@@ -139,6 +172,7 @@ class _Noted(HTTPConnection):
     def request(self, *arguments: Any, **options: Any) -> None:  # noqa: ANN401
         if self.sock:  # of an earlier call, kept open
             _this_thread.running.uses(self.sock)
+        _this_thread.running.sent_at = time.monotonic()
         super().request(*arguments, **options)
 
 
@@ -160,6 +194,17 @@ class _BoundedAdapter(HTTPAdapter):
         assert isinstance(pool, HTTPConnectionPool)
         pool.ConnectionCls = _NotedTLS if isinstance(pool, HTTPSConnectionPool) else _Noted
         return pool
+
+    def connect(self, request: requests.PreparedRequest, settings: Mapping[str, Any]) -> None:
+        """Leave an open connection where the next request looks for one."""
+        options = {name: settings[name] for name in ("verify", "proxies", "cert")}
+        pool = self.get_connection_with_tls_context(request, **options)
+        if pool.proxy is None:
+            connection = pool._get_conn()  # noqa: SLF001 - only a whole request opens one otherwise
+            if connection.is_closed:
+                connection.timeout = CONNECT_SECONDS
+                connection.connect()
+            pool._put_conn(connection)  # noqa: SLF001
 
     def send(
         self,

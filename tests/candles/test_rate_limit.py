@@ -112,6 +112,20 @@ def test_the_limit_of_ten_is_kept_to_the_slot(connection: psycopg.Connection) ->
         assert slot.in_last_second == sum(slot.at - SECOND < one.at <= slot.at for one in taken)
 
 
+def test_the_tenth_after_a_request_that_left_late_waits_for_its_second(
+    connection: psycopg.Connection,
+) -> None:
+    slots = RequestSlots(connection, UPBIT, 100)
+    first, *others = [slots.reserve() for _ in range(10)]
+    late = timedelta(milliseconds=50)
+    slots.note_sent(first, first.due + late.total_seconds())
+    slots.note_sent(others[0], others[0].due + 0.001)
+    after, next_one = slots.reserve(), slots.reserve()
+    tenth_of_a_second = SECOND / 10
+    assert after.at - (first.at + late) >= tenth_of_a_second
+    assert next_one.at - after.at < timedelta(milliseconds=11), "what left in time costs nothing"
+
+
 def test_a_pause_holds_back_every_process(
     connection: psycopg.Connection, other: psycopg.Connection
 ) -> None:
@@ -172,7 +186,7 @@ def test_a_used_up_second_is_waited_out_unless_our_own_requests_explain_it(
     slots = RequestSlots(connection, UPBIT, 10)
     slot = early_slot(slots)
     usual = next_at(connection)
-    slots.obey(remaining, Slot(slot.at, ours))
+    slots.obey(remaining, Slot(slot.at, ours, slot.due))
     second_over = slot.at.replace(microsecond=0) + SECOND
     assert second_over > usual
     assert next_at(connection) == (second_over if waits else usual)
@@ -184,7 +198,7 @@ def test_an_installation_that_takes_half_the_line_obeys_who_takes_the_other(
     # Set to 5 a second so that the bot may have the rest: 5 of ours do not explain a used-up 10.
     slots = RequestSlots(connection, UPBIT, 5)
     slot = early_slot(slots)
-    slots.obey(0, Slot(slot.at, 5))
+    slots.obey(0, Slot(slot.at, 5, slot.due))
     assert next_at(connection) == slot.at.replace(microsecond=0) + SECOND
 
 
@@ -230,7 +244,7 @@ def test_a_refused_request_holds_everybody_back_for_a_second_and_is_asked_again(
 
 def block(slots: RequestSlots, retry_after: timedelta | None = None) -> BlockedError:
     """Return the block that a request of this moment has met."""
-    return slots.block(retry_after, Slot(datetime.now(UTC), 1))
+    return slots.block(retry_after, Slot(datetime.now(UTC), 1, 0.0))
 
 
 def waits(connection: psycopg.Connection, blocked: BlockedError) -> float:

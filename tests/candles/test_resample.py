@@ -17,7 +17,7 @@ from tests.candles.conftest import (
 )
 from tests.candles.test_download import at, days, halted, part
 from tests.conftest import SYMBOLS
-from trading_pipelines.candles.resample import ResampledDay, resample
+from trading_pipelines.candles.resample import ResampledDay, await_hours, resample
 from trading_pipelines.simulators.upbit.market import Recording
 from trading_pipelines.simulators.upbit.server import ReplayExchange
 
@@ -210,3 +210,26 @@ def test_candles_of_other_intervals_are_no_minutes(bench: Bench) -> None:
     assert (one.rows, one.quiet) == (24, 0)
     assert max(values[1] for values in hours(bench.connection).values()) < 999999999
     assert max(values[-1] for values in hours(bench.connection).values()) == 60
+
+
+def test_the_hours_of_every_symbol_are_waited_for(bench: Bench) -> None:
+    (day,) = days(10, 10)
+    client = bench.client()
+    looks: list[int] = []
+
+    def bring(symbols: list[str], now: datetime) -> None:
+        bench.replay.set_clock(now)
+        bench.download(symbols, [day], str(now), client)
+        resample(bench.connection, symbols, [day], str(now))
+
+    def sleep(_: float) -> None:
+        looks.append(len(looks))
+        if len(looks) == 2:
+            bring([DOGE], at(11, 0, 0, 30))
+
+    bring([BTC], at(11, 0, 0, 30))
+    bring([DOGE], at(10, 23, 59, 30))
+    assert await_hours(bench.connection, [BTC, DOGE], at(10, 23), 0)
+    assert not await_hours(bench.connection, [BTC, DOGE], at(11), 0)
+    assert await_hours(bench.connection, [BTC, DOGE], at(11), 60, sleep)
+    assert len(looks) == 2

@@ -508,6 +508,9 @@ def test_an_installation_of_the_version_before_gets_what_is_new(
         "trading_pipelines.candle_coverage",
         "trading_pipelines.signal_coverage",
         "trading_pipelines.request_slots",
+        # And 0020.
+        "trading_pipelines.volatility_forecast",
+        "trading_pipelines.garch_baseline",
     }
 
 

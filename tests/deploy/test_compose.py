@@ -89,6 +89,7 @@ def test_the_start_has_its_order(services: dict[str, Any]) -> None:
         "code-server": {"migrate": "service_completed_successfully"},
         "webserver": {"code-server": "service_healthy"},
         "daemon": {"code-server": "service_healthy"},
+        "live": {"migrate": "service_completed_successfully"},
     }
 
 

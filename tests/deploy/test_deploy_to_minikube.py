@@ -155,7 +155,7 @@ COURSE = [
     "kubectl rollout status statefulset/postgres --timeout 10m",
     *(
         f"kubectl rollout status deployment/{name} --timeout 10m"
-        for name in ("code-server", "webserver", "daemon", "n8n")
+        for name in ("code-server", "webserver", "daemon", "live", "n8n")
     ),
 ]
 
@@ -268,7 +268,7 @@ def test_a_changed_secret_replaces_what_reads_it_and_passwords_stay(world: World
     assert world.secret("postgres") == of_postgres, "the database was made with it"
     after = templates(world)
     replaced = {name for name, template in after.items() if template != before[name]}
-    assert replaced == {"code-server", "webserver", "daemon", "n8n"}
+    assert replaced == {"code-server", "webserver", "daemon", "live", "n8n"}
 
 
 def test_secrets_that_cannot_be_read_are_not_made_up_anew(world: World) -> None:

@@ -12,14 +12,14 @@ from tests.deploy.conftest import DEPLOY, ROOT, SECRETS, Manifest, tool
 
 WORKLOADS = {"Deployment", "StatefulSet", "Job"}
 COMPONENT = "app.kubernetes.io/component"
-DAGSTER = ("code-server", "webserver", "daemon", "run", "migrate")
+DAGSTER = ("code-server", "webserver", "daemon", "live", "run", "migrate")
 ARROWS = {
     ("webserver", "code-server", 4000),
     ("daemon", "code-server", 4000),
     ("daemon", "webserver", 3000),
     ("code-server", "n8n", 5678),
 }
-INTERNET = {(source, 443) for source in ("code-server", "run", "n8n")}
+INTERNET = {(source, 443) for source in ("code-server", "live", "run", "n8n")}
 API = {(source, port) for source in ("webserver", "daemon") for port in (443, 6443, 8443)}
 
 
@@ -153,7 +153,7 @@ def test_probes_ask_a_port_of_their_container(manifests: list[Manifest]) -> None
         for container in template["spec"]["containers"]:
             probes = [value for key, value in container.items() if key.endswith("Probe")]
             assert len(probes) == (
-                0 if component == "migrate" else 2 if component == "daemon" else 3
+                0 if component == "migrate" else 2 if component in {"daemon", "live"} else 3
             )
             ports = container.get("ports", [])
             for probe in probes:
@@ -182,7 +182,7 @@ def test_there_is_one_of_each_and_never_two_at_once(manifests: list[Manifest]) -
 
 def test_nothing_of_ours_starts_before_the_migration(manifests: list[Manifest]) -> None:
     found = pods(manifests)
-    for component in ("code-server", "webserver", "daemon"):
+    for component in ("code-server", "webserver", "daemon", "live"):
         (waiting,) = found[component]["spec"]["initContainers"]
         assert "until trading-pipelines health --only database" in waiting["command"][-1]
     assert found["migrate"]["spec"]["containers"][0]["args"] == ["db", "upgrade"]

@@ -58,8 +58,8 @@ WELL = Orchestration(
     held_slots=[],
 )
 NAMES = [
-    *("database", "daemons", "settings", "schedules", "sensors", "candles", "labels", "models"),
-    *("alerts", "dead_alerts", "holes", "failed_partitions", "events", "slots", "clock"),
+    *("database", "daemons", "settings", "schedules", "sensors", "candles", "live", "labels"),
+    *("models", "alerts", "dead_alerts", "holes", "failed_partitions", "events", "slots", "clock"),
     *("database_size", "disk"),
 ]
 # No candle of a closed day has come lately.
@@ -68,12 +68,22 @@ SETTLED = (
     "computed_from = CASE interval WHEN '1h' THEN day::timestamp AT TIME ZONE 'UTC' END"
 )
 
+LIVE = """
+WITH reader AS (
+    INSERT INTO trading_pipelines.live_edge (started_at, connected_since, reconnects, updated_at)
+    VALUES (%(now)s, %(now)s, 0, %(now)s))
+UPDATE trading_pipelines.candle_coverage SET provisional_until = %(now)s
+WHERE interval = '1m' AND symbol = 'KRW-BTC' AND day = (SELECT max(day)
+    FROM trading_pipelines.candle_coverage)
+"""
+
 
 @pytest.fixture(scope="session")
 def healthy_template(server: EmbeddedServer, recorded_template: str) -> str:
     """The name of a database of which, at `NOW`, all is well."""
     with connect(new_database(server, "template_healthy", recorded_template)) as connection:
         connection.execute(SETTLED)
+        connection.execute(LIVE, {"now": NOW})
         for signal, days in {
             REGIME_LABELS: [DAY_BEFORE, LAST_DAY],
             REALIZED_VOLATILITY: [DAY_BEFORE],
@@ -245,6 +255,24 @@ OF_DATA = {
         ),
         "failed_partitions",
         "failing regime_labels KRW-BTC: 2025-09-20 to 2025-09-21",
+    ),
+    "the newest minute is old": (
+        (
+            "UPDATE trading_pipelines.candle_coverage SET provisional_until = NULL "
+            "WHERE provisional_until IS NOT NULL"
+        ),
+        "live",
+        "the newest minute ended 2025-09-22 09:00 KST",
+    ),
+    "the reader is dead": (
+        "UPDATE trading_pipelines.live_edge SET updated_at = updated_at - interval '2 minutes'",
+        "live",
+        "its reader is silent since 2025-09-22 09:02 KST",
+    ),
+    "no reader has ever worked": (
+        "DELETE FROM trading_pipelines.live_edge",
+        "live",
+        "no reader of the stream has ever worked",
     ),
     "the schema is old": (
         "UPDATE trading_pipelines.alembic_version SET version_num = '0003'",
@@ -496,7 +524,7 @@ def test_without_candles_it_says_so(market_url: str, server: EmbeddedServer) -> 
         database_url=SecretStr(market_url), dagster_postgres_url=SecretStr(server.url("postgres"))
     )
     found = bad(checked(fresh))
-    assert list(found) == ["candles", "labels", "models", "holes"]
+    assert list(found) == ["candles", "live", "labels", "models", "holes"]
     assert found["candles"].startswith("KRW-BTC: none in the look-back; ")
     assert found["models"] == "none of 2025-09-20: its inputs are missing"
 
@@ -577,7 +605,7 @@ def test_a_clock_that_is_not_the_exchanges_is_told(
             "UPDATE trading_pipelines.exchange_clocks SET ahead = %s, problem = %s",
             [ahead, problem],
         )
-    assert bad(checked(environment)) == {"clock": found}
+    assert bad(checked(environment))["clock"] == found
 
 
 def test_storage_of_dagster_that_is_away_is_told_apart(environment: Environment) -> None:

@@ -37,6 +37,7 @@ from trading_pipelines.signals.registry import compute
 
 SETTINGS = StrategySettings(data=DataSettings(start_date=FIRST_DAY))
 BTC, ETH, *OTHERS = SETTINGS.symbols
+UPBIT = "https://api.upbit.com"
 NOON = datetime(2025, 9, 22, 12, tzinfo=UTC)
 """Half a day after the recording has ended."""
 
@@ -74,7 +75,7 @@ def test_a_symbol_is_complete_to_where_it_has_no_hole_and_its_hours_are_current(
     stale = "UPDATE trading_pipelines.candle_coverage SET changed_at = now() WHERE symbol = %s"
     filled.execute(f"{stale} AND interval = '1m' AND day = '2025-09-20'", [OTHERS[0]])
     compute(filled, REGIME_LABELS, [BTC], [LAST_DAY - DAY], SETTINGS, "run")
-    btc, eth, xrp, *_ = read(filled, SETTINGS, NOON).symbols
+    btc, eth, xrp, *_ = read(filled, SETTINGS, UPBIT, NOON).symbols
     assert (btc.candles_until, btc.hours_until) == (
         datetime(2025, 9, 21, 13, 37, tzinfo=UTC),
         datetime(2025, 9, 21, 13, tzinfo=UTC),
@@ -91,7 +92,7 @@ def test_a_candle_that_is_gone_ends_what_is_complete(filled: psycopg.Connection)
     filled.execute(
         "DELETE FROM market_data WHERE symbol = %s AND timestamp = '2025-09-05 11:59Z'", [ETH]
     )
-    status = read(filled, SETTINGS, NOON)
+    status = read(filled, SETTINGS, UPBIT, NOON)
     assert status.symbols[1].candles_until == datetime(2025, 9, 5, tzinfo=UTC)
     assert DuePartition("candles_1m", ETH, date(2025, 9, 5), "damaged") in status.due
 
@@ -106,7 +107,7 @@ def test_what_is_due_left_failed_and_of_the_alerts_is_read(filled: psycopg.Conne
             filled, kind, kind, "1", "risk", {"timestamp": "x"}, occurred_at=NOON,
             problem=problem,
         )  # fmt: skip
-    status = read(filled, SETTINGS, NOON)
+    status = read(filled, SETTINGS, UPBIT, NOON)
     assert [(one.asset, one.symbol, one.days) for one in status.left_failed] == [
         ("candles_1m", BTC, [FIRST_DAY])
     ]
@@ -131,7 +132,7 @@ def test_what_was_begun_is_named_however_old_and_not_as_for_a_backfill(
         f"WHERE {of_day}", [ETH, "1m"],
     )  # fmt: skip
     signal_coverage.ask_for(filled, [REGIME_LABELS], [OTHERS[0]], [date(2025, 9, 3)], "run")
-    due = read(filled, short, NOON).due
+    due = read(filled, short, UPBIT, NOON).due
     begun = {(one.asset, one.symbol, one.why) for one in due if one.day == date(2025, 9, 3)}
     assert begun == {
         ("candles_1m", BTC, "hours"),
@@ -249,7 +250,7 @@ def test_a_changed_settings_file_is_said_with_what_comes_goes_and_costs(
     filled: psycopg.Connection,
 ) -> None:
     def lines(settings: StrategySettings) -> list[str]:
-        status = read(filled, settings, NOON)
+        status = read(filled, settings, UPBIT, NOON)
         text = shown(status, [])
         return [line for line in text if line.startswith("settings:")] if status.change else []
 
@@ -261,7 +262,7 @@ def test_a_changed_settings_file_is_said_with_what_comes_goes_and_costs(
     assert lines(in_use) == []
     # Eight days of KRW-NEW, today with them; those of KRW-ETH are stored but for today's.
     changed = in_use.model_copy(update={"symbols": [ETH, "KRW-NEW"]})
-    assert read(filled, changed, NOON).change == SettingsChange(
+    assert read(filled, changed, UPBIT, NOON).change == SettingsChange(
         coming=["KRW-NEW"],
         going=[BTC],
         values=[],
@@ -274,9 +275,9 @@ def test_a_changed_settings_file_is_said_with_what_comes_goes_and_costs(
     assert lines(changed)[1] == (
         "settings: partitions 22 -> 22; refreshed: 8 (58 requests, 1 min or more)"
     )
-    assert f"KRW-NEW comes; {BTC} goes" in " ".join(shown(read(filled, changed, NOON), []))
+    assert f"KRW-NEW comes; {BTC} goes" in " ".join(shown(read(filled, changed, UPBIT, NOON), []))
     wider = DataSettings(start_date=date(2024, 1, 1), look_back_days=30)
-    change = read(filled, in_use.model_copy(update={"data": wider}), NOON).change
+    change = read(filled, in_use.model_copy(update={"data": wider}), UPBIT, NOON).change
     assert change is not None
     assert change.values == [
         f"data.start_date 2024-01-01 (in use: {week.start_date})",

@@ -15,8 +15,8 @@ from trading_pipelines.database.connection import DatabaseUrls
 from trading_pipelines.database.embedded import EmbeddedServer
 from trading_pipelines.runtime import daemon_lock
 from trading_pipelines.runtime.daemon_lock import (
-    DaemonLock,
     HeldElsewhereError,
+    ProcessLock,
     refuse_where_held,
 )
 
@@ -26,7 +26,8 @@ from trading_pipelines.database.connection import DatabaseUrls
 from trading_pipelines.runtime import daemon_lock
 
 daemon_lock.KEEP_SECONDS = 0.05
-lock = daemon_lock.DaemonLock(DatabaseUrls(*sys.argv[1:3]), "up", "/home/" + sys.argv[3])
+urls = DatabaseUrls(*sys.argv[1:3]).environment()
+lock = daemon_lock.ProcessLock("daemon", urls, "up", "/home/" + sys.argv[3])
 lock.take(float(sys.argv[4]))
 print("held", flush=True)
 threading.Thread(target=lock.keep, daemon=True).start()
@@ -56,6 +57,10 @@ def holder(urls: DatabaseUrls, home: str, seconds: float) -> subprocess.Popen[st
         [sys.executable, "-c", HOLD, urls.market, urls.dagster, home, f"{seconds}"],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
+
+
+def daemon_of(urls: DatabaseUrls, home: str) -> ProcessLock:
+    return ProcessLock("daemon", urls.environment(), "up", home)
 
 
 def sessions(urls: DatabaseUrls) -> list[int]:
@@ -94,8 +99,8 @@ def test_a_second_is_told_where_the_first_runs(
     )
     # What was taken of the other database is given back.
     with pytest.raises(HeldElsewhereError):
-        DaemonLock(second, "up", "/home/second").take(0)
-    DaemonLock(DatabaseUrls(own, own), "up", "/home/third").take(0)
+        daemon_of(second, "/home/second").take(0)
+    daemon_of(DatabaseUrls(own, own), "/home/third").take(0)
 
 
 def test_a_successor_waits_for_the_first_to_end(
@@ -135,7 +140,7 @@ def test_a_daemon_that_has_lost_the_lock_to_another_ends_and_says_so(
     monkeypatch.setattr(os, "_exit", end)
     monkeypatch.setattr(daemon_lock, "KEEP_SECONDS", 0.01)
     monkeypatch.setattr(daemon_lock, "WAIT_SECONDS", 0.0)
-    loser, winner = DaemonLock(urls, "up", "/home/1"), DaemonLock(urls, "up", "/home/2")
+    loser, winner = daemon_of(urls, "/home/1"), daemon_of(urls, "/home/2")
     loser.take(0)
     end_sessions(urls)
     winner.take(60)

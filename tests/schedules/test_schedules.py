@@ -21,9 +21,10 @@ from trading_pipelines.definitions import build_definitions
 from trading_pipelines.partitions import RANGE_END, RANGE_START, range_tags
 from trading_pipelines.resources.database import DatabaseResource
 from trading_pipelines.schedules.in_flight import runs_in_flight
-from trading_pipelines.settings.strategy import DataSettings, StrategySettings
+from trading_pipelines.settings.strategy import DataSettings, LiveSettings, StrategySettings
 from trading_pipelines.signals import coverage as signal_coverage
 from trading_pipelines.signals.catalogue import (
+    GARCH_BASELINE,
     REALIZED_VOLATILITY,
     REGIME_LABELS,
     VOLATILITY_FORECAST,
@@ -32,7 +33,10 @@ from trading_pipelines.signals.catalogue import (
 from trading_pipelines.signals.registry import compute
 
 SYMBOLS = ["KRW-BTC", "KRW-ETH", "KRW-XRP"]
-SETTINGS = StrategySettings(symbols=SYMBOLS, data=DataSettings(look_back_days=3))
+# Without the live edge no tick waits for the hour that has just closed.
+SETTINGS = StrategySettings(
+    symbols=SYMBOLS, data=DataSettings(look_back_days=3), live=LiveSettings(enabled=False)
+)
 TODAY = look_back(SETTINGS.data.start_date, 3, datetime.now(UTC))[-1]
 YESTERDAY = TODAY - DAY
 COMPLETE = """
@@ -313,6 +317,7 @@ def test_the_run_that_measures_the_newest_hours_forecasts_them_too(
     assert selected(tick(instance, "update_volatility"))[0] == ["realized_volatility"], "no model"
     compute(connection, REALIZED_VOLATILITY, SYMBOLS, older, SETTINGS, "run")
     compute(connection, VOLATILITY_MODEL, SYMBOLS, older, SETTINGS, "run")
+    compute(connection, GARCH_BASELINE, SYMBOLS, older, SETTINGS, "run")
     compute(connection, VOLATILITY_FORECAST, SYMBOLS, older, SETTINGS, "run")
     requests = tick(instance, "update_volatility")
     run = (f"{YESTERDAY}|KRW-BTC", f"{YESTERDAY}|KRW-XRP")

@@ -1,8 +1,9 @@
 """Dagster's events and checks beside the tables, on Dagster's storage in a real Postgres."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import date
+from datetime import UTC, date, datetime
 
 import dagster as dg
 import psycopg
@@ -12,7 +13,9 @@ from tests.assets.conftest import Dagster
 from tests.conftest import FIRST_DAY, copied, new_database
 from tests.monitoring.test_dagster_instance import opened
 from trading_pipelines.candles import coverage, failed_checks
+from trading_pipelines.candles.due import look_back
 from trading_pipelines.candles.windows import DAY, MINUTE, day_interval
+from trading_pipelines.database.connection import connect
 from trading_pipelines.database.embedded import EmbeddedServer
 from trading_pipelines.definitions import build_definitions, partition_checks
 from trading_pipelines.monitoring import reconciliation
@@ -251,6 +254,29 @@ def test_what_is_whole_in_the_tables_is_green_again_after_a_wipe(
     told = {one.asset: one for one in reconciliation.read(connection)}
     assert "put right" in str(told[CANDLES_1M].difference)
     assert told["regime_labels"].difference is None
+
+
+def test_the_open_day_is_told_once_an_hour_where_no_run_brings_it(
+    dagster: Dagster, connection: psycopg.Connection
+) -> None:
+    now = datetime.now(UTC)
+    day = look_back(FIRST_DAY, 30, now)[-1]
+    whole = day_interval(day)
+    minutes = "INSERT INTO trading_pipelines.candle_coverage (symbol, interval, day, status, "
+    connection.execute(
+        minutes + "fetched_until, confirmed_until, rows, computed_from, changed_at) "
+        "SELECT %s, interval, %s, 'partial', %s, %s, 0, %s, %s FROM unnest(%s::text[]) AS interval",
+        [BTC, day, max(now, whole.start + MINUTE), whole.start, now, now, ["1m", "1h"]],
+    )
+    said = tick(dagster)
+    today = f"{day}|{BTC}"
+    assert said.startswith("candles_1m: 1 of the open day told; candles_1h: 1 of the open day told")
+    assert today in dagster.materialized(CANDLES_1M) & dagster.materialized(CANDLES_1H)
+    assert today in colours(dagster), "with its verdicts"
+    assert "open day" not in tick(dagster), "not again before the next hour"
+    with connect(os.environ["DAGSTER_POSTGRES_URL"]) as book:
+        book.execute("UPDATE event_logs SET timestamp = timestamp - interval '1 hour'")
+    assert "candles_1m: 1 of the open day told" in tick(dagster)
 
 
 def test_deleting_the_run_that_made_them_leaves_partitions_green(dagster: Dagster) -> None:

@@ -29,8 +29,8 @@ DATA_KEYS = (
     "refresh, look_back_days, history_files, history_files_sample"
 )
 SECTIONS = (
-    "symbols, data, healing, regime_detection, volatility, exchange, alerts, health, housekeeping, "
-    "reject_outcomes, signals, regimes"
+    "symbols, data, live, healing, regime_detection, volatility, exchange, alerts, health, "
+    "housekeeping, reject_outcomes, signals, regimes"
 )
 ROOT_KEYS = f"{SECTIONS}, risk_management, regime_change_policy"
 REGIME = "regime_detection"

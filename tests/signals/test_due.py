@@ -89,6 +89,9 @@ def test_a_repair_that_changes_no_variance_goes_no_further(computed: Bench) -> N
     heal(computed, "volume = volume + 1")
     assert due_days(computed, REALIZED_VOLATILITY) == {ETH: days_of(HEALED, HEALED + 7 * DAY)}
     assert changed_days(computed, REALIZED_VOLATILITY) == set()
+    # The hours' closes carry its GARCH forward, so a forecast looks at them itself.
+    assert due_days(computed, VOLATILITY_FORECAST) == {ETH: days_of(HEALED, HEALED + DAY)}
+    assert changed_days(computed, VOLATILITY_FORECAST) == set()
     for signal in (REALIZED_VOLATILITY, VOLATILITY_MODEL, VOLATILITY_FORECAST):
         assert due_days(computed, signal) == {}, signal.asset
 

@@ -12,6 +12,7 @@ from trading_pipelines.candles.windows import DAY, day_interval
 from trading_pipelines.signals import coverage as signal_coverage
 from trading_pipelines.signals import due
 from trading_pipelines.signals.catalogue import (
+    GARCH_BASELINE,
     REALIZED_VOLATILITY,
     REGIME_LABELS,
     SIGNALS,
@@ -108,6 +109,37 @@ def test_a_forecast_is_made_by_the_model_of_the_day_before_and_of_its_own_at_its
     )
     computed.compute(VOLATILITY_FORECAST, [BTC], FIRST_DAY, LAST_DAY)
     assert models() == [(0, UNTIL)], "an older one would be no input of this day"
+
+
+def test_the_garch_in_a_forecast_is_the_baselines_before_the_day_has_closed_and_after(
+    computed: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def members() -> list[tuple[float, float]]:
+        return computed.connection.execute(
+            "SELECT ours.garch, ours.variance FROM trading_pipelines.volatility_forecast AS ours "
+            "WHERE as_of > '2025-09-21Z' AND as_of < '2025-09-22Z' "
+            "ORDER BY symbol, horizon, as_of"
+        ).fetchall()
+
+    closed = members()
+    baseline = computed.connection.execute(
+        "DELETE FROM trading_pipelines.garch_baseline WHERE as_of > '2025-09-21Z' "
+        "RETURNING symbol, horizon, as_of, variance"
+    ).fetchall()
+    stored = [row[3] for row in sorted(baseline) if row[2].hour > 0]
+    assert [garch for garch, _ in closed] == stored
+    assert None not in stored
+
+    def fit_again(*_: object) -> None:
+        pytest.fail("GARCH is fitted once, by the baseline")
+
+    monkeypatch.setattr("trading_pipelines.signals.volatility.garch.fit", fit_again)
+    computed.connection.execute("DELETE FROM trading_pipelines.volatility_forecast")
+    computed.compute(VOLATILITY_FORECAST, SYMBOLS, LAST_DAY)
+    assert members() == closed
+    computed.connection.execute("DELETE FROM trading_pipelines.garch_baseline")
+    computed.compute(VOLATILITY_FORECAST, SYMBOLS, LAST_DAY)
+    assert {garch for garch, _ in members()} == {None}, "no number stands in for it"
 
 
 def test_each_label_is_one_row_of_the_bots_history_beside_the_bots_own(bench: Bench) -> None:
@@ -274,6 +306,19 @@ def test_an_open_day_is_labelled_as_far_as_its_hours_have_closed(bench: Bench) -
     assert bench.rows("volatility_model") == []
 
 
+def test_a_day_of_which_no_hour_has_closed_has_no_forecast_and_no_error(computed: Bench) -> None:
+    forget(computed, LAST_DAY)
+    computed.connection.execute(
+        "UPDATE trading_pipelines.candle_coverage SET status = 'partial', fetched_until = "
+        "CASE interval WHEN '1m' THEN '2025-09-21 00:30Z' ELSE '2025-09-21 00:00Z' END "
+        "::timestamptz WHERE day = %s",
+        [LAST_DAY],
+    )
+    computed.compute(REALIZED_VOLATILITY, [BTC], LAST_DAY)
+    (forecast,) = computed.compute(VOLATILITY_FORECAST, [BTC], LAST_DAY)
+    assert (forecast.error, forecast.figures.get("rows")) == (None, 0)
+
+
 def test_a_halt_of_the_whole_exchange_leaves_no_variance_and_a_forecast_all_the_same(
     bench: Bench,
 ) -> None:
@@ -281,7 +326,7 @@ def test_a_halt_of_the_whole_exchange_leaves_no_variance_and_a_forecast_all_the_
         "DELETE FROM market_data WHERE timestamp >= '2025-09-18 02:00Z' "
         "AND timestamp < '2025-09-18 05:00Z'"
     )
-    for signal in (REALIZED_VOLATILITY, VOLATILITY_MODEL, VOLATILITY_FORECAST):
+    for signal in (REALIZED_VOLATILITY, VOLATILITY_MODEL, GARCH_BASELINE, VOLATILITY_FORECAST):
         bench.compute(signal, SYMBOLS, FIRST_DAY, UNTIL)
     halted = "symbol = 'KRW-BTC' AND hour BETWEEN '2025-09-18 02:00Z' AND '2025-09-18 04:59Z'"
     assert len(bench.rows("realized_volatility", f"{halted} AND realized_variance IS NULL")) == 3
@@ -297,7 +342,7 @@ def test_a_constant_price_is_degenerate_and_the_others_are_not(bench: Bench) -> 
         "UPDATE market_data SET open_price = 300, high_price = 300, low_price = 300, "
         "close_price = 300 WHERE symbol = 'KRW-DOGE'"
     )
-    for signal in (REALIZED_VOLATILITY, VOLATILITY_MODEL, VOLATILITY_FORECAST):
+    for signal in (REALIZED_VOLATILITY, VOLATILITY_MODEL, GARCH_BASELINE, VOLATILITY_FORECAST):
         bench.compute(signal, SYMBOLS, FIRST_DAY, LAST_DAY)
     statuses = bench.connection.execute(
         "SELECT DISTINCT symbol = 'KRW-DOGE', status, variance IS NULL, is_high_volatility IS NULL "

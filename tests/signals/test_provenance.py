@@ -203,7 +203,7 @@ def test_status_counts_what_was_made_otherwise(computed: Bench) -> None:
         console = Console(width=200, highlight=False)
         now = datetime(2025, 9, 22, 12, tzinfo=UTC)
         with console.capture() as capture:
-            for part in draw(read(computed.connection, settings, now), "up", "not asked", now):
+            for part in draw(read(computed.connection, settings, "", now), "up", "not asked", now):
                 console.print(part)
         return capture.get()
 

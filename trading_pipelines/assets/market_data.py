@@ -209,13 +209,18 @@ def _compute_hours(
 ) -> dict[str, dict[str, Any]]:
     """Bring candles_1h up to date; return the metadata of each partition."""
     return {
-        partition_key(day.symbol, day.day): {
-            ROW_COUNT: day.rows,
-            "repaired": day.repaired,
-            "quiet": day.quiet,
-            **_times(first=day.first, last=day.last),
-        }
+        partition_key(day.symbol, day.day): hours_metadata(day)
         for day in resample.resample(connection, partitions.symbols, partitions.days, run_id)
+    }
+
+
+def hours_metadata(day: resample.ResampledDay) -> dict[str, Any]:
+    """Return what a partition of candles_1h says of itself."""
+    return {
+        ROW_COUNT: day.rows,
+        "repaired": day.repaired,
+        "quiet": day.quiet,
+        **_times(first=day.first, last=day.last),
     }
 
 

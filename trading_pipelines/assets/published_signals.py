@@ -86,7 +86,7 @@ def build_assets(settings: StrategySettings) -> list[dg.AssetsDefinition]:
             refreshed="by `update_volatility`, daily when the day has been scored",
             backfill=BY_JOB,
             group=GROUP,
-            kinds={"python", "matplotlib"},
+            kinds={"python", "postgres", "matplotlib"},
             table="trading_pipelines.volatility_comparison",
         ),
     )

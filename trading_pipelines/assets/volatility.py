@@ -85,22 +85,24 @@ ABOUT = {
     VOLATILITY_FORECAST: _about(
         VOLATILITY_FORECAST,
         "The variance of a symbol's next hours (`volatility.horizons`) as of the close of each "
-        "hour of a UTC day, by the newest volatility_model of that moment, with a 90 % "
-        "interval, the symbol's own threshold and whether it is high: that flag, "
-        "`is_high_volatility`, keeps the bot from every entry where it is published "
-        "(`volatility.published_horizon`). The last forecast of day D is about D + 1.",
+        "hour of a UTC day: one hour ahead by the newest volatility_model of that moment, further "
+        "ahead the mean of it, of garch_baseline's newest fit and of an EWMA, each kept beside it "
+        "(`made_of` says what there was). With a 90 % interval whose width adapts to what "
+        "happened, the symbol's own threshold, the probability to be above it and whether that is "
+        "high: that flag, `is_high_volatility`, keeps the bot from every entry where it is "
+        "published (`volatility.published_horizon`). The last forecast of day D is about D + 1.",
         row="per symbol, hour's close (as_of) and horizon",
         unit="mean hourly variance; annualised volatility as a fraction, 1 is 100 % a year",
         refreshed="by `update_volatility` when the hour has closed, and again when variances or "
         "model have changed",
-        after=" after volatility_model",
+        after=" after volatility_model and garch_baseline",
         interval="1h",
     ),
     GARCH_BASELINE: _about(
         GARCH_BASELINE,
         "The forecasts of GARCH(1,1) on the hourly returns of candles_1h, refitted daily, for the "
-        "same hours and horizons as volatility_forecast, and whether the fit converged. Closed "
-        "days only.",
+        "same hours and horizons as volatility_forecast, whether the fit converged, and at "
+        "midnight the fit itself, of which the forecasts are made too. Closed days only.",
         row="per symbol, hour's close (as_of) and horizon",
         unit="mean hourly variance",
         refreshed="by `update_volatility` when the day has closed, and again when its candles have "

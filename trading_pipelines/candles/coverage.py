@@ -71,6 +71,10 @@ class CandleCoverage:
     set_aside: int = 0
     """Rows of the exchange's that can't be candles."""
     set_aside_from: datetime | None = None
+    provisional_until: datetime | None = None
+    streamed: int = 0
+    late: int = 0
+    corrected: int = 0
 
     @property
     def complete(self) -> bool:
@@ -98,6 +102,8 @@ class FetchedInterval:
     day_closed: bool
     inserted: int
     repaired: int
+    corrected: int
+    """Of the repaired, those that were as the stream had shown them."""
     changed_from: datetime | None
     """The earliest minute that was inserted or repaired."""
     requests: int
@@ -120,7 +126,9 @@ SELECT symbols.symbol, days.day,
     hours.computed_from IS NOT DISTINCT FROM minutes.changed_at
         AND (hours.status = 'complete') IS NOT DISTINCT FROM (minutes.status = 'complete')
         AS hours_current,
-    candles.stored, candles.first, candles.last, odd.set_aside, odd.set_aside_from
+    candles.stored, candles.first, candles.last, odd.set_aside, odd.set_aside_from,
+    minutes.provisional_until, coalesce(minutes.streamed, 0) AS streamed,
+    coalesce(minutes.late, 0) AS late, coalesce(minutes.corrected, 0) AS corrected
 FROM unnest(%(symbols)s::text[]) WITH ORDINALITY AS symbols (symbol, place)
 CROSS JOIN unnest(%(days)s::date[]) AS days (day)
 CROSS JOIN LATERAL (SELECT days.day::timestamp AT TIME ZONE 'UTC' AS day_start) AS start
@@ -144,7 +152,8 @@ ORDER BY place, days.day
 """
 
 # A pass is one root run: its figures add up, the next pass starts them over. `confirmed_until`
-# advances only from where it stands, so that it never vouches for a minute in between.
+# advances only from where it stands, so that it never vouches for a minute in between. Candles that
+# were provisional are new to the hours.
 RECORD_FETCHED = """
 INSERT INTO trading_pipelines.candle_coverage AS known
     (symbol, interval, day, status, fetched_until, confirmed_until, rows, quiet,
@@ -163,6 +172,7 @@ ON CONFLICT (symbol, interval, day) DO UPDATE SET
         THEN 'complete' ELSE 'partial' END,
     repaired = excluded.repaired
         + known.repaired * coalesce(known.run_id = excluded.run_id, false)::int,
+    corrected = known.corrected + %(corrected)s,
     requests = excluded.requests
         + known.requests * coalesce(known.run_id = excluded.run_id, false)::int,
     waits = excluded.waits
@@ -170,7 +180,9 @@ ON CONFLICT (symbol, interval, day) DO UPDATE SET
     seconds = excluded.seconds
         + known.seconds * coalesce(known.run_id = excluded.run_id, false)::int,
     source = excluded.source, run_id = excluded.run_id,
-    changed_at = CASE WHEN %(changed)s THEN clock_timestamp() ELSE known.changed_at END,
+    changed_at = CASE WHEN %(changed)s OR (known.provisional_until > known.fetched_until
+            AND excluded.fetched_until > known.fetched_until)
+        THEN clock_timestamp() ELSE known.changed_at END,
     revised_at = CASE WHEN %(changed_from)s < date_trunc('hour', known.fetched_until, 'UTC')
         THEN clock_timestamp() ELSE known.revised_at END
 """
@@ -362,6 +374,7 @@ def record(connection: psycopg.Connection, fetched: FetchedInterval) -> None:
         "closed": fetched.day_closed,
         "changed": fetched.changed_from is not None,
         "repaired": fetched.repaired,
+        "corrected": fetched.corrected,
         "changed_from": fetched.changed_from,
         "requests": fetched.requests,
         "waits": fetched.retries,
@@ -374,6 +387,55 @@ def record(connection: psycopg.Connection, fetched: FetchedInterval) -> None:
     if fetched.interval.end == whole.end or not fetched.day_closed:
         # Pages before the one that fails are no success of the day.
         connection.execute(CLEAR, arguments | {"days": [day], "contract_kept": False})
+
+
+# Neither what REST vouches for nor when a candle changed for the hours, which wait for REST.
+RECORD_SHOWN = """
+INSERT INTO trading_pipelines.candle_coverage AS known
+    (symbol, interval, day, status, fetched_until, confirmed_until,
+     provisional_until, streamed, late)
+VALUES (%(symbol)s, %(interval)s, %(day)s, 'partial', %(day_start)s, %(day_start)s,
+    %(until)s, %(streamed)s, %(late)s)
+ON CONFLICT (symbol, interval, day) DO UPDATE SET
+    provisional_until = greatest(known.provisional_until, excluded.provisional_until),
+    streamed = known.streamed + excluded.streamed, late = known.late + excluded.late
+RETURNING xmax = 0
+"""
+FETCHED_UNTIL = """
+SELECT fetched_until FROM trading_pipelines.candle_coverage
+WHERE symbol = %s AND interval = %s AND day = %s
+"""
+
+
+def fetched_until(connection: psycopg.Connection, symbol: str, day: date) -> datetime:
+    """Return until when the minutes of the UTC day are REST's."""
+    row = connection.execute(FETCHED_UNTIL, [symbol, INTERVAL, day]).fetchone()
+    return row[0] if row else day_interval(day).start
+
+
+def record_shown(
+    connection: psycopg.Connection,
+    symbol: str,
+    day: date,
+    until: datetime,
+    *,
+    streamed: int,
+    late: int,
+) -> bool:
+    """Record minutes that are stored as the stream has shown them, the last one until `until`.
+
+    `streamed` of them are new, `late` were rewritten. Returns whether nothing was known of the day.
+    """
+    arguments = {
+        "symbol": symbol,
+        "interval": INTERVAL,
+        "day": day,
+        "day_start": day_interval(day).start,
+        "until": until,
+        "streamed": streamed,
+        "late": late,
+    }
+    return connection.execute(RECORD_SHOWN, arguments).fetchone() == (True,)
 
 
 def amend(connection: psycopg.Connection, symbol: str, day: date, repaired: int) -> None:

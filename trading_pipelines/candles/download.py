@@ -273,8 +273,7 @@ def _store_pages(
     for covered, page in history_files.pages(files, symbol, interval, exchange.closed_until, ask):
         spent, seconds = page.spent, time.monotonic() - since
         with connection.transaction():
-            # One writer a symbol: a backfill and the schedule may meet on the same day.
-            connection.execute("SELECT pg_advisory_xact_lock(hashtext(%s))", [f"1m {symbol}"])
+            store.lock(connection, symbol)
             for day in covered.days():
                 part = covered.clip(day_interval(day))
                 candles = [c for c in page.candles if part.start <= c.start < part.end]
@@ -293,6 +292,7 @@ def _store_pages(
                         day_closed=day_interval(day).end <= page.closed_until,
                         inserted=written.inserted,
                         repaired=written.repaired,
+                        corrected=written.of_stream,
                         changed_from=written.first,
                         requests=spent.requests,
                         retries=spent.retries,

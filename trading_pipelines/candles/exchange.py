@@ -193,9 +193,10 @@ class Exchange:
 
     def _request(self, question: _Question, ask: Callable[["Upbit"], object]) -> object:
         """Return the answer to a question that is asked in the next slot."""
-        # Made before the slot has come: the first takes longer than a slot.
+        # Before the slot has come: a first request that came late left its second eleven of them.
         api = self._api
         if not question.called_off.is_set():
+            api.connect()
             slot = self._slots.reserve(self._say, question.called_off.wait)
         if question.called_off.is_set():
             raise CancelledError
@@ -210,6 +211,8 @@ class Exchange:
         except BlockedAnswerError as blocked:
             raise self._slots.block(blocked.retry_after, slot) from None
         seconds = time.monotonic() - since
+        if api.sent_at is not None:
+            self._slots.note_sent(slot, api.sent_at)
         before = seconds if self._latency is None else self._latency
         self._latency = before + (seconds - before) / 5
         self._note_headers(slot)
@@ -268,6 +271,11 @@ class Exchange:
         if self._clock is None or seen.differs(self._clock):
             self._clock = seen
             self._slots.note_clock(seen)
+
+    @property
+    def ahead(self) -> timedelta | None:
+        """How far its clock is ahead of ours by its last Date; None where none can be believed."""
+        return self._ahead
 
     def closed_until(self) -> datetime:
         """Return the start of the first minute that may still change, by the exchange's clock."""

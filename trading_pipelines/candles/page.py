@@ -157,7 +157,7 @@ def _judge(
             continue
         try:
             _check_place(starts[n], minute, rows, at)
-            candle = _candle(row)
+            candle = candle_of(row)
             candles[candle.start] = candle
         except _OddRowError as error:
             place = minute or max(place - MINUTE, window.start)
@@ -213,7 +213,8 @@ def _start(row: object) -> datetime | None:
         return None
 
 
-def _candle(row: object) -> Candle:
+def candle_of(row: object) -> Candle:
+    """Return the candle of a row of Upbit's; raises ValueError, which says what is wrong."""
     if not isinstance(row, dict):
         raise _OddRowError(f"a row that is no object: {str(row)[:120]!r}")
     try:

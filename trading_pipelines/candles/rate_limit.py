@@ -18,22 +18,32 @@ from trading_pipelines.errors import OperatorError
 # 104 ms, not 100: eleven requests then span 1.04 s, and 40 ms of jitter can't bring them into one
 # second. It costs 4 % of the limit.
 SPACING = 1.04
+# Of ten slots' time, what ten requests take at least: half of the jitter above.
+LEAST = 1 - (SPACING - 1) / 2
 # A slot is looked at once more before its time, so that the request itself leaves on the moment.
 EARLY_SECONDS = 0.02
 # What Upbit allows an address, however little of it this installation is set to take.
 EXCHANGE_LIMIT = 10
+# A request that leaves later than this after its slot is noted.
+LATE_SECONDS = 0.01
 # A run's log says nothing of shorter waits.
 LONG_WAIT_SECONDS = 10.0
 
 RESERVE = """
 UPDATE trading_pipelines.request_slots AS slots
 SET next_at = slot.at + %(interval)s, recent = (array_prepend(slot.at, recent))[1:%(remembered)s]
-FROM (SELECT exchange, greatest(next_at, clock_timestamp()) AS at
+FROM (SELECT exchange, greatest(next_at, clock_timestamp(),
+          recent[%(remembered)s] + %(interval)s * %(remembered)s * %(least)s) AS at
       FROM trading_pipelines.request_slots WHERE exchange = %(exchange)s FOR UPDATE) AS slot
 WHERE slots.exchange = slot.exchange
 RETURNING slot.at, slot.at - clock_timestamp(), blocked_until,
     blocked_until > clock_timestamp(),
     (SELECT count(*) FROM unnest(recent) AS past WHERE past > slot.at - interval '1 second')
+"""
+# A request that left late is close to those that follow it: the tenth after it leaves late as well.
+NOTE_SENT = """
+UPDATE trading_pipelines.request_slots
+SET recent = array_replace(recent, %(reserved)s, %(sent)s) WHERE exchange = %(exchange)s
 """
 # Slots are reserved ahead of their time, so that those that nobody has used yet are void too.
 DEFER = """
@@ -111,6 +121,8 @@ class Slot:
 
     at: datetime
     in_last_second: int
+    due: float
+    """Its moment in monotonic seconds."""
 
 
 class RequestSlots:
@@ -131,6 +143,7 @@ class RequestSlots:
             "exchange": exchange,
             "interval": timedelta(seconds=self.spacing),
             "remembered": EXCHANGE_LIMIT,
+            "least": LEAST,
         }
         connection.execute(
             "INSERT INTO trading_pipelines.request_slots (exchange) VALUES (%s) "
@@ -151,17 +164,17 @@ class RequestSlots:
         while True:
             at, wait, blocked_until, blocked, used = self._row(RESERVE)
             seconds, is_void = wait.total_seconds(), False
+            due = time.monotonic() + seconds
             if not blocked and seconds > 0:
-                until = time.monotonic() + seconds
                 if seconds > LONG_WAIT_SECONDS:
                     say(f"waiting {seconds:.0f} s for the next request that the rate limit leaves")
                 sleep(max(0.0, seconds - EARLY_SECONDS))
                 blocked_until, blocked, is_void = self._row(STANDING, at=at)
-                sleep(max(0.0, min(EARLY_SECONDS, until - time.monotonic())))
+                sleep(max(0.0, min(EARLY_SECONDS, due - time.monotonic())))
             if blocked:
                 raise BlockedError(self._exchange, blocked_until)
             if not is_void:
-                return Slot(at, used)
+                return Slot(at, used, due)
 
     def obey(self, remaining: int, slot: Slot) -> None:
         """Let the second of `slot` pass when the exchange says that it is used up.
@@ -173,6 +186,14 @@ class RequestSlots:
             self._connection.execute(
                 DEFER,
                 self._arguments | {"until": slot.at.replace(microsecond=0) + timedelta(seconds=1)},
+            )
+
+    def note_sent(self, slot: Slot, at: float) -> None:
+        """Record that the slot's request left late, where it did: `at`, in monotonic seconds."""
+        if at - slot.due > LATE_SECONDS:
+            sent = slot.at + timedelta(seconds=at - slot.due)
+            self._connection.execute(
+                NOTE_SENT, self._arguments | {"reserved": slot.at, "sent": sent}
             )
 
     def pause(self, seconds: float) -> None:

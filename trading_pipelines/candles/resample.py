@@ -4,13 +4,14 @@ An hour has closed for us when each of its minutes has been asked for; an hour i
 traded has no candle, as on the exchange. Indicators on hours belong in `signals/`.
 """
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
 
 import psycopg
 
-from trading_pipelines.candles.windows import day_interval
+from trading_pipelines.candles.windows import MINUTE, day_interval
 
 # Read before the minutes: a minute that arrives in between makes the hours look older than they
 # are, which costs a recomputation; the other order would lose it.
@@ -70,12 +71,25 @@ ON CONFLICT (symbol, interval, day) DO UPDATE SET
     repaired = excluded.repaired, source = excluded.source, run_id = excluded.run_id,
     computed_from = excluded.computed_from,
     changed_at = CASE WHEN %(changed)s THEN clock_timestamp() ELSE known.changed_at END
-RETURNING symbol, day, rows, repaired, quiet,
-    (SELECT min(timestamp) FROM trading_pipelines.candles_1h
-     WHERE symbol = %(symbol)s AND timestamp >= %(start)s AND timestamp < %(end)s),
-    (SELECT max(timestamp) FROM trading_pipelines.candles_1h
-     WHERE symbol = %(symbol)s AND timestamp >= %(start)s AND timestamp < %(end)s)
 """
+READ_HOURS = """
+SELECT known.symbol, known.day, known.rows, known.repaired, known.quiet, hours.first, hours.last
+FROM trading_pipelines.candle_coverage AS known
+CROSS JOIN LATERAL (SELECT known.day::timestamp AT TIME ZONE 'UTC' AS day_start) AS start
+CROSS JOIN LATERAL (
+    SELECT min(timestamp) AS first, max(timestamp) AS last FROM trading_pipelines.candles_1h
+    WHERE symbol = known.symbol
+        AND timestamp >= day_start AND timestamp < day_start + interval '1 day'
+) AS hours
+WHERE known.interval = '1h' AND known.symbol = ANY(%s) AND known.day = ANY(%s)
+"""
+
+
+HOURS_UNTIL = """
+SELECT count(*) FROM trading_pipelines.candle_coverage
+WHERE interval = '1h' AND symbol = ANY(%s) AND fetched_until >= %s AND day = %s
+"""
+LOOK_SECONDS = 0.3
 
 
 @dataclass(frozen=True)
@@ -122,5 +136,37 @@ def resample(
                 removed = cursor.execute(DELETE_EMPTY, arguments).rowcount
                 arguments["repaired"] = sum(was_there) + removed
                 arguments["changed"] = bool(was_there or removed)
-                resampled += [ResampledDay(*row) for row in cursor.execute(RECORD_HOURS, arguments)]
+                cursor.execute(RECORD_HOURS, arguments)
+                resampled += read(connection, [symbol], [day])
     return resampled
+
+
+def read(
+    connection: psycopg.Connection, symbols: Sequence[str], days: Sequence[date]
+) -> list[ResampledDay]:
+    """Return the hours of each symbol's UTC day that has been computed, in any order."""
+    arguments = [list(symbols), list(days)]
+    return [ResampledDay(*row) for row in connection.execute(READ_HOURS, arguments)]
+
+
+def await_hours(
+    connection: psycopg.Connection,
+    symbols: Sequence[str],
+    until: datetime,
+    seconds: float,
+    sleep: Callable[[float], object] = time.sleep,
+) -> bool:
+    """Wait until the hours of every symbol reach `until` (UTC), at most for so many seconds.
+
+    Returns whether they do. `connection` is autocommit.
+    """
+    # Midnight is the end of the day before.
+    day = (until - MINUTE).date()
+    deadline = time.monotonic() + seconds
+    while True:
+        row = connection.execute(HOURS_UNTIL, [list(symbols), until, day]).fetchone()
+        if row == (len(symbols),):
+            return True
+        if time.monotonic() > deadline:
+            return False
+        sleep(LOOK_SECONDS)

@@ -77,7 +77,12 @@ WITH before AS MATERIALIZED (
             excluded.close_price, excluded.volume)
     RETURNING timestamp
 )
-SELECT count(*), count(before.timestamp), min(written.timestamp)
+SELECT count(*), count(before.timestamp), min(written.timestamp),
+    count(before.timestamp) FILTER (WHERE EXISTS (
+        SELECT FROM trading_pipelines.candle_coverage AS known
+        WHERE known.symbol = %(symbol)s AND known.interval = %(interval)s
+            AND known.day = (timestamp AT TIME ZONE 'UTC')::date
+            AND known.fetched_until <= timestamp AND timestamp < known.provisional_until))
 FROM written LEFT JOIN before USING (timestamp)
 """
 # A trigger or a rule of the bot's may drop or change what is written, without an error.
@@ -137,6 +142,8 @@ class Written:
     repaired: int
     first: datetime | None = field(default=None, compare=False)
     """The earliest minute that changed."""
+    of_stream: int = field(default=0, compare=False)
+    """Of the repaired, those that were as the exchange's stream had shown them."""
 
 
 def first_candle(connection: psycopg.Connection, symbol: str) -> datetime | None:
@@ -146,6 +153,14 @@ def first_candle(connection: psycopg.Connection, symbol: str) -> datetime | None
         [symbol, INTERVAL],
     ).fetchone()
     return row[0] if row else None
+
+
+def lock(connection: psycopg.Connection, symbol: str) -> None:
+    """Be the one writer of the symbol's minutes until the transaction's end.
+
+    A backfill, the schedule and the reader of the stream may meet on the same day.
+    """
+    connection.execute("SELECT pg_advisory_xact_lock(hashtext(%s))", [f"{INTERVAL} {symbol}"])
 
 
 def write_candles(
@@ -184,8 +199,8 @@ def write_candles(
                 " UTC as it was written: see its triggers"
             )
     assert row is not None, "an aggregate is one row"
-    changed, repaired, first = row
-    return Written(changed - repaired, repaired, first)
+    changed, repaired, first, of_stream = row
+    return Written(changed - repaired, repaired, first, of_stream)
 
 
 def _copy_fresh(

@@ -45,6 +45,7 @@ class Upbit:
     """A client of the API at `base_url`; used by one thread at a time."""
 
     def __init__(self, base_url: str, timeout_seconds: float) -> None:
+        self._base_url = base_url
         self._session = BoundedSession(timeout_seconds, MOST_BYTES)
         # No password of a ~/.netrc.
         self._session.auth = lambda request: request
@@ -59,6 +60,10 @@ class Upbit:
             }
         )
         spare_from_proxies()
+
+    def connect(self) -> None:
+        """Open the connection of the next request, which then leaves when it is sent."""
+        self._session.connect(self._base_url)
 
     def minutes(self, symbol: str, to: datetime) -> object:
         """Return what Upbit answers for the newest 200 one-minute candles before `to`.
@@ -94,6 +99,11 @@ class Upbit:
         if self._session.answer is None:
             raise RetryableError(f"no answer: {type(error).__name__}: {_cause(error)}") from error
         return _content(self._session.answer)
+
+    @property
+    def sent_at(self) -> float | None:
+        """When the last request left, in monotonic seconds; None where it may not have."""
+        return self._session.sent_at
 
     @property
     def answer_headers(self) -> Mapping[str, str]:

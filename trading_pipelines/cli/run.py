@@ -114,17 +114,17 @@ def serve(
         bool, typer.Option("--read-only", help="A web UI in which nothing can be launched.")
     ] = False,
 ) -> None:
-    """Become one of Dagster's processes, for containers: on one machine `up` runs all three.
+    """Become one of the processes, for containers: on one machine `up` runs all of them.
 
     DATABASE_URL names a database of yours that `trading-pipelines db upgrade` has prepared, and
-    CODE_SERVER tells the other two processes where the code server is.
+    CODE_SERVER tells web UI and daemon where it is. `live` reads the exchange's stream.
 
     Example: trading-pipelines serve webserver --host 0.0.0.0
     """
-    listens = process is not processes.Process.DAEMON
+    listens = process in {processes.Process.CODE_SERVER, processes.Process.WEBSERVER}
     if (read_only and process is not processes.Process.WEBSERVER) or (port and not listens):
         raise typer.BadParameter(
-            f"{process}: --read-only goes with the webserver, and the daemon listens on no --port"
+            f"{process}: --read-only goes with the webserver; daemon and live listen on no --port"
         )
     environment = load_environment()
     load_strategy(environment.trading_pipelines_config)

@@ -37,6 +37,9 @@ def replay(
     shift: Annotated[
         float | None, typer.Option(help="Its clock is this many seconds ahead.")
     ] = None,
+    speed: Annotated[
+        float, typer.Option(help="Seconds of its clock in one of ours.", min=0.01, max=1000)
+    ] = 1.0,
     fault: Annotated[
         list[str] | None,
         typer.Option(help="A fault to inject, such as truncated_json:every=7,count=3."),
@@ -48,7 +51,8 @@ def replay(
     Upbit's place. The generated market has the symbols of the settings file, or the default ones
     where there is no such file. It serves the history files too, at the same address: the
     listing, zips by day and month, and their checksums; faults that begin with `file_` or
-    `listing_` are of those. No rate limits them.
+    `listing_` are of those. No rate limits them. Upbit's candle stream (`candle.1m`) is at
+    `ws://127.0.0.1:8900/websocket/v1`; its faults begin with `stream_`.
 
     Example: trading-pipelines replay --fault 429_text:every=50
     """
@@ -69,7 +73,13 @@ def replay(
     elif at is None and isinstance(market, Recording):
         at = market.end + MINUTE
     with ReplayExchange(
-        market, rate=rate or None, latency=latency, clock=at, faults=faults, port=port
+        market,
+        rate=rate or None,
+        latency=latency,
+        clock=at,
+        speed=speed,
+        faults=faults,
+        port=port,
     ) as exchange:
         out.print(f"{market.label} at {exchange.url}; UPBIT_BASE_URL={exchange.url}")
         await_interrupt()

@@ -44,7 +44,7 @@ def status() -> None:
     settings = in_use.settings
     now = datetime.now(UTC)
     with prepared_database(environment) as urls, connect(urls.market) as connection:
-        installation = read_status(connection, settings, now)
+        installation = read_status(connection, settings, environment.upbit_base_url, now)
         in_flight = dagster_instance.ask(urls.dagster, runs_in_flight)
         services = _services(environment, settings, now)
     runs = in_flight.reason if isinstance(in_flight, Unknown) else in_flight

@@ -14,6 +14,7 @@ from trading_pipelines.candles.coverage import CandleCoverage
 from trading_pipelines.candles.due import REFRESHED_EVERY
 from trading_pipelines.candles.rate_limit import Clock
 from trading_pipelines.candles.windows import HOUR, contiguous, day_interval, floor_hour, named
+from trading_pipelines.live.state import ReaderState, live_edge
 from trading_pipelines.monitoring.facts import (
     GIGABYTE,
     AlertFacts,
@@ -36,6 +37,10 @@ from trading_pipelines.signals.coverage import SignalCoverage
 
 SHOWN = 5
 WRONG_CLOCK = timedelta(minutes=1)
+# The bot skips a symbol whose newest candle began more than two minutes ago.
+LIVE_AGE = timedelta(minutes=3)
+# Twelve times as long as from one word of the reader's to the next.
+SILENT_READER = timedelta(minutes=1)
 
 ShowTime = Callable[[datetime], str]
 Judgement = tuple[Sequence[str], str]
@@ -48,6 +53,7 @@ NEEDS = {
     "schedules": ["schedules"],
     "sensors": ["sensors"],
     "candles": ["days"],
+    "live": ["live", "days", "clock"],
     "labels": ["labels"],
     "models": ["model"],
     "alerts": ["alerts"],
@@ -127,6 +133,12 @@ class _Judge:
                 self._candles,
                 f"{fresh} old",
                 "`trading-pipelines status` says what is due and why",
+            ),
+            "live": _Rule(
+                self._live,
+                f"the newest minute at most {LIVE_AGE.total_seconds():g} s old",
+                "live.log of the home's logs says what its reader lacks; `trading-pipelines up` "
+                "starts it, as does `serve live` where the services are served apart",
             ),
             "labels": _Rule(
                 self._labels,
@@ -255,6 +267,31 @@ class _Judge:
             if end < self._stale
         ]
         return bad, f"to {self.show(min(until.values()))}"
+
+    def _live(
+        self, reader: ReaderState | None, days: Sequence[CandleCoverage], clock: Clock
+    ) -> Judgement:
+        if not self.settings.data.refresh:
+            return [], NOT_REFRESHED
+        if not self.settings.live.enabled:
+            return [], "not expected: live.enabled is false"
+        if reader is None:
+            return ["no reader of the stream has ever worked"], ""
+        edge = live_edge(days, self.now, clock.ahead)
+        bad = []
+        if reader.updated_at < self.now - SILENT_READER:
+            bad.append(self._moment(reader.updated_at, "its reader is silent since"))
+        if edge is None or edge.age > LIVE_AGE:
+            bad.append(self._moment(edge.ended_at if edge else None, "the newest minute ended"))
+            bad += filter(None, [reader.problem])
+        if bad or edge is None:
+            return bad, ""
+        connected = (
+            self._moment(reader.connected_since, "connected since")
+            if reader.connected_since
+            else f"requests bring each minute: {reader.problem or 'not connected'}"
+        )
+        return [], f"{edge.age.total_seconds():.0f} s old, {connected}"
 
     def _labels(self, labels: Mapping[str, datetime | None]) -> Judgement:
         if not self.settings.data.refresh:

@@ -10,6 +10,7 @@ from datetime import date, datetime
 from trading_pipelines.alerts.endpoints import Endpoint
 from trading_pipelines.candles.coverage import CandleCoverage
 from trading_pipelines.candles.rate_limit import Clock
+from trading_pipelines.live.state import ReaderState
 from trading_pipelines.monitoring.reconciliation import Reconciliation
 from trading_pipelines.settings.last_good import RefusedSettings
 from trading_pipelines.signals.coverage import SignalCoverage
@@ -127,6 +128,8 @@ class Facts:
     held_slots: Sequence[HeldSlot] | Unknown
     days: Sequence[CandleCoverage] | Unknown
     """The candles' coverage of the look-back."""
+    live: ReaderState | Unknown | None
+    """How the reader of the exchange's stream did last; None: none has ever worked."""
     compared: Sequence[Reconciliation] | Unknown
     """The last comparison of Dagster's events with the tables, by asset."""
     old_gaps: Sequence[tuple[str, date]] | Unknown

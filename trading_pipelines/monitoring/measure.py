@@ -26,6 +26,7 @@ from trading_pipelines.database.connection import (
     schema_of,
     within_deadline,
 )
+from trading_pipelines.live import state as live_state
 from trading_pipelines.monitoring import reconciliation
 from trading_pipelines.monitoring.facts import (
     DAGSTERS,
@@ -178,6 +179,7 @@ def _facts(
         sensors=of_dagster("sensors"),
         held_slots=of_dagster("held_slots"),
         days=of("days", lambda c: coverage.read(c, symbols, days)),
+        live=of("live", live_state.read),
         old_gaps=of(
             "old_gaps",
             lambda c: signal_coverage.gaps_before_look_back(

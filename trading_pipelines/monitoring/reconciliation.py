@@ -6,7 +6,7 @@ is told, and a false event taken back, by `sensors/partitions`; what is due belo
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import date, datetime
 from typing import Any, LiteralString
 
 import psycopg
@@ -117,6 +117,14 @@ WHERE asset_key = %(asset_key)s AND dagster_event_type = 'ASSET_MATERIALIZATION'
   AND partition = ANY (%(keys)s)
   AND timestamp > coalesce((SELECT max(wipe_timestamp) FROM asset_keys
         WHERE asset_key = %(asset_key)s), '-infinity')
+  AND timestamp >= coalesce(%(since)s, '-infinity'::timestamptz) AT TIME ZONE 'UTC'
+"""
+# Of candles, which a reader of the exchange's stream brings without a run.
+OPEN: LiteralString = """
+SELECT day || '|' || symbol FROM trading_pipelines.candle_coverage
+WHERE interval = %(interval)s AND symbol = ANY (%(symbols)s) AND day = %(day)s
+  AND status = 'partial' AND failures = 0
+  AND fetched_until >= %(since)s AND fetched_until > day::timestamp AT TIME ZONE 'UTC'
 """
 TAKE_BACK: LiteralString = """
 WITH gone AS (
@@ -208,10 +216,27 @@ def _recorded(connection: psycopg.Connection, arguments: Mapping[str, Any]) -> B
     return book
 
 
-def materialised(dagster: psycopg.Connection, asset: str, keys: Collection[str]) -> list[str]:
-    """Return which of the partitions have a materialization, wiped assets' none."""
-    arguments = {"asset_key": f'["{asset}"]', "keys": list(keys)}
+def materialised(
+    dagster: psycopg.Connection, asset: str, keys: Collection[str], since: datetime | None = None
+) -> list[str]:
+    """Return which of the partitions have a materialization, one `since` then; wiped ones' none."""
+    arguments = {"asset_key": f'["{asset}"]', "keys": list(keys), "since": since}
     return [key for (key,) in dagster.execute(MATERIALISED, arguments)]
+
+
+def not_told(
+    market: psycopg.Connection,
+    dagster: psycopg.Connection,
+    asset: str,
+    symbols: Sequence[str],
+    day: date,
+    since: datetime,
+) -> list[str]:
+    """Return the open day's partitions that reach `since` (UTC) and have no event since then."""
+    arguments = {"interval": CANDLES[asset], "symbols": list(symbols), "day": day, "since": since}
+    held = [key for (key,) in market.execute(OPEN, arguments)]
+    told = materialised(dagster, asset, held, since)
+    return [key for key in held if key not in told]
 
 
 def take_back(dagster: psycopg.Connection, asset: str, keys: Sequence[str]) -> int:

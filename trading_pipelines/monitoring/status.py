@@ -16,11 +16,13 @@ from rich.table import Table
 
 from trading_pipelines.alerts import endpoints, failures, ledger
 from trading_pipelines.alerts.endpoints import Endpoint
-from trading_pipelines.candles import coverage, due, failed_checks
+from trading_pipelines.candles import coverage, due, failed_checks, rate_limit
 from trading_pipelines.candles.coverage import CandleCoverage
 from trading_pipelines.candles.failed_checks import FailedCheck
 from trading_pipelines.candles.windows import DAY, contiguous, floor_hour, named
 from trading_pipelines.korean_time import KST, kst
+from trading_pipelines.live import state as live_state
+from trading_pipelines.live.state import LiveEdge, ReaderState
 from trading_pipelines.monitoring import reconciliation
 from trading_pipelines.monitoring.facts import Daemon, RunInFlight, Unknown
 from trading_pipelines.monitoring.reconciliation import Reconciliation
@@ -94,12 +96,15 @@ class InstallationStatus:
     """How the settings file differs from the settings in use."""
     endpoints: Sequence[Endpoint] = ()
     """Where alerts are posted, those in trouble."""
+    reader: ReaderState | None = None
+    """How the reader of the exchange's stream did last."""
+    live_edge: LiveEdge | None = None
 
 
 def read(
-    connection: psycopg.Connection, settings: StrategySettings, now: datetime
+    connection: psycopg.Connection, settings: StrategySettings, exchange: str, now: datetime
 ) -> InstallationStatus:
-    """Return the state at `now` (UTC) of the look-back's days."""
+    """Return the state at `now` (UTC) of the look-back's days; `exchange` is its URL."""
     start = settings.data.start_date
     days = due.look_back(start, settings.data.look_back_days, now)
     partitions = coverage.read(connection, settings.symbols, days)
@@ -139,6 +144,10 @@ def read(
         delivered_at=ledger.last_delivered(connection),
         made_otherwise=made_otherwise(connection, settings),
         endpoints=list(endpoints.in_trouble(connection).values()),
+        reader=live_state.read(connection),
+        live_edge=live_state.live_edge(
+            partitions, now, rate_limit.read_clock(connection, exchange).ahead
+        ),
     )
 
 
@@ -253,6 +262,7 @@ def draw(
     if status.change:
         yield from _lines("settings", status.change.lines())
     yield _table(status, now)
+    yield from _live(status)
     model = f"of {status.model_day} (UTC day)" if status.model_day else "none yet"
     yield f"volatility model: {model}"
     if isinstance(in_flight, str):
@@ -293,6 +303,26 @@ def _table(status: InstallationStatus, now: datetime) -> Table:
             *map(_short, (symbol.hours_until, symbol.label_as_of, symbol.forecast_as_of)),
         )
     return table
+
+
+def _live(status: InstallationStatus) -> Iterator[str]:
+    """Yield how old the newest minute is and what the stream brought; nothing without a reader."""
+    reader, edge = status.reader, status.live_edge
+    if reader is None or edge is None:
+        return
+    connected = (
+        f"connected since {kst(reader.connected_since)}, anew {reader.reconnects} times"
+        if reader.connected_since
+        else f"not connected: {escape(reader.problem or 'no reader works')}"
+    )
+    yield (
+        f"live: the newest minute ended {edge.age.total_seconds():,.0f} s ago; {connected} (as of "
+        f"{kst(reader.updated_at)})"
+    )
+    yield (
+        f"live: of this UTC day {edge.streamed:,} minutes by the stream, {edge.late:,} rewritten "
+        f"late, {edge.corrected:,} corrected by requests"
+    )
 
 
 def _short(moment: datetime | None) -> str:

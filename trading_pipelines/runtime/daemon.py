@@ -15,14 +15,14 @@ from functools import partial
 
 import dagster as dg
 
-from trading_pipelines.database.connection import VARIABLES, DatabaseUrls
+from trading_pipelines.database.connection import VARIABLES
 from trading_pipelines.errors import OperatorError
 from trading_pipelines.monitoring.dagster_instance import (
     CodeServer,
     fail_runs_that_will_not_start,
     run_daemon,
 )
-from trading_pipelines.runtime.daemon_lock import WAIT_SECONDS, DaemonLock
+from trading_pipelines.runtime.daemon_lock import WAIT_SECONDS, ProcessLock
 
 # A daemon that looks at its workspace meanwhile fails the backfills in flight ("Asset existed at
 # storage-time, but no longer does"): seen once, when this was 6 s and it was given time to end.
@@ -39,9 +39,11 @@ def main(workspace: str, *code_server: str) -> None:
 
     Of that it takes host, port and id where it has to watch it.
     """
-    urls = DatabaseUrls(*(os.environ[name] for name in VARIABLES))
-    lock = DaemonLock(
-        urls, "serve daemon" if code_server else "up", os.environ["TRADING_PIPELINES_HOME"]
+    lock = ProcessLock(
+        "daemon",
+        {name: os.environ[name] for name in VARIABLES},
+        "serve daemon" if code_server else "up",
+        os.environ["TRADING_PIPELINES_HOME"],
     )
     try:
         lock.take(WAIT_SECONDS)

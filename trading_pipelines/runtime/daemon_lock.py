@@ -1,7 +1,8 @@
 """The lock by which one daemon works on the databases: who takes it, keeps it, and who has it.
 
 It is the daemon's, in `up` and in `serve` alike: in an update its successor waits for it, and code
-servers and web UIs, of which two may run for a moment, need none. A home has a lock of its own,
+servers and web UIs, of which two may run for a moment, need none. The reader of the exchange's
+stream has one of its own, in the market database. A home has a lock of its own,
 which is known to `home`.
 """
 
@@ -15,7 +16,6 @@ import psycopg
 
 from trading_pipelines.database.connection import (
     SILENCE,
-    VARIABLES,
     DatabaseError,
     DatabaseUrls,
     open_session,
@@ -46,14 +46,18 @@ WHERE locktype = 'advisory' AND granted
 
 
 class HeldElsewhereError(ServicesError):
-    """Another daemon works on a database; the message says where."""
+    """Another such process works on a database; the message says where."""
 
 
-class DaemonLock:
-    """The lock in both databases, of one daemon; used by one thread at a time."""
+class ProcessLock:
+    """The lock of one `process` in its databases; used by one thread at a time.
 
-    def __init__(self, urls: DatabaseUrls, command: str, home: str) -> None:
-        self._urls: Mapping[str, str] = urls.environment()
+    `urls`: those by their variables.
+    """
+
+    def __init__(self, process: str, urls: Mapping[str, str], command: str, home: str) -> None:
+        self._process = process
+        self._urls = urls
         name = f"`{command}` on {socket.gethostname()} in {home}, process {os.getpid()}"
         # The last query of a session can be read by others of its role: it names us.
         self._named = f"SELECT 1 -- {' '.join(name.split())}".encode(errors="replace")
@@ -65,7 +69,7 @@ class DaemonLock:
         while True:
             self.release()
             try:
-                for variable in VARIABLES:
+                for variable in self._urls:
                     self._take_in(variable)
             except HeldElsewhereError:
                 self.release()
@@ -79,11 +83,11 @@ class DaemonLock:
         url = PostgresUrl.parse(self._urls[variable]).with_query(SILENCE)
         session = open_session(url.render("postgresql"), SETTINGS)
         self._sessions.append(session)
-        key = [f"trading_pipelines.daemon.{variable}"]
+        key = [f"trading_pipelines.{self._process}.{variable}"]
         if session.execute(TAKE, key).fetchone() != (True,):
             name, address = session.execute(HOLDER, key).fetchone() or ("", "")
             raise HeldElsewhereError(
-                f"another daemon works on the database of {variable}: "
+                f"another {self._process} works on the database of {variable}: "
                 f"{name or 'of another role'} (connected from {address or 'elsewhere'}); stop it "
                 "there with `trading-pipelines down`, use its web UI (WEBSERVER_URL), or take "
                 "another database"
@@ -91,7 +95,7 @@ class DaemonLock:
         session.execute(self._named)
 
     def keep(self) -> None:
-        """Keep it as long as the process lives, which ends where another daemon has got it."""
+        """Keep it as long as the process lives, which ends where another has got it."""
         while True:
             time.sleep(KEEP_SECONDS)
             try:
@@ -103,7 +107,7 @@ class DaemonLock:
             try:
                 self.take(WAIT_SECONDS)
             except HeldElsewhereError as error:
-                sys.stderr.write(f"{error}: so ends this daemon\n")
+                sys.stderr.write(f"{error}: so ends this {self._process}\n")
                 os._exit(1)
             except (DatabaseError, psycopg.Error):
                 continue  # the server is away, and asked again
@@ -116,6 +120,6 @@ class DaemonLock:
 
 def refuse_where_held(urls: DatabaseUrls, seconds: float = STOP_SECONDS) -> None:
     """Raise HeldElsewhereError where another daemon works on a database for so long."""
-    lock = DaemonLock(urls, "a start", "")
+    lock = ProcessLock("daemon", urls.environment(), "a start", "")
     lock.take(seconds)
     lock.release()

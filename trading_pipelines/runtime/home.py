@@ -68,6 +68,11 @@ class Home:
         return self.path / "logs"
 
     @property
+    def live(self) -> Path:
+        """The file that the reader of the exchange's stream touches every few seconds."""
+        return self.path / "live"
+
+    @property
     def backfill_settings(self) -> Path:
         """The settings of services that run for one backfill alone."""
         return self.path / "backfill.yaml"

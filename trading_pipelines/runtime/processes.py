@@ -1,6 +1,6 @@
-"""What each of Dagster's three processes is run with: its command, settings and variables.
+"""What each process of a home is run with: its command, settings and variables.
 
-`supervisor` runs and watches all three of a home. The command `serve` becomes one of them, for
+`supervisor` runs and watches them all. The command `serve` becomes one of them, for
 machines where something else watches (a container's engine, Kubernetes).
 """
 
@@ -52,11 +52,12 @@ class ProcessError(OperatorError):
 
 
 class Process(StrEnum):
-    """One of Dagster's three processes, by its name in logs and manifests."""
+    """Dagster's three processes and the stream's reader, by their names in logs and manifests."""
 
     CODE_SERVER = "code-server"
     WEBSERVER = "webserver"
     DAEMON = "daemon"
+    LIVE = "live"
 
 
 def variables(environment: Environment, urls: DatabaseUrls, config: Path) -> dict[str, str]:
@@ -100,6 +101,11 @@ def webserver(workspace: Path, host: str, port: int, *, read_only: bool = False)
 def daemon(workspace: Path, *code_server: str) -> list[str]:
     """Return the command of the daemon, which ends with the code server where that is given."""
     return _python("trading_pipelines.runtime.daemon", str(workspace), *code_server)
+
+
+def live(command: str) -> list[str]:
+    """Return the command of the reader of the exchange's stream, which `command` starts."""
+    return _python("trading_pipelines.runtime.live", command)
 
 
 def _python(*arguments: str) -> list[str]:
@@ -179,6 +185,8 @@ def serve(
     workspace = Home.of(environment).workspace
     own_variables = variables(environment, urls, environment.trading_pipelines_config)
     match process:
+        case Process.LIVE:
+            command = live("serve live")
         case Process.CODE_SERVER:
             # Listens when the code has loaded, and ends where it does not: whoever watches sees it.
             command = _python("dagster", "api", "grpc", "-h", host, "-p", str(port), *_MODULE)

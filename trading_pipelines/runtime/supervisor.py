@@ -1,6 +1,7 @@
 """The processes of one home: code server, web UI and daemon, started, watched and stopped together.
 
-The embedded server is watched beside them. A home has one set of them: the children hold its lock
+The embedded server is watched beside them, and the reader of the exchange's stream, which none of
+them waits for. A home has one set of them: the children hold its lock
 too, so that two daemons never run on one home, even after their parent was killed. What is launched
 on them belongs in `backfill`, the database server itself in `database/`.
 """
@@ -32,13 +33,16 @@ from trading_pipelines.runtime.home import (
 )
 from trading_pipelines.runtime.processes import HOST, START_SECONDS
 from trading_pipelines.settings.environment import Environment
-from trading_pipelines.settings.last_good import start_with_settings
+from trading_pipelines.settings.last_good import read_settings, start_with_settings
 
 START_ATTEMPTS = 3
 WATCH_SECONDS = 2.0
 # The largest size of a log; its former content is kept up to the same size.
 LOG_BYTES = 20_000_000
 RESTART_SECONDS = 5.0
+# From one start of a reader that ends by itself to the next.
+LIVE_SECONDS = 30.0
+LIVE = "live"
 
 
 class LocationError(ServicesError):
@@ -69,6 +73,8 @@ class Supervisor:
             "webserver": processes.webserver(self._home.workspace, HOST, self._port),
             "daemon": processes.daemon(self._home.workspace),
         }
+        self._reads_live = False
+        self._live_at = -LIVE_SECONDS
         self._children: dict[str, subprocess.Popen[bytes]] = {}
         self._stopping = threading.Event()
         self._watcher = threading.Thread(target=self._watch, daemon=True)
@@ -94,6 +100,8 @@ class Supervisor:
             self._stop_flag.unlink(missing_ok=True)
             self._record()
             start_with_settings(self._with_config)
+            # A backfill's services have it off, and need no reader.
+            self._reads_live = read_settings(self._with_config).settings.data.refresh
             self._write_instance()
             # A service may be killed meanwhile, or slow on a busy machine: `up` gave up at once,
             # and nobody was left to start it again.
@@ -102,6 +110,7 @@ class Supervisor:
                 stop=tenacity.stop_after_attempt(START_ATTEMPTS),
                 reraise=True,
             )(self._start_what_is_missing)
+            self._start_live()
             self._watcher.start()
             self._ready = True
             self._record()
@@ -124,9 +133,10 @@ class Supervisor:
             return
         if name == "code-server":
             self._home.code_socket.unlink(missing_ok=True)
+        command = processes.live("up") if name == LIVE else self._commands[name]
         with (self._home.logs / f"{name}.log").open("ab") as log:
             self._children[name] = subprocess.Popen(  # noqa: S603
-                self._commands[name],
+                command,
                 env=self._variables,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -177,6 +187,7 @@ class Supervisor:
             for log in (*self._home.logs.glob("*.log"), EmbeddedServer(self._home.path).log):
                 _rotate(log)
             self._start_server()
+            self._start_live()
             if all(map(self._alive, self._commands)):
                 continue
             self._stop_what_lacks_the_code_server()
@@ -199,6 +210,13 @@ class Supervisor:
             with contextlib.suppress(EmbeddedServerError, OSError):  # and tried again
                 self._server.start()
 
+    def _start_live(self) -> None:
+        is_due = time.monotonic() - self._live_at >= LIVE_SECONDS
+        if self._reads_live and is_due and not self._alive(LIVE):
+            self._live_at = time.monotonic()
+            with contextlib.suppress(OSError):  # and tried again
+                self._start(LIVE)
+
     def _await(self, problem: Callable[[dict[str, Any]], str | None]) -> None:
         """Wait until the web UI answers and `problem` finds nothing in the answer.
 
@@ -213,7 +231,8 @@ class Supervisor:
                 reason = problem(graphql.ask(self.url, STATE, timeout=10))
             if reason is None:
                 return
-            if dead := [name for name in self._children if not self._alive(name)]:
+            dead = [name for name in self._children if name != LIVE and not self._alive(name)]
+            if dead:
                 raise EndedError(
                     f"ended by itself: {', '.join(dead)}; the logs are in {self._home.logs}"
                 )
@@ -228,7 +247,7 @@ class Supervisor:
         if self._watcher.is_alive():
             self._watcher.join()
         # The daemon first, so that nothing new is launched; then the runs' parent.
-        for name in ("daemon", "webserver", "code-server"):
+        for name in ("daemon", LIVE, "webserver", "code-server"):
             if child := self._children.pop(name, None):
                 _stop_group(child)
         self._home.forget_services()

@@ -5,6 +5,8 @@ from datetime import UTC, date, datetime
 
 import dagster as dg
 
+from trading_pipelines.candles import resample
+from trading_pipelines.candles.windows import floor_hour
 from trading_pipelines.monitoring.dagster_instance import backfills_at_work, unfinished_runs
 from trading_pipelines.partitions import range_tags
 from trading_pipelines.resources.database import DatabaseResource
@@ -33,6 +35,8 @@ SHOWN_WITH = {
 }
 # What a run of the newest hours goes on to compute: the next tick would ask a minute later.
 FOLLOWED_BY = {REALIZED_VOLATILITY: VOLATILITY_FORECAST}
+# The live edge asks for the hour that has closed 6 s after its end, a symbol each 0.1 s.
+HOURS_SECONDS = 20.0
 # For a person who does not want to wait for the next hour.
 REFRESH_OVERVIEW = dg.define_asset_job(
     "refresh_overview_job",
@@ -51,8 +55,8 @@ def build_signal_schedules(
     """Return a schedule for each job of signals; that of the volatility model is by day."""
     volatility = [
         REALIZED_VOLATILITY,
-        VOLATILITY_FORECAST,
         GARCH_BASELINE,
+        VOLATILITY_FORECAST,
         VOLATILITY_SCORE,
     ]
     return [
@@ -100,9 +104,13 @@ def _build_update(
 ) -> dg.ScheduleDefinition:
     """Return a schedule that asks every minute which partitions of the signals are due.
 
+    Where the live edge brings the candles, the tick of a full hour waits for that hour's.
+
     Labels are hourly and the model daily because their inputs are. The question costs some
     milliseconds; asked hourly, a label whose candles came ten seconds late would be an hour late.
     """
+    # Nobody trades on what became of a decision.
+    is_hourly = any(not s.closed_days_only and s.decision is None for s in signals)
     shown_with = {asset for signal in signals for asset in SHOWN_WITH.get(signal, [])}
     job = dg.define_asset_job(
         f"{name}_job",
@@ -130,6 +138,8 @@ def _build_update(
         at_work = backfills_at_work(context.instance)
         stored, plans = {}, {}
         with database.connect() as connection:
+            if settings.live.enabled and is_hourly and now.minute == 0:
+                resample.await_hours(connection, settings.symbols, floor_hour(now), HOURS_SECONDS)
             for signal in signals:
                 stored[signal] = coverage.read(connection, signal, settings.symbols, days, settings)
                 # What a backfill has begun it does itself, as long as it is at work.

@@ -17,15 +17,16 @@ import psycopg
 from trading_pipelines.assets import market_data
 from trading_pipelines.assets.computed import CODE_VERSION, made
 from trading_pipelines.assets.partition_checks import PartitionChecks
-from trading_pipelines.candles import coverage, due, failed_checks
+from trading_pipelines.candles import coverage, due, failed_checks, resample
 from trading_pipelines.candles.checks import ContractBreach
 from trading_pipelines.candles.failed_checks import FailedCheck, Partition
-from trading_pipelines.candles.windows import DAY
+from trading_pipelines.candles.windows import DAY, floor_hour
 from trading_pipelines.monitoring import reconciliation
 from trading_pipelines.monitoring.dagster_instance import unfinished_runs
 from trading_pipelines.monitoring.partition_events import store_materializations, store_verdicts
 from trading_pipelines.monitoring.reconciliation import MOST_TAKEN_BACK, Difference, named_keys
 from trading_pipelines.partitions import (
+    CANDLES_1H,
     CANDLES_1M,
     days,
     parse_keys,
@@ -81,6 +82,9 @@ def build_reconciliation(
                 )
                 for asset in reconciliation.ASSETS
             ]
+            differences += [
+                tick.tell_open_day(asset, checks, busy[asset]) for asset in reconciliation.CANDLES
+            ]
             messages = [words for words in differences if words]
             judged = sum(tick.judge(group, busy[group.asset]) for group in checks)
             judged += tick.show_the_worst(checks)
@@ -123,6 +127,21 @@ class _Tick:
         reconciliation.record(self.market, asset, message, left, self.now)
         return message
 
+    def tell_open_day(
+        self, asset: str, checks: Sequence[PartitionChecks], busy: Collection[Partition]
+    ) -> str | None:
+        """Tell Dagster once an hour what candles the open day holds; return how many partitions.
+
+        The reader of the exchange's stream brings them without a run.
+        """
+        hour, day = floor_hour(self.now), _look_back(self.settings, self.now)[-1]
+        keys = reconciliation.not_told(
+            self.market, self.dagster, asset, self.settings.symbols, day, hour
+        )
+        keys = [key for key in keys if parse_keys([key])[0] not in busy]
+        self._record(asset, keys, [group for group in checks if group.asset == asset])
+        return f"{asset}: {len(keys)} of the open day told" if keys else None
+
     def _record(self, asset: str, keys: Sequence[str], checks: Sequence[PartitionChecks]) -> int:
         """Tell Dagster of partitions that are whole; return how many there was time for."""
         for at in range(0, len(keys), AT_ONCE):
@@ -159,6 +178,9 @@ class _Tick:
         if asset == CANDLES_1M:
             candles = coverage.read(self.market, symbols, days)
             figures = {(row.symbol, row.day): market_data.minutes_metadata(row) for row in candles}
+        elif asset == CANDLES_1H:
+            hours = resample.read(self.market, symbols, days)
+            figures = {(row.symbol, row.day): market_data.hours_metadata(row) for row in hours}
         return [
             dg.AssetMaterialization(
                 asset,

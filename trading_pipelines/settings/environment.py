@@ -335,6 +335,11 @@ class Environment(BaseSettings):
         )
 
     @property
+    def stream_url(self) -> str:
+        """Where the exchange's stream is."""
+        return f"{self.upbit_base_url.replace('http', 'ws', 1)}/websocket/v1"
+
+    @property
     def last_good_settings(self) -> Path:
         """The copy of the strategy file as it could last be used, by which a home goes on."""
         return self.trading_pipelines_home / "last-good-strategy.yaml"

@@ -131,6 +131,21 @@ class DataSettings(_Section):
     history_files_sample: Annotated[float, Field(ge=0, le=1)] = 0.005
 
 
+class LiveSettings(_Section):
+    """Whether the exchange's stream is read, and how long a minute waits for its trades.
+
+    A minute is stored `grace_seconds` after its end, and rewritten where the stream shows it anew
+    until `late_seconds` after it. A stream that shows no symbol for `silence_seconds` is connected
+    anew. The minutes are confirmed by requests every `confirm_minutes`, and at each hour's end.
+    """
+
+    enabled: bool = True
+    grace_seconds: Annotated[float, Field(ge=0, le=30)] = 2.0
+    late_seconds: Annotated[float, Field(ge=0, le=600)] = 60.0
+    silence_seconds: Annotated[float, Field(ge=5, le=3600)] = 60.0
+    confirm_minutes: Annotated[int, Field(ge=1, le=60)] = 5
+
+
 class HealingSettings(_Section):
     """How often a partition that failed is tried again, and how long before each try (seconds).
 
@@ -287,6 +302,7 @@ class StrategySettings(_Section):
         description="a list of at least one symbol, such as [KRW-BTC]",
     )
     data: DataSettings = DataSettings()
+    live: LiveSettings = LiveSettings()
     healing: HealingSettings = HealingSettings()
     regime_detection: RegimeDetectionSettings = RegimeDetectionSettings()
     volatility: VolatilitySettings = VolatilitySettings()

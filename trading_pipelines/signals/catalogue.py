@@ -164,7 +164,7 @@ VOLATILITY_FORECAST = Signal(
         + _longest_horizon_days(s.volatility),
         "volatility_model": ADAPTED_DAYS + 1,
         "garch_baseline": ADAPTED_DAYS,
-        "candles_1h": 2,
+        "candles_1h": 1,
     },
     settings_that_matter=_values_of(
         "volatility.horizons",

@@ -85,8 +85,7 @@ def have_inputs(partitions: Sequence[SignalCoverage], run: SignalRun) -> bool:
 
     A run that computes one of the inputs can then go on to compute them.
     """
-    known = {(p.symbol, p.day) for p in partitions if p.has_all_inputs}
-    return run.partitions <= known
+    return run.partitions <= {(p.symbol, p.day) for p in partitions if p.has_all_inputs}
 
 
 def reason(

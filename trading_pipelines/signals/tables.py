@@ -278,19 +278,26 @@ def forecasts(connection: psycopg.Connection, symbol: str, interval: Interval) -
     return rows
 
 
-def garch_forecasts(
-    connection: psycopg.Connection, symbol: str, interval: Interval
-) -> tuple[pd.DataFrame, dict[datetime, dict[str, Any]]]:
-    """Return the baseline's variances, a column a horizon, and its fits, by their as-of.
+@dataclass(frozen=True)
+class Baseline:
+    """What the baseline says of a symbol, by the as-of (UTC)."""
 
-    Those as of the interval's ends are among them.
-    """
+    variances: pd.DataFrame
+    """A column a horizon."""
+    fits: dict[datetime, dict[str, Any]]
+    """As they are stored, at midnights."""
+
+
+def baseline(connection: psycopg.Connection, symbol: str, interval: Interval) -> Baseline:
+    """Return the symbol's GARCH forecasts and fits as of the interval, both its ends included."""
     rows = connection.execute(GARCH, [symbol, *_ends(interval)]).fetchall()
-    fits = {as_of: fit for as_of, _, _, fit in rows if fit is not None}
     by_horizon: dict[int, dict[datetime, float | None]] = {}
     for as_of, horizon, variance, _ in rows:
         by_horizon.setdefault(horizon, {})[as_of] = variance
-    return pd.DataFrame(by_horizon, dtype=float), fits
+    return Baseline(
+        pd.DataFrame(by_horizon, dtype=float),
+        {as_of: fit for as_of, _, _, fit in rows if fit is not None},
+    )
 
 
 def hours_until(
@@ -298,7 +305,9 @@ def hours_until(
 ) -> datetime | None:
     """Return up to when (UTC) the symbol's hourly candles of the days are there."""
     row = connection.execute(HOURS_UNTIL, [symbol, days[0], days[-1]]).fetchone()
-    return None if row is None else row[0]
+    assert row is not None
+    until: datetime | None = row[0]
+    return until
 
 
 def decisions(

@@ -9,7 +9,13 @@ import pytest
 from arch import arch_model
 
 from trading_pipelines.signals.catalogue import GARCH_TRAINING_DAYS
-from trading_pipelines.signals.volatility.garch import FEWEST_HOURS, fit, forecast
+from trading_pipelines.signals.volatility.garch import (
+    FEWEST_HOURS,
+    GarchFit,
+    carried,
+    fit,
+    forecast,
+)
 from trading_pipelines.signals.volatility.garch import hourly_returns as returns_of
 
 AS_OF = datetime(2025, 6, 3, tzinfo=UTC)
@@ -122,3 +128,18 @@ def test_older_returns_than_90_days_do_not_count_but_the_oldest_of_them_does() -
     assert fit(older, AS_OF).model_dump_json() == fit(returns, AS_OF).model_dump_json()
     oldest = returns.where(returns.index != first + HOUR, 77.0)
     assert fit(oldest, AS_OF).parameters != fit(returns, AS_OF).parameters
+
+
+@pytest.mark.parametrize("horizon", [1, 24])
+def test_a_stored_fit_is_carried_a_day_to_the_same_bits(horizon: int) -> None:
+    returns = returns_of(simulated(), AS_OF + HOUR * LATER)
+    model = fit(returns, AS_OF)
+    as_ofs = [AS_OF + HOUR * n for n in range(LATER)]
+    stored = GarchFit.model_validate_json(model.model_dump_json())
+    near = returns[returns.index > AS_OF - HOUR * 3]
+    found = carried({AS_OF: stored, AS_OF - DAY: stored}, near, as_ofs, horizon)
+    day = as_ofs[: 24 + 1]
+    assert found.loc[: day[-1]].to_list() == forecast(model, returns, day, horizon).to_list()
+    assert found.loc[as_ofs[25] :].isna().all(), "an older fit says nothing"
+    cut = carried({AS_OF: stored}, returns[returns.index <= AS_OF + HOUR * 2], as_ofs, horizon)
+    assert cut.notna().sum() == 3, "nor does one whose returns are not there yet"

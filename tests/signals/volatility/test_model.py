@@ -377,3 +377,15 @@ def test_a_small_pool_is_trained_on_more_days() -> None:
     assert [training_days(longer, symbols) for symbols in (1, 2, 5)] == [90, 90, 60]
     variances = panel(100, symbols=1)
     assert fit(variances, AS_OF, 1, SETTINGS).rows == 90 * 24 - 1
+
+
+def test_a_symbol_whose_errors_are_larger_has_a_smearing_of_its_own() -> None:
+    variances = panel(days=120)
+    noise = np.random.default_rng(9).normal(0, 1.5, len(variances))
+    variances["KRW-DOGE"] *= np.exp(noise)
+    model = fit(variances, AS_OF, 1, VolatilitySettings())
+    own = model.smearing_of("KRW-DOGE")
+    assert own > 1.5 * model.smearing > 1.5 * model.smearing_of("KRW-BTC")
+    assert model.smearing_of("KRW-NEW") == model.smearing
+    short = fit(variances, AS_OF, 1, SETTINGS.model_copy(update={"training_days": 14}))
+    assert short.smearing < short.smearing_of("KRW-DOGE") < own, "held to the pool's"

@@ -52,3 +52,10 @@ def test_no_rate_lets_everything_through() -> None:
 def test_a_rate_must_be_positive(rate: float) -> None:
     with pytest.raises(ValueError, match="positive number"):
         RateLimit(rate)
+
+
+def test_a_window_may_be_longer_than_a_second() -> None:
+    limit = RateLimit(100 / 60, 60)
+    assert {limit.admit("me", 0.5 * n).status for n in range(100)} == {200}
+    assert limit.admit("me", 50).status == 429
+    assert limit.admit("me", 60).status == 200

@@ -54,7 +54,10 @@ def combine(members: pd.DataFrame, horizon: int) -> pd.DataFrame:
     used = pd.DataFrame({name: is_ok & (name in asked) for name in MEMBERS})
     used["ewma"] |= members["status"].eq(ModelStatus.FALLBACK)
     values = members[list(MEMBERS)].where(used)
-    made_of = ["+".join(values.columns[there]) or None for there in values.notna().to_numpy()]
+    made_of = pd.Series("", members.index)
+    for name in MEMBERS:
+        made_of += values[name].notna().map({True: f"{name}+", False: ""})
+    made_of = made_of.str.rstrip("+").astype(object).where(values.notna().any(axis=1), None)
     return members.assign(variance=values.mean(axis=1), made_of=made_of)
 
 
@@ -85,8 +88,11 @@ def adapt(
     threshold = thresholds.reindex(rows.index).to_numpy(dtype=float)
     is_ok = rows["status"].eq(ModelStatus.OK).to_numpy()
     # Of one model the same for all its hours.
-    known = {id(m): m.errors(symbol) for m in models if m is not None}
-    errors = [known[id(m)] if m is not None and ok else None for m, ok in zip(models, is_ok, strict=True)]
+    errors_of = {id(m): m.errors(symbol) for m in models if m is not None}
+    errors = [
+        errors_of[id(m)] if m is not None and ok else None
+        for m, ok in zip(models, is_ok, strict=True)
+    ]
     with np.errstate(divide="ignore", invalid="ignore"):
         ends = np.array([_ends(of) for of in errors])
         widths = _widths(np.log(happened / variance), ends, horizon)
@@ -152,8 +158,8 @@ def _levels(odds: Floats, was_high: Flags, is_known: Flags, horizon: int, shown:
     levels = np.full(len(odds), EVEN_ODDS)
     for n in range(len(odds) - shown, len(odds)):
         passed = slice(0, max(0, n - horizon + 1))
-        known = is_known[passed]
-        if known.sum() >= FEWEST_OUTCOMES:
-            share = was_high[passed][known].mean()
-            levels[n] = np.quantile(odds[passed][known], 1 - share)
+        answered = is_known[passed]
+        if answered.sum() >= FEWEST_OUTCOMES:
+            share = was_high[passed][answered].mean()
+            levels[n] = np.quantile(odds[passed][answered], 1 - share)
     return levels

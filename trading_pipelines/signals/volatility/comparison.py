@@ -240,8 +240,10 @@ def confidence_set(losses: pd.DataFrame, horizon: int) -> tuple[dict[str, float 
         same = (other for other in kept if _equal(by_hour[other], by_hour[name]))
         stands_for[name] = next(same, name)
     kept = dict.fromkeys(stands_for.values())
-    found = {next(iter(kept)): 1.0} if len(kept) == 1 else _p_values(by_hour[list(kept)], horizon)
-    told |= {name: found.get(other, Told.FAILED) for name, other in stands_for.items()}
+    p_values = (
+        {next(iter(kept)): 1.0} if len(kept) == 1 else _p_values(by_hour[list(kept)], horizon)
+    )
+    told |= {name: p_values.get(other, Told.FAILED) for name, other in stands_for.items()}
     return told, len(complete)
 
 
@@ -261,8 +263,8 @@ def _p_values(losses: pd.DataFrame, horizon: int) -> dict[str, float]:
 
 def reliability(judged_: pd.DataFrame, horizon: int) -> list[Bin]:
     """Return what followed each range of probabilities, ranges without a forecast left out."""
-    known = judged_[["probability_high", "is_high"]].dropna()
-    place = np.digitize(known["probability_high"], EDGES[1:-1])
+    with_odds = judged_[["probability_high", "is_high"]].dropna()
+    place = np.digitize(with_odds["probability_high"], EDGES[1:-1])
     return [
         Bin(
             horizon=horizon,
@@ -273,7 +275,7 @@ def reliability(judged_: pd.DataFrame, horizon: int) -> list[Bin]:
             share_high=float(of_bin["is_high"].mean()),
         )
         for n in range(len(EDGES) - 1)
-        if len(of_bin := known[place == n])
+        if len(of_bin := with_odds[place == n])
     ]
 
 
@@ -333,14 +335,14 @@ def _headline(horizon: int, scores: Mapping[str, ModelScore]) -> str:
     if (ratio := scores[OURS].ratio_to_garch) is None:
         return f"{horizon} h ahead: nothing to compare yet"
     parts = [f"{horizon} h ahead: our loss is {ratio:.2f} of GARCH's"]
-    for verdict, said in SAID.items():
+    for verdict, words in SAID.items():
         names = [
             MODELS[score.model] + (f" (t {score.t_value:.1f})" if score.t_value is not None else "")
             for score in scores.values()
             if score.verdict is verdict and score.model != OURS
         ]
         if names:
-            parts.append(f"{said} {', '.join(names)}")
+            parts.append(f"{words} {', '.join(names)}")
     best = [MODELS[score.model] for score in scores.values() if score.told is Told.IN]
     if best:
         parts.append(f"the best may be {' or '.join(best)}")

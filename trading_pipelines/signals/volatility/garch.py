@@ -6,13 +6,14 @@ where nothing was traded. Its failure to converge is recorded, never hidden behi
 
 import hashlib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 
 import numpy as np
 import pandas as pd
 from pydantic import BaseModel, ConfigDict
 
+from trading_pipelines.candles.windows import DAY
 from trading_pipelines.signals.catalogue import GARCH_TRAINING_DAYS
 
 SCALE = 100.0
@@ -119,4 +120,21 @@ def forecast(
             total += step
             step = fitted.omega + (fitted.alpha + fitted.beta) * step
         variances[as_of] = total / horizon / SCALE**2
+    return variances
+
+
+def carried(
+    fits: Mapping[datetime, GarchFit], returns: pd.Series, as_ofs: Sequence[datetime], horizon: int
+) -> pd.Series:
+    """Return `forecast` as of each moment by the newest of the fits that is at most a day old.
+
+    NaN where there is none, and where the returns do not reach. `fits` are by their as-of.
+    """
+    hours_of: dict[datetime, list[datetime]] = {}
+    for as_of in as_ofs:
+        if fitted := [at for at in fits if as_of - DAY <= at <= as_of]:
+            hours_of.setdefault(max(fitted), []).append(as_of)
+    parts = [forecast(fits[at], returns, hours, horizon) for at, hours in hours_of.items()]
+    index = pd.DatetimeIndex(list(as_ofs), tz="UTC")
+    variances: pd.Series = pd.concat([pd.Series(np.nan, index[:0]), *parts]).reindex(index)
     return variances

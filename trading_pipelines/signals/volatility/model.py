@@ -115,7 +115,8 @@ class VolatilityModel(BaseModel):
 
     def errors(self, symbol: str) -> Floats:
         """Return the quantiles, at LEVELS (or ENDS), of log(outcome / forecast) of the symbol."""
-        return np.array(self.residual_quantiles) - np.log(self.smearing_of(symbol))
+        quantiles: Floats = np.array(self.residual_quantiles)
+        return quantiles - float(np.log(self.smearing_of(symbol)))
 
     def smearing_of(self, symbol: str) -> float:
         """Return the factor by which the symbol's forecast of logs is corrected."""
@@ -330,7 +331,7 @@ def forecast(
         rows = slice(first, first := first + len(list(group)))
         if model.statuses.get(symbol) is ModelStatus.OK:
             slopes = np.array([model.coefficients[name] for name in FEATURES])
-            levels = np.log(np.maximum(means[rows], model.floor))
+            levels = np.log(np.maximum(means[rows], floors[rows, None]))
             mu = _Ridge(model.intercept, slopes).log_mean(
                 np.column_stack([levels, calendar[rows]]), model.means[symbol]
             )

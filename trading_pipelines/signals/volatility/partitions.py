@@ -3,11 +3,9 @@
 The arithmetic belongs in `realized`, `model`, `garch` and `score`.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from datetime import date, datetime
 from functools import cache
-from itertools import groupby
 from typing import Any
 
 import pandas as pd
@@ -28,6 +26,9 @@ from trading_pipelines.signals.engine import (
 )
 from trading_pipelines.signals.volatility import combined, garch, realized, score
 from trading_pipelines.signals.volatility import model as volatility_model
+from trading_pipelines.signals.volatility.model import VolatilityModel
+
+NOT_THERE = pd.Series(dtype=float, index=pd.DatetimeIndex([], tz="UTC"))
 
 
 def compute_realized_volatility(
@@ -95,39 +96,39 @@ def compute_volatility_forecast(
     Those of the `ADAPTED_DAYS` before it are computed again, from the stored models and baseline:
     by what became of them intervals and flags are found.
     """
-    hourly = tables.variances(
-        run.connection, [symbol], input_interval(run, partitions, "realized_volatility")
-    )[symbol]
+    interval = input_interval(run, partitions, "realized_volatility")
+    hourly = tables.variances(run.connection, [symbol], interval)[symbol]
+    grid = pd.date_range(interval.start, interval.end, freq="h", inclusive="right")
+    hourly = hourly.reindex(grid)
     first = partitions[0].day - DAY * ADAPTED_DAYS
     stored = tables.models(run.connection, first - DAY, partitions[-1].day)
-    models = {
-        key: volatility_model.VolatilityModel.model_validate(model) for key, model in stored.items()
-    }
-    start, until = day_interval(first).start, input_interval(run, partitions, "candles_1h").end
-    by_garch, fits = tables.garch_forecasts(run.connection, symbol, Interval(start, until))
-    hours = [at.to_pydatetime() for at in pd.date_range(start + HOUR, until, freq="h")]
-    rows_of = {partition.day: list[SignalRow]() for partition in partitions}
-    carried = {p.day: _carried_returns(run, symbol, p) for p in partitions}
+    models = {key: VolatilityModel.model_validate(model) for key, model in stored.items()}
+    since = day_interval(first).start
+    baseline = tables.baseline(run.connection, symbol, Interval(since, interval.end))
+    fits = {at: garch.GarchFit.model_validate(fit) for at, fit in baseline.fits.items()}
+    returns = {p.day: _returns_since_the_fit(run, symbol, p) for p in partitions}
+    as_ofs = [at for at in grid.to_pydatetime() if at > since]
+    rows_of: dict[date, list[SignalRow]] = {partition.day: [] for partition in partitions}
     for horizon in run.settings.volatility.horizons:
-        newest = {at: model for at in hours if (model := _newest_model(models, at, horizon))}
+        newest = {at: chosen for at in as_ofs if (chosen := _newest_model(models, at, horizon))}
         if not newest:
             continue
-        expected = volatility_model.forecast(
-            [model for _, model in newest.values()], hourly, list(newest)
-        )
-        thresholds = volatility_model.thresholds(hourly, horizon, hours, run.settings.volatility)
-        grid = pd.date_range(hourly.index[0], until, freq="h")
-        happened = volatility_model.outcome(hourly.reindex(grid), horizon)
+        members = volatility_model.forecast([m for _, m in newest.values()], hourly, list(newest))
+        members["garch"] = baseline.variances.get(horizon, NOT_THERE).reindex(members.index)
+        thresholds = volatility_model.thresholds(hourly, horizon, as_ofs, run.settings.volatility)
+        happened = volatility_model.outcome(hourly, horizon)
         for partition in partitions:
             own = closed_hours(partition)
-            replayed = pd.date_range(own[0] - DAY * ADAPTED_DAYS, own[-1], freq="h")
-            members = expected.reindex(replayed)
-            members["garch"] = by_garch.get(horizon, pd.Series(dtype=float)).reindex(replayed)
-            missing = members.index[-len(own) :][members["garch"].iloc[-len(own) :].isna()]
-            members.loc[missing, "garch"] = _carried(fits, carried[partition.day], missing, horizon)
+            if not own:
+                continue  # nothing of the day has closed yet
+            rows = members.reindex(pd.date_range(own[0] - DAY * ADAPTED_DAYS, own[-1], freq="h"))
+            # What the baseline says when the day has closed.
+            carried = garch.carried(fits, returns[partition.day], own, horizon)
+            rows["garch"] = rows["garch"].fillna(carried)
+            of_hours = [newest.get(at.to_pydatetime()) for at in rows.index]
             adapted = combined.adapt(
-                combined.combine(members, horizon),
-                [newest[at][1] if at in newest else None for at in members.index],
+                combined.combine(rows, horizon),
+                [None if chosen is None else chosen[1] for chosen in of_hours],
                 happened,
                 thresholds,
                 symbol,
@@ -136,19 +137,20 @@ def compute_volatility_forecast(
             )
             rows_of[partition.day] += [
                 _forecast_row(symbol, at, horizon, newest[at][0], row)
-                for at, row in zip(own, adapted.to_dict("records"), strict=True)
+                for at, (_, row) in zip(own, adapted.iterrows(), strict=True)
                 if at in newest
             ]
     return {
-        day: PartitionRows(rows, closes_of(day), _figures(rows)) for day, rows in rows_of.items()
+        day: PartitionRows(rows, closes_of(day), _forecast_figures(rows))
+        for day, rows in rows_of.items()
     }
 
 
 def _newest_model(
-    models: Mapping[tuple[date, int], volatility_model.VolatilityModel],
+    models: Mapping[tuple[date, int], VolatilityModel],
     as_of: datetime,
     horizon: int,
-) -> tuple[date, volatility_model.VolatilityModel] | None:
+) -> tuple[date, VolatilityModel] | None:
     """Return the day and the model that is the newest fitted by then, of that day or before."""
     day = (as_of - HOUR).date()
     return next(
@@ -161,10 +163,10 @@ def _newest_model(
     )
 
 
-def _carried_returns(run: ComputeRun, symbol: str, partition: SignalCoverage) -> pd.Series:
+def _returns_since_the_fit(run: ComputeRun, symbol: str, partition: SignalCoverage) -> pd.Series:
     """Return the hourly returns since the midnight before the day, as far as candles are there."""
     assert partition.until is not None
-    days = [partition.day - DAY * 2, partition.day]
+    days = [partition.day - DAY, partition.day]
     start = day_interval(days[0]).start
     # An hour that is not there yet would be one without a trade.
     until = min(tables.hours_until(run.connection, symbol, days) or start, partition.until)
@@ -172,30 +174,8 @@ def _carried_returns(run: ComputeRun, symbol: str, partition: SignalCoverage) ->
     return garch.hourly_returns(closes, until)
 
 
-def _carried(
-    fits: Mapping[datetime, dict[str, Any]],
-    returns: pd.Series,
-    as_ofs: Sequence[datetime],
-    horizon: int,
-) -> list[float]:
-    """Return what the baseline has not said yet: its newest fit of two days, carried forward."""
-
-    def newest(as_of: datetime) -> datetime | None:
-        return max((at for at in fits if as_of - DAY * 2 < at <= as_of), default=None)
-
-    variances: list[float] = []
-    for fitted_at, group in groupby(as_ofs, newest):
-        hours = list(group)
-        if fitted_at is None:
-            variances += [math.nan] * len(hours)
-        else:
-            fit = garch.GarchFit.model_validate(fits[fitted_at])
-            variances += garch.forecast(fit, returns, hours, horizon).to_list()
-    return variances
-
-
 def _forecast_row(
-    symbol: str, as_of: datetime, horizon: int, model_day: date, row: Mapping[str, Any]
+    symbol: str, as_of: datetime, horizon: int, model_day: date, row: pd.Series
 ) -> SignalRow:
     variance = number_or_none(row["variance"])
     return (
@@ -209,7 +189,7 @@ def _forecast_row(
     )  # fmt: skip
 
 
-def _figures(rows: Sequence[SignalRow]) -> dict[str, Any]:
+def _forecast_figures(rows: Sequence[SignalRow]) -> dict[str, Any]:
     if not rows:
         return {}
     last = dict(zip(tables.VOLATILITY_FORECAST.columns, rows[-1], strict=True))

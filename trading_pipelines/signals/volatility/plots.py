@@ -104,9 +104,9 @@ def _draw_losses(
     for score in shown:
         assert score.ratio_to_garch is not None
         marker, colour = MARKERS[score.model]
-        known = score.told in {Told.IN, Told.OUT}
+        is_told = score.told in {Told.IN, Told.OUT}
         panel.plot(
-            score.ratio_to_garch, symbols.index(score.symbol), marker if known else ".",
+            score.ratio_to_garch, symbols.index(score.symbol), marker if is_told else ".",
             color=colour, mfc=colour if score.told is not Told.OUT else "white", ms=6, ls="",
         )  # fmt: skip
     ratios = [score.ratio_to_garch for score in shown if score.ratio_to_garch]

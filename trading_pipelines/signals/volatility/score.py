@@ -223,7 +223,7 @@ def rolling_scores(
 
 def not_worse(rolling: Sequence[RollingScore]) -> str:
     """Say how all symbols do against GARCH at each horizon, and name those that do worse."""
-    said = []
+    phrases = []
     for together in rolling:
         if together.symbol != ALL:
             continue
@@ -232,19 +232,21 @@ def not_worse(rolling: Sequence[RollingScore]) -> str:
             for of in rolling
             if of.horizon == together.horizon and of.symbol != ALL and of.is_worse_than_garch
         ]
-        said.append(f"{together}, worse: {', '.join(worse)}" if worse else str(together))
-    return "; ".join(said) or "nothing scored yet"
+        phrases.append(f"{together}, worse: {', '.join(worse)}" if worse else str(together))
+    return "; ".join(phrases) or "nothing scored yet"
 
 
 def strayed_intervals(rolling: Sequence[RollingScore]) -> str:
     """Name each symbol and horizon whose 90 % intervals hold too seldom or too often."""
-    said = [
+    phrases = [
         f"{of.symbol} {of.horizon} h: {share:.0%} of 90 % intervals held in {days} days"
         for of in rolling
         if of.symbol != ALL
         for days, share in of.strayed.items()
     ]
-    return "; ".join(said) or "no symbol's intervals hold outside 85-95 %, where enough have ended"
+    return (
+        "; ".join(phrases) or "no symbol's intervals hold outside 85-95 %, where enough have ended"
+    )
 
 
 def _share(part: int, whole: int) -> float | None:

@@ -2,7 +2,7 @@
 
 Here belongs every fault's kind and content, and the schedule that decides which request is hit.
 Faults of the connection itself (`reset`, `timeout`, `short_body`) are named here and carried out
-by `server`.
+by `server`, those of the stream by `stream`.
 """
 
 import json
@@ -126,6 +126,31 @@ FILE_KINDS: tuple[str, ...] = (
     "listing_endless",
 )
 """Of the history files and their listings."""
+STREAM_REFUSALS = {
+    "stream_refused_404": 404,
+    "stream_refused_429": 429,
+    "stream_refused_503": 503,
+}
+"""Of the stream's handshakes, each with its status."""
+StreamMinute = Literal["stream_forming_wrong", "stream_late", "stream_missing"]
+"""What can be wrong with all that the stream shows of a minute."""
+StreamMessage = Literal[
+    "stream_cut",
+    "stream_dead",
+    "stream_double",
+    "stream_error",
+    "stream_garbage",
+    "stream_old",
+    "stream_other_market",
+    "stream_silent",
+]
+"""What can be wrong with a candle's message, or from it on."""
+STREAM_KINDS: tuple[str, ...] = (
+    *STREAM_REFUSALS,
+    *get_args(StreamMinute),
+    *get_args(StreamMessage),
+)
+_LATE_SECONDS, _MOST_SECONDS = 5.0, 3600
 KINDS = (*CANNED, *_SPOILED_PAGES, *_BROKEN_BODIES, *_BROKEN_CONNECTIONS)
 """Of the candle requests."""
 
@@ -147,6 +172,15 @@ class Fault:
     A kind that begins with `file_` hits files, and each that it has hit for as long as it is set:
     `every`, `probability` and `count` count files, and `between` is where a file's end lies. One
     that begins with `listing_` hits every listing of the market.
+
+    A kind that begins with `stream_` hits candles' messages, and `between` is where the minute
+    lies. `stream_cut` resets the connection, `stream_silent` sends no candle from then on,
+    `stream_dead` does not answer pings either, `stream_double` comes twice, `stream_old` is
+    followed by what the connection has shown of the market first, `stream_other_market` has the
+    name of one that was not asked for; `stream_error` and `stream_garbage` come in its place.
+    `stream_refused_…` hits handshakes. `stream_late`, `stream_forming_wrong` and `stream_missing`
+    hit a market's minutes, for all connections: the last message of one comes `seconds` after the
+    minute's end, or is wrong and stays so; or no message of it comes.
     """
 
     kind: str
@@ -157,11 +191,12 @@ class Fault:
     between: tuple[datetime, datetime] | None = None
     retry_after: int | None = None
     at: datetime | None = None
+    seconds: float = _LATE_SECONDS
 
     def __post_init__(self) -> None:
         """Refuse what could never strike, or never as meant."""
-        if self.kind not in (*KINDS, *FILE_KINDS):
-            allowed = ", ".join((*KINDS, *FILE_KINDS))
+        if self.kind not in (*KINDS, *FILE_KINDS, *STREAM_KINDS):
+            allowed = ", ".join((*KINDS, *FILE_KINDS, *STREAM_KINDS))
             raise BadFaultError(f"fault kind {self.kind!r}; allowed: {allowed}")
         for name in ("every", "count"):
             if (number := getattr(self, name)) is not None and number < 1:
@@ -178,6 +213,16 @@ class Fault:
             raise BadFaultError(
                 "retry_after: allowed: seconds from 0, with a kind that is an error"
             )
+
+        self._check_of_the_stream()
+
+    def _check_of_the_stream(self) -> None:
+        if self.kind in STREAM_REFUSALS and (self.market or self.between):
+            raise BadFaultError("market, between: a handshake has none")
+        if self.seconds != _LATE_SECONDS and self.kind != "stream_late":
+            raise BadFaultError("seconds: allowed with stream_late")
+        if not 0 < self.seconds <= _MOST_SECONDS:
+            raise BadFaultError(f"seconds={self.seconds}; allowed: above 0, up to {_MOST_SECONDS}")
 
     @classmethod
     def parse(cls, text: str) -> Self:
@@ -220,6 +265,7 @@ _OPTIONS: dict[str, tuple[Callable[[str], object], str]] = {
     "between": (_between, "two times such as 2025-09-03T00:00/2025-09-04T00:00"),
     "retry_after": (int, "whole seconds from 0"),
     "at": (parse_time, "a minute such as 2025-09-03T10:00"),
+    "seconds": (float, "seconds above 0"),
 }
 
 
@@ -235,6 +281,7 @@ class FaultSchedule:
         self._seen: Counter[int] = Counter()
         self._sent: Counter[int] = Counter()
         self._files: dict[str, Fault | None] = {}
+        self._minutes: dict[tuple[str, int], Fault | None] = {}
 
     def strike(self, symbol: str, to_ms: int) -> Fault | None:
         """The fault that hits the next candle request, which has this market and `to`, if any."""
@@ -250,7 +297,23 @@ class FaultSchedule:
         """The fault of a listing of a market's files."""
         return self._strike(symbol, None, "listing_")
 
-    def _strike(self, symbol: str, to: datetime | None, family: str) -> Fault | None:
+    def strike_handshake(self) -> Fault | None:
+        """The fault of a handshake of the stream."""
+        return self._strike(None, None, "stream_refused_")
+
+    def strike_minute(self, symbol: str, minute: int) -> tuple[Fault | None, bool]:
+        """The fault of a minute (since 1970) in the stream, and whether it was decided just now."""
+        is_new = (symbol, minute) not in self._minutes
+        if is_new:
+            end = EPOCH + timedelta(minutes=minute + 1)
+            self._minutes[symbol, minute] = self._strike(symbol, end, "stream_minute")
+        return self._minutes[symbol, minute], is_new
+
+    def strike_message(self, symbol: str, minute: int) -> Fault | None:
+        """The fault of a message that shows this minute (since 1970)."""
+        return self._strike(symbol, EPOCH + timedelta(minutes=minute + 1), "stream_")
+
+    def _strike(self, symbol: str | None, to: datetime | None, family: str) -> Fault | None:
         for index, (fault, random) in enumerate(self._faults):
             if _family(fault.kind) != family:
                 continue
@@ -266,7 +329,10 @@ class FaultSchedule:
 
 
 def _family(kind: str) -> str:
-    return next((name for name in ("file_", "listing_") if kind.startswith(name)), "")
+    if kind in get_args(StreamMinute):
+        return "stream_minute"
+    families = ("file_", "listing_", "stream_refused_", "stream_")
+    return next((name for name in families if kind.startswith(name)), "")
 
 
 def canned_file(fault: Fault | None) -> CannedAnswer | None:

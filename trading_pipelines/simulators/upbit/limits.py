@@ -36,12 +36,15 @@ class RateLimit:
     within a second of the one before, block the client; every further block lasts twice as long.
     """
 
-    def __init__(self, rate: float | None) -> None:
-        """`rate` in requests a second, which must be positive; None lets everything through."""
+    def __init__(self, rate: float | None, seconds: float = 1.0) -> None:
+        """`rate` in requests a second, which must be positive; None lets everything through.
+
+        The window has `seconds`, or as many more as one request needs.
+        """
         if rate is not None and not 0 < rate < math.inf:
             message = f"rate {rate} requests a second; give a positive number, or None for no limit"
             raise ValueError(message)
-        self._allowed = max(1, int(rate)) if rate else 0
+        self._allowed = max(1, int(rate * seconds)) if rate else 0
         self._window = self._allowed / rate if rate else 0.0
         self._clients: defaultdict[str, _Client] = defaultdict(_Client)
 

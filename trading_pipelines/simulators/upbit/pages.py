@@ -39,10 +39,10 @@ def page(market: Market, query: PageQuery, now_ms: int) -> list[CandleJson]:
     # A candle has at most `unit` minutes, so these fill `size` candles, and more than `size` if
     # any lacks one: the oldest is then the only one that can be cut off, and is not shown.
     minutes = market.newest(query.symbol, before, size * unit)
-    return _rows(query.symbol, unit, as_of(minutes, now_ms), now_ms)[:size]
+    return rows(query.symbol, unit, as_of(minutes, now_ms), now_ms)[:size]
 
 
-def _last_tick(minute: Array) -> Array:
+def last_tick(minute: Array | int) -> Array:
     """When the last trade of a minute is taken to have happened, in ms since 1970 UTC."""
     return np.asarray(minute * MINUTE_MS + 59_999 - minute * 7_919 % 8_000)
 
@@ -58,15 +58,15 @@ def as_of(candles: Candles, now_ms: int) -> Candles:
     minute, open_, high, low, close, volume = (column[-1] for column in candles)
     elapsed = now_ms - minute * MINUTE_MS
     extremes = (low, high) if close >= open_ else (high, low)
-    at = (0, 20_000, 40_000, _last_tick(minute) - minute * MINUTE_MS)
+    at = (0, 20_000, 40_000, last_tick(minute) - minute * MINUTE_MS)
     traded = [p for t, p in zip(at, (open_, *extremes, close), strict=True) if t <= elapsed]
     forming = (max(traded), min(traded), traded[-1], round(volume * elapsed / MINUTE_MS, 8))
     changed = (np.append(old[:-1], new) for old, new in zip(candles[2:], forming, strict=True))
     return Candles(candles.minute, candles.open, *changed)
 
 
-def _rows(symbol: str, unit: int, minutes: Candles, now_ms: int) -> list[CandleJson]:
-    """Aggregate minutes to candles of `unit` minutes, as Upbit's rows, newest first."""
+def rows(symbol: str, unit: int, minutes: Candles, now_ms: int) -> list[CandleJson]:
+    """Return candles of `unit` minutes as Upbit's rows, newest first, of these at `now_ms`."""
     if not minutes.minute.size:
         return []
     candle = minutes.minute // unit
@@ -80,7 +80,7 @@ def _rows(symbol: str, unit: int, minutes: Candles, now_ms: int) -> list[CandleJ
         np.maximum.reduceat(minutes.high, first),
         np.minimum.reduceat(minutes.low, first),
         minutes.close[last],
-        np.minimum(_last_tick(minutes.minute[last]), now_ms),
+        np.minimum(last_tick(minutes.minute[last]), now_ms),
         np.add.reduceat(mean * minutes.volume, first).round(5),
         np.add.reduceat(minutes.volume, first).round(8),
     )

@@ -1,10 +1,12 @@
-"""The exchange on the wire: HTTP on loopback, its clock, and statistics of the requests.
+"""The exchange on the wire: HTTP on loopback, its clock, and statistics of what was asked and sent.
 
 Here belongs what needs a connection, a clock or a lock. Which candles a page holds belongs to
-`pages`, when to refuse to `limits`, and what an error or a fault looks like to `faults`.
+`pages`, when to refuse to `limits`, what an error or a fault looks like to `faults`, and what a
+stream sends to `stream`.
 """
 
 import json
+import math
 import socket
 import time
 from collections import Counter, deque
@@ -13,14 +15,20 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
 from email.utils import formatdate
+from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
 from itertools import cycle
 from threading import Event, Lock, Thread
 from typing import Any, Self, cast, get_args
 from urllib.parse import parse_qsl, urlsplit
 
+from websockets.http11 import Request
+from websockets.protocol import State
+from websockets.server import ServerProtocol
+
 from trading_pipelines.simulators.loopback import LoopbackServer, reset
 from trading_pipelines.simulators.upbit import faults as faulty
+from trading_pipelines.simulators.upbit import stream
 from trading_pipelines.simulators.upbit.faults import (
     CannedAnswer,
     Fault,
@@ -35,6 +43,7 @@ from trading_pipelines.simulators.upbit.market import EPOCH, Market
 from trading_pipelines.simulators.upbit.pages import DAY, MAX_COUNT, UNITS, PageQuery, page
 
 _HOLD_SECONDS = 60.0  # how long a `timeout` fault holds its answer: longer than any client waits
+_STREAM_RATE, _STREAM_MINUTE_RATE = 5.0, 100 / 60
 _MILLISECOND = timedelta(milliseconds=1)
 _DRIP_SECONDS = 0.1  # from one byte to the next of an answer that drips
 _LISTING, _FILES = "/api/v1/market-data/listing", "/candle/"
@@ -48,7 +57,8 @@ class Stats:
     `answered`: with a sound page; `refused`: by the limit or a block; `rejected`: requests for what
     does not exist (4xx). `peak` is the most requests in any rolling second, refused ones included.
     `markets` counts requests by market, `faults` the faults sent by kind. `files`: requests for
-    history files, their checksums and listings, which no limit counts.
+    history files, their checksums and listings, which no limit counts. `streams`: connections to
+    the candle stream, refused ones included; `messages`: candles that were to be sent there.
     """
 
     requests: int = 0
@@ -59,6 +69,8 @@ class Stats:
     markets: dict[str, int] = field(default_factory=dict)
     faults: dict[str, int] = field(default_factory=dict)
     files: int = 0
+    streams: int = 0
+    messages: int = 0
 
 
 class _ApiError(Exception):
@@ -74,7 +86,13 @@ class ReplayExchange:
 
     `rate`: requests a second and client, None for no limit. `latency`: seconds from a request to
     its answer. `clock`: the exchange's time as an aware datetime from which it ticks on, or as a
-    shift of the real time. `port` 0 takes a free one.
+    shift of the real time. `speed`: seconds of that clock in a real one. `port` 0 takes a free one.
+
+    The candle stream (WebSocket, `/websocket/v1`) lets a client's address connect five times a
+    second, and refuses a handshake as it refuses a request; it takes five messages a second and
+    100 a minute, and closes the connection at one more (1008, as Upbit's way is not known). No
+    `rate`, no limit. It closes after 120 real seconds in which nothing was received (1001), and
+    when the clock is set (1012).
     """
 
     def __init__(
@@ -84,16 +102,26 @@ class ReplayExchange:
         rate: float | None = 10.0,
         latency: float = 0.0,
         clock: datetime | timedelta | None = None,
+        speed: float = 1.0,
         faults: Iterable[Fault] = (),
         port: int = 0,
         host: str = "127.0.0.1",
     ) -> None:
-        """Raises ValueError for a rate that is not positive or a clock without an offset."""
+        """Raises ValueError for a rate or speed that is not positive, a clock without an offset."""
+        if not 0 < speed < math.inf:
+            raise ValueError(f"speed {speed}; give a positive number")
         self.market = market
         self.latency = latency
         self._address = (host, port)
         self._history = HistoryFiles(market)
         self._limit = RateLimit(rate)
+        self._connections = RateLimit(_STREAM_RATE if rate else None)
+        self._messages = [
+            RateLimit(_STREAM_RATE if rate else None),
+            RateLimit(_STREAM_MINUTE_RATE if rate else None, 60),
+        ]
+        self.speed = speed
+        self.clock_settings = 0
         self._refusals = cycle(faulty.TOO_MANY_REQUESTS.values())
         self._lock = Lock()
         self._counts: Counter[str] = Counter()
@@ -131,12 +159,20 @@ class ReplayExchange:
             return
 
     def set_clock(self, clock: datetime | timedelta | None) -> None:
-        """Set the exchange's time, from which it ticks on, or shift it from the real time."""
+        """Set the exchange's time, from which it ticks on, or shift it from the real time.
+
+        Streams are closed: they can't send what was traded between the two times.
+        """
+        since = time.time()
         if isinstance(clock, datetime):
             if clock.tzinfo is None:
                 raise ValueError(f"clock {clock} has no offset; give an aware datetime, in UTC")
-            clock = clock - EPOCH - timedelta(seconds=time.time())
-        self._shift = (clock or timedelta()).total_seconds()
+            at = (clock - EPOCH).total_seconds()
+        else:
+            at = since + (clock or timedelta()).total_seconds()
+        # One assignment: others read the clock meanwhile.
+        self._clock = (since, at)
+        self.clock_settings += 1
 
     def set_faults(self, faults: Iterable[Fault]) -> None:
         """Replace the faults; what they count starts anew, what the statistics hold stays."""
@@ -151,7 +187,8 @@ class ReplayExchange:
 
     def now(self) -> float:
         """The exchange's time, in seconds since 1970 UTC."""
-        return time.time() + self._shift
+        since, at = self._clock
+        return at + (time.time() - since) * self.speed
 
     def markets(self) -> CannedAnswer:
         """Upbit's list of markets; the names are the codes of the base assets."""
@@ -219,6 +256,40 @@ class ReplayExchange:
         text = checksum(wrong, name.rpartition("/")[2])
         # The checksum of a file that drips or has no end comes as it should.
         return CannedAnswer(200, text, "text/plain"), ""
+
+    def handshake(self, client: str) -> int:
+        """The status of a handshake of the stream: 101, or that of a refusal or a fault."""
+        with self._lock:
+            self._counts["streams"] += 1
+            decision = self._connections.admit(client, time.monotonic())
+            fault = self._faults.strike_handshake() if decision.status == 200 else None
+            if fault:
+                self._sent[fault.kind] += 1
+                return faulty.STREAM_REFUSALS[fault.kind]
+        return 101 if decision.status == 200 else decision.status
+
+    def admits_message(self, client: str) -> bool:
+        """See `stream.Exchange`."""
+        with self._lock:
+            now = time.monotonic()
+            return all(limit.admit(client, now).status == 200 for limit in self._messages)
+
+    def strike_minute(self, symbol: str, minute: int) -> Fault | None:
+        """See `stream.Exchange`."""
+        with self._lock:
+            fault, is_new = self._faults.strike_minute(symbol, minute)
+            if fault and is_new:
+                self._sent[fault.kind] += 1
+        return fault
+
+    def strike_message(self, symbol: str, minute: int) -> Fault | None:
+        """See `stream.Exchange`."""
+        with self._lock:
+            self._counts["messages"] += 1
+            fault = self._faults.strike_message(symbol, minute)
+            if fault:
+                self._sent[fault.kind] += 1
+        return fault
 
     def _strike_files(self, fault: Fault | None) -> Fault | None:
         self._counts["files"] += 1
@@ -328,6 +399,9 @@ class _Handler(BaseHTTPRequestHandler):
         if url.path == "/replay/stats":
             self._send(json_answer(200, asdict(exchange.stats())))
             return
+        if url.path == stream.PATH:
+            self._serve_stream()
+            return
         if url.path == "/v1/market/all":
             answer = exchange.markets()
         elif url.path.startswith("/v1/candles/minutes/") or url.path == "/v1/candles/days":
@@ -352,6 +426,34 @@ class _Handler(BaseHTTPRequestHandler):
             self._send_on(answer, drips=kind == faulty.DRIP)
         else:
             self._send(answer, whole=kind != "short_body")
+
+    def _serve_stream(self) -> None:
+        """Answer the handshake of a stream, and serve it until either side leaves."""
+        exchange, client = self.server.exchange, self.client_address[0]
+        self.close_connection = True
+        protocol = ServerProtocol()
+        # As it came: the protocol reads its request itself.
+        lines = (f"{name}: {value}\r\n" for name, value in self.headers.items())
+        text = "".join([f"{self.requestline}\r\n", *lines, "\r\n"])
+        protocol.receive_data(text.encode("latin-1"))
+        (request,) = protocol.events_received()
+        assert isinstance(request, Request)
+        status = exchange.handshake(client)
+        if status == HTTPStatus.SWITCHING_PROTOCOLS:
+            response = protocol.accept(request)
+        else:
+            response = protocol.reject(status, f"{HTTPStatus(status).phrase}\n")
+        del response.headers["Date"]
+        response.headers["Date"] = self.date_time_string()
+        response.headers["Replay-Source"] = self._source()
+        protocol.send_response(response)
+        exchange.stopped.wait(exchange.latency)
+        self.connection.sendall(b"".join(protocol.data_to_send()))
+        if protocol.state is State.OPEN:
+            try:
+                stream.Connection(exchange, client, self.connection, protocol).serve()
+            except stream.CutError:
+                reset(self)
 
     def _send_on(self, answer: CannedAnswer, *, drips: bool) -> None:
         """Send the answer byte by byte, or again and again, until the client or we leave."""
@@ -386,12 +488,15 @@ class _Handler(BaseHTTPRequestHandler):
             return
         self._send(json_answer(200, {"now": self.date_time_string()}))
 
+    def _source(self) -> str:
+        # A label holds a file's name; `ascii` keeps whatever is in it inside one header.
+        return ascii(self.server.exchange.market.label)[1:-1]
+
     def _send(self, answer: CannedAnswer, *, whole: bool = True) -> None:
         self.send_response(answer.status)
         self.send_header("Content-Type", answer.content_type)
         self.send_header("Content-Length", str(len(answer.body)))
-        # A label holds a file's name; `ascii` keeps whatever is in it inside one header.
-        self.send_header("Replay-Source", ascii(self.server.exchange.market.label)[1:-1])
+        self.send_header("Replay-Source", self._source())
         for name, value in answer.headers:
             self.send_header(name, value)
         self.end_headers()

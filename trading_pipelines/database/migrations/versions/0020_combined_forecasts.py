@@ -7,62 +7,69 @@ from alembic import op
 from sqlalchemy import text
 
 revision = "0020"
-down_revision = "0018"
+down_revision = "0019"
 
-COLUMNS = {
-    "volatility_forecast": {
-        "made_of": ("text", "the members that the variance is the mean of, joined by +; empty "
-                    "where there is none"),
-        "har": ("double precision", "the variance by the model of all symbols; empty where its "
-                "history is too short"),
-        "garch": ("double precision", "the variance by the newest fit of garch_baseline; empty "
-                  "where that did not converge"),
-        "ewma": ("double precision", "the variance by an exponentially weighted mean of 30 days"),
-        "interval_width": ("double precision", "by how much the interval of the logarithm is wider "
-                           "than the model''s residuals say, so that nine in ten hold; 1: as wide"),
-        "interval_status": ("text", "ADAPTED; SHORT: to fewer than 14 days of outcomes; NONE: no "
-                            "interval"),
-        "probability_high": ("double precision", "that the realised variance of the horizon will "
-                             "be above the threshold, 0 to 1"),
-        "flag_level": ("double precision", "the probability from which on the flag is up, so that "
-                       "it is as often as the threshold was exceeded"),
-    },
-    "garch_baseline": {
-        "fit": ("jsonb", "at a UTC midnight: the parameters fitted then, by which the forecasts "
-                "of the next 24 hours are made"),
-    },
-}  # fmt: skip
+SCHEMA = """
+ALTER TABLE trading_pipelines.volatility_forecast
+    ADD COLUMN made_of text,
+    ADD COLUMN har double precision,
+    ADD COLUMN garch double precision,
+    ADD COLUMN ewma double precision,
+    ADD COLUMN interval_width double precision,
+    ADD COLUMN interval_status text,
+    ADD COLUMN probability_high double precision,
+    ADD COLUMN flag_level double precision;
+ALTER TABLE trading_pipelines.garch_baseline ADD COLUMN fit jsonb;
+COMMENT ON COLUMN trading_pipelines.volatility_forecast.made_of IS
+    'the members that the variance is the mean of, joined by +; empty without a variance';
+COMMENT ON COLUMN trading_pipelines.volatility_forecast.har IS
+    'the variance by the model of all symbols; empty where its history is too short';
+COMMENT ON COLUMN trading_pipelines.volatility_forecast.garch IS
+    'the variance by the newest fit of garch_baseline; empty where that did not converge';
+COMMENT ON COLUMN trading_pipelines.volatility_forecast.ewma IS
+    'the variance by an exponentially weighted mean of 30 days';
+COMMENT ON COLUMN trading_pipelines.volatility_forecast.interval_width IS
+    'of the interval, over what the residuals of the model say; found so that nine in ten hold';
+COMMENT ON COLUMN trading_pipelines.volatility_forecast.interval_status IS
+    'ADAPTED; SHORT: the width is adapted to fewer than 14 days of outcomes; NONE: no interval';
+COMMENT ON COLUMN trading_pipelines.volatility_forecast.probability_high IS
+    'that the realised variance of the horizon will be above the threshold, .01 to .99';
+COMMENT ON COLUMN trading_pipelines.volatility_forecast.flag_level IS
+    'the probability above which the flag is up, as often as the threshold was passed';
+COMMENT ON COLUMN trading_pipelines.garch_baseline.fit IS
+    'at a UTC midnight: what was fitted then, by which the next 24 hours are forecast';
+"""
+WHAT_IT_DOES = "the bot refuses every entry while its key in Redis says true"
 COMMENTS = {
-    "volatility_forecast.is_high_volatility": (
-        "whether the probability to be above the threshold reaches flag_level; the bot refuses "
-        "every entry while its key in Redis says true",
-        "whether the variance is above the threshold; the bot refuses every entry while its key "
-        "in Redis says true",
-    ),
-    "volatility_forecast.variance": (
+    "variance": (
         "mean hourly variance over the horizon: the mean of what made_of names",
         "mean hourly variance over the horizon",
+    ),
+    "is_high_volatility": (
+        f"whether probability_high is above flag_level; {WHAT_IT_DOES}",
+        f"whether the variance is above the threshold; {WHAT_IT_DOES}",
     ),
 }
 
 
 def upgrade() -> None:
     """Add the columns; the version before goes on without them."""
-    for table, columns in COLUMNS.items():
-        for name, (kind, comment) in columns.items():
-            op.execute(text(f"ALTER TABLE trading_pipelines.{table} ADD COLUMN {name} {kind}"))
-            op.execute(text(f"COMMENT ON COLUMN trading_pipelines.{table}.{name} IS '{comment}'"))
+    op.execute(text(SCHEMA))
     _comment(0)
 
 
 def downgrade() -> None:
     """Take them away."""
-    for table, columns in COLUMNS.items():
-        for name in columns:
-            op.drop_column(table, name, schema="trading_pipelines")
+    for column in (
+        "made_of", "har", "garch", "ewma",
+        "interval_width", "interval_status", "probability_high", "flag_level",
+    ):  # fmt: skip
+        op.drop_column("volatility_forecast", column, schema="trading_pipelines")
+    op.drop_column("garch_baseline", "fit", schema="trading_pipelines")
     _comment(1)
 
 
 def _comment(place: int) -> None:
     for column, comments in COMMENTS.items():
-        op.execute(text(f"COMMENT ON COLUMN trading_pipelines.{column} IS '{comments[place]}'"))
+        name = f"trading_pipelines.volatility_forecast.{column}"
+        op.execute(text(f"COMMENT ON COLUMN {name} IS '{comments[place]}'"))
