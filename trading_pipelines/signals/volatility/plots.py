@@ -9,7 +9,13 @@ from collections.abc import Sequence
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator, PercentFormatter
+from matplotlib.ticker import (
+    FixedLocator,
+    FuncFormatter,
+    MaxNLocator,
+    NullLocator,
+    PercentFormatter,
+)
 
 from trading_pipelines.korean_time import KST
 from trading_pipelines.signals.plotting import (
@@ -108,6 +114,7 @@ def _draw_losses(
         panel.plot(
             score.ratio_to_garch, symbols.index(score.symbol), marker if is_told else ".",
             color=colour, mfc=colour if score.told is not Told.OUT else "white", ms=6, ls="",
+            zorder=3 if score.model == OURS else 2,
         )  # fmt: skip
     ratios = [score.ratio_to_garch for score in shown if score.ratio_to_garch]
     panel.set_xscale("log")
@@ -151,7 +158,8 @@ def _draw_intervals(panel: Axes, rolling: Sequence[RollingScore], symbols: Seque
             if share is not None:
                 colour = THRESHOLD if days in score.strayed else FORECAST
                 panel.plot(share, symbols.index(score.symbol), marker, color=colour, ms=7, ls="")
-    panel.xaxis.set_major_formatter(PercentFormatter(1))
+    panel.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    panel.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
     panel.set_xlabel("dot: 90 days; bar: 30; red: a warning", fontsize=8, color=QUIET)
 
 
