@@ -18,6 +18,8 @@ IN_PLACE = "/locations/trading_pipelines"
 
 
 def test_the_lineage_reads_from_left_to_right_by_groups(operator: Operator) -> None:
+    # What is outside the window is not drawn.
+    operator.page.set_viewport_size({"width": 1600, "height": 2000})
     operator.open("/asset-groups", "market_data", "bot_tables", "alerts")
     operator.await_left_to_right("market_data", "regimes", "rejections", "alerts")
     operator.await_left_to_right("market_data", "volatility", "published_signals")
