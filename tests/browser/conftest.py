@@ -34,7 +34,7 @@ collect_ignore_glob = [] if os.environ.get("RUN_BROWSER") == "1" else ["test_*.p
 TRADED = ["KRW-BTC", "KRW-ETH"]
 GONE = "KRW-GONE"
 REASON = "거래량이 받쳐주지 않아 진입을 보류합니다."
-OPENS_WITHIN, SHOWS_WITHIN = 240.0, 30.0
+OPENS_WITHIN, SHOWS_WITHIN = 400.0, 30.0
 EXIT = {"exit": {"take_profit_pct": 0.05, "stop_loss_pct": 0.03, "max_hours": 72}}
 BOT_ROWS = """
 INSERT INTO agent_decisions
