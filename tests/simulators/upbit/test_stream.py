@@ -16,6 +16,7 @@ import requests
 from websockets.exceptions import ConnectionClosed, ConnectionClosedError, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
+from trading_pipelines.korean_time import KST
 from trading_pipelines.simulators.upbit import stream
 from trading_pipelines.simulators.upbit.faults import STREAM_KINDS, BadFaultError, Fault
 from trading_pipelines.simulators.upbit.market import Recording
@@ -110,7 +111,7 @@ def test_a_minute_grows_to_what_was_recorded_and_the_first_message_is_a_snapshot
     for message in messages:
         at = datetime.fromisoformat(message["candle_date_time_utc"]).replace(tzinfo=UTC)
         assert timedelta() <= seconds_of(message) - at < timedelta(minutes=1)
-        assert message["candle_date_time_kst"][:16] == f"{at + timedelta(hours=9):%Y-%m-%dT%H:%M}"
+        assert message["candle_date_time_kst"][:16] == f"{at.astimezone(KST):%Y-%m-%dT%H:%M}"
         minutes[message["code"], at.minute].append(message)
     for symbol in (BTC, ETH):
         assert {minute for code, minute in minutes if code == symbol} >= {1, 2, 3, 4, 5}
