@@ -5,7 +5,6 @@ when something is traded, and may bring the last trade of one after the next has
 moment is an argument.
 """
 
-from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -70,12 +69,10 @@ class Edge:
         self._grace = grace
         self._late = min(max(late, grace), LONGEST_WAIT)
         self._minutes: dict[tuple[str, datetime], _Minute] = {}
-        self.verdicts: Counter[Verdict] = Counter()
 
     def take(self, shown: Shown, now: datetime) -> Verdict:
         """Take a message that came at `now`, by the exchange's clock."""
         verdict = self._judge(shown, now)
-        self.verdicts[verdict] += 1
         key = (shown.symbol, shown.candle.start)
         minute = self._minutes.get(key)
         if minute and minute.state is _State.TORN and _version(shown) == _version(minute.shown):
