@@ -13,9 +13,9 @@ from tests.deploy.conftest import DEPLOY, ROOT
 
 pytestmark = pytest.mark.skipif(shutil.which("node") is None, reason="needs node, as n8n does")
 
-# As n8n 2.41.1: it ends with 0 where the folder of workflows is a symbolic link, and with 1 where it
-# imports over a published workflow before its first start.
-N8N = '''#!{python}
+# As n8n 2.41.1: it ends with 0 where the folder of workflows is a symbolic link, and with 1 where
+# it imports over a published workflow before its first start.
+N8N = """#!{python}
 import json, os, sys
 from pathlib import Path
 
@@ -38,9 +38,9 @@ elif command == "import:workflow":
         sys.exit(0)
     if any(workflow["activeVersionId"] for workflow in held.get("workflows", [])):
         sys.exit(1)
-    files = sorted(Path(option["input"]).glob("*.json"))
     held["workflows"] = [
-        json.loads(file.read_text()) | {{"versionId": "new", "activeVersionId": None}} for file in files
+        json.loads(file.read_text()) | {{"versionId": "new", "activeVersionId": None}}
+        for file in Path(option["input"]).glob("*.json")
     ]
 elif command in ("publish:workflow", "unpublish:workflow"):
     (workflow,) = [w for w in held.get("workflows", []) if w["id"] == option["id"]]
@@ -50,7 +50,7 @@ elif command == "export:workflow":
 elif command == "export:credentials":
     Path(option["output"]).write_text(json.dumps(held["credentials"]))
 state.write_text(json.dumps(held))
-'''
+"""
 
 
 @pytest.fixture
