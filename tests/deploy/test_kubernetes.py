@@ -12,6 +12,7 @@ from tests.deploy.conftest import DEPLOY, ROOT, SECRETS, Manifest, tool
 
 WORKLOADS = {"Deployment", "StatefulSet", "Job"}
 COMPONENT = "app.kubernetes.io/component"
+MIGRATION = "migrate-unreleased"
 DAGSTER = ("code-server", "webserver", "daemon", "live", "run", "migrate")
 ARROWS = {
     ("webserver", "code-server", 4000),
@@ -218,6 +219,8 @@ def test_nothing_of_ours_starts_before_the_migration(manifests: list[Manifest]) 
     for component in ("code-server", "webserver", "daemon", "live"):
         (waiting,) = found[component]["spec"]["initContainers"]
         assert waiting["args"] == ["db", "wait"]
+        deadline = named(manifests, "Deployment")[component]["spec"]["progressDeadlineSeconds"]
+        assert deadline > named(manifests, "Job")[MIGRATION]["spec"]["activeDeadlineSeconds"]
     assert found["migrate"]["spec"]["containers"][0]["args"] == ["db", "upgrade"]
 
 

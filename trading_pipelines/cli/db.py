@@ -1,4 +1,4 @@
-"""`db upgrade | adopt | url | backup | restore`: the database, its schema and its backups."""
+"""`db upgrade | wait | adopt | url | backup | restore`: the database, its schema and its backups."""
 
 import json
 import sys
