@@ -101,5 +101,7 @@ for image in "${wanted[@]}"; do
 		"stand_in_$image" "$name"
 		rm -rf "$made"
 	fi
-	docker image inspect --format "$name: {{if index .Config.Labels \"stand-in\"}}a stand-in{{else}}the official image{{end}}, {{.Size}} bytes" "$name"
+	size=$(docker image inspect --format '{{.Size}}' "$name")
+	kind=$(docker image inspect --format '{{if index .Config.Labels "stand-in"}}a stand-in{{else}}the official image{{end}}' "$name")
+	echo "$name: $kind, $((size / 1000000)) MB"
 done

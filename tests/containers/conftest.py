@@ -1,8 +1,8 @@
 """deploy/compose.yaml in a real container engine, with stand-ins for the exchange and Discord.
 
-Only with RUN_CONTAINERS=1, as `make test-containers` has, which tells where the engine is. Everything
-is asked from outside, by the engine's command line: what a container says of itself is no proof. The
-tests of a file follow each other on one installation; it is healthy before and after each of them.
+Only with RUN_CONTAINERS=1, as `make test-containers` has, which tells where the engine is.
+Everything is asked from outside, by the engine's command line. The tests of a file follow each
+other on one installation, which is healthy before and after each of them.
 """
 
 import io
@@ -50,13 +50,14 @@ low_price AS low, close_price AS close, volume FROM market_data WHERE interval =
 ORDER BY symbol, timestamp) TO STDOUT CSV HEADER"""
 REJECT = """INSERT INTO agent_decisions (symbol, strategy_name, decision, reasoning, created_at)
 VALUES ('KRW-BTC', 'containers', 'REJECT', '{}', now())"""
+AT_WORK = "SELECT count(*) FROM runs WHERE status IN ('STARTING', 'STARTED')"
 # Of the recording's 21 days 18 are over, and the others come while the tests run.
 HISTORY_DAYS = 18
 
 
-def docker(*arguments: str, check: bool = True, **options: Any) -> str:  # noqa: ANN401
+def docker(*arguments: str, check: bool = True, **options: Any) -> str:
     """Run the engine's command line; return its standard output."""
-    done = subprocess.run(
+    done: subprocess.CompletedProcess[str] = subprocess.run(
         ["docker", *arguments], capture_output=True, text=True, check=False, **options
     )
     assert done.returncode == 0 or not check, f"docker {arguments}: {done.stdout}{done.stderr}"
@@ -80,6 +81,7 @@ class Row:
 class Report:
     """What a run has measured, for docs/containers.md."""
 
+    bases: list[str] = field(default_factory=list)
     layers: str = ""
     services: list[str] = field(default_factory=list)
     secrets: list[str] = field(default_factory=list)
@@ -97,6 +99,7 @@ class Report:
     def write(self, page: Path) -> None:
         text, mark, _ = page.read_text().partition("<!-- measured -->\n")
         tables = [
+            "\n".join(f"- {line}" for line in self.bases),
             self.layers,
             "| service | healthy after | memory at rest | limit |\n|---|---:|---:|---:|\n"
             + "\n".join(self.services),
@@ -154,8 +157,10 @@ def folder(market: Market) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="session")
-def image() -> str:
-    """The image of this tree, by deploy/Dockerfile; its base is what base_images.sh made."""
+def image(report: Report) -> str:
+    """The image of this tree, by deploy/Dockerfile; its base and the others by base_images.sh."""
+    done = subprocess.run([HERE / "base_images.sh"], check=True, capture_output=True, text=True)
+    report.bases = [line for line in done.stdout.splitlines() if " MB" in line]
     docker("build", "--file", "deploy/Dockerfile", "--tag", IMAGE, ".", cwd=ROOT)
     return IMAGE
 
@@ -186,6 +191,8 @@ class Installation:
     device: str | None
     file: Path = ROOT / "deploy" / "compose.yaml"
     image: str = IMAGE
+    start_seconds: dict[str, float] = field(default_factory=dict)
+    """From the start of each container at the first `up` until it was healthy."""
 
     def words(self) -> list[str]:
         """Return the words that name the installation to the engine's command line."""
@@ -206,9 +213,23 @@ class Installation:
         """Run compose on the installation; return its standard output."""
         return docker(*self.words(), *arguments, env=self.variables())
 
-    def up(self) -> None:
-        """Start what does not run, as the documentation says."""
-        self.compose("up", "--detach", "--wait", "--wait-timeout", "420")
+    def up(self) -> dict[str, float]:
+        """Start what does not run, as documented; return the seconds of each to be healthy."""
+        filters = (
+            f"label=com.docker.compose.project={PROJECT}", "event=start", "event=health_status"
+        )  # fmt: skip
+        words = ["docker", "events", "--format={{json .}}", *(f"--filter={one}" for one in filters)]
+        with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as events:
+            try:
+                self.compose("up", "--detach", "--wait", "--wait-timeout", "420")
+            finally:
+                events.terminate()
+            times: dict[str, dict[str, float]] = {"start": {}, "health_status: healthy": {}}
+            for event in map(json.loads, events.stdout or ()):
+                service = event["Actor"]["Attributes"]["com.docker.compose.service"]
+                times.get(event["Action"], {})[service] = event["timeNano"] / 1e9
+        started, healthy = times.values()
+        return {service: at - started[service] for service, at in healthy.items()}
 
     def down(self) -> None:
         """Stop and remove everything, the data too."""
@@ -223,12 +244,11 @@ class Installation:
         """Run a command in the service's container; return what it printed."""
         return docker("exec", f"{PROJECT}-{service}-1", *command, check=check)
 
-    def sql(self, statement: str) -> str:
-        """Run SQL in the market database; return the rows, a line each."""
-        return self.execute(
-            "postgres", "psql", "--host=/run/postgresql", "--username=trading_pipelines",
-            "--no-psqlrc", "--quiet", "--tuples-only", "--no-align", "--command", statement,
-        ).strip()  # fmt: skip
+    def sql(self, statement: str, database: str = "trading_pipelines") -> str:
+        """Run SQL in a database; return the rows, a line each."""
+        user = ("--host=/run/postgresql", "--username=trading_pipelines", f"--dbname={database}")
+        options = ("--no-psqlrc", "--quiet", "--tuples-only", "--no-align", "--command")
+        return self.execute("postgres", "psql", *user, *options, statement).strip()
 
     def await_healthy(self, *services: str, since: float = 0.0, seconds: float = 300) -> float:
         """Wait until the services are healthy in a start after `since`; return how long it took."""
@@ -279,7 +299,9 @@ class Installation:
 
     def damage(self) -> None:
         """Take a minute of each hour of the past days away, and make another one wrong."""
-        self.sql("DELETE FROM market_data WHERE interval = '1m' AND extract(minute FROM timestamp) = 7")
+        self.sql(
+            "DELETE FROM market_data WHERE interval = '1m' AND extract(minute FROM timestamp) = 7"
+        )
         self.sql(
             "UPDATE market_data SET close_price = 1 WHERE interval = '1m' "
             "AND extract(minute FROM timestamp) = 8"
@@ -292,20 +314,10 @@ class Installation:
             "trading-pipelines", "backfill", "--again",
         )  # fmt: skip
 
-    def runs_at_work(self) -> int:
-        """Return how many runs are in flight."""
-        return int(
-            self.execute(
-                "postgres", "psql", "--host=/run/postgresql", "--username=trading_pipelines",
-                "--dbname=trading_pipelines_dagster", "--tuples-only", "--command",
-                "SELECT count(*) FROM runs WHERE status IN ('STARTING', 'STARTED')",
-            )  # fmt: skip
-        )
-
     def await_runs(self) -> None:
         """Wait until a run is at work."""
         deadline = time.monotonic() + 120
-        while not self.runs_at_work():
+        while self.sql(AT_WORK, "trading_pipelines_dagster") == "0":
             assert time.monotonic() < deadline, "no run has begun"
             time.sleep(0.5)
 
@@ -343,7 +355,7 @@ def installation(
     made = Installation(folder, market, device, image=image)
     made.down()
     try:
-        made.up()
+        made.start_seconds = made.up()
         yield made
     finally:
         made.down()

@@ -1,6 +1,7 @@
 """The world outside, as two containers of our own image: `exchange CSV`, and `inbox`.
 
-Unlike `trading-pipelines replay` and `inbox` they listen on the containers' network, not on loopback.
+Unlike `trading-pipelines replay` and `inbox` they listen on the containers' network, not only on
+loopback, and the inbox prints each message as a line of JSON.
 """
 
 import json
@@ -15,15 +16,13 @@ from trading_pipelines.simulators.upbit.server import ReplayExchange
 
 if sys.argv[1] == "exchange":
     market = Recording.load(Path(sys.argv[2]))
-    with ReplayExchange(market, clock=timedelta(), host="0.0.0.0", port=8900):  # noqa: S104
-        print("listening", flush=True)
+    with ReplayExchange(market, clock=timedelta(), host="0.0.0.0", port=8900):
         time.sleep(10**7)
 else:
-    with DiscordInbox(host="0.0.0.0", port=8901) as inbox:  # noqa: S104
-        print("listening", flush=True)
+    with DiscordInbox(host="0.0.0.0", port=8901) as inbox:
         shown = 0
         while True:
             for message in inbox.messages[shown:]:
-                print(json.dumps(message.payload), flush=True)
+                print(json.dumps(message.payload), flush=True)  # noqa: T201
                 shown += 1
             time.sleep(0.1)

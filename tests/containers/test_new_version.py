@@ -27,7 +27,10 @@ def git(*arguments: str) -> bytes:
 
 @pytest.fixture(scope="module")
 def before(
-    image: str, folder: Path, market: Market, device: str | None, tmp_path_factory: pytest.TempPathFactory
+    folder: Path,
+    market: Market,
+    device: str | None,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Installation]:
     """An installation of the last commit without the newest migration: its image, its compose."""
     newest = git("log", "-1", "--diff-filter=A", "--format=%h", "--", VERSIONS).decode().strip()
