@@ -297,22 +297,18 @@ class Installation:
         """Run the whole backfill to its end, in the daemon's container."""
         return self.execute("daemon", "trading-pipelines", "backfill", "--with-signals")
 
-    def damage(self) -> None:
-        """Take a minute of each hour of the past days away, and make another one wrong."""
-        self.sql(
-            "DELETE FROM market_data WHERE interval = '1m' AND extract(minute FROM timestamp) = 7"
-        )
-        self.sql(
-            "UPDATE market_data SET close_price = 1 WHERE interval = '1m' "
-            "AND extract(minute FROM timestamp) = 8"
-        )
-
     def start_repair(self) -> None:
-        """Have all days asked for again; the daemon goes on with it when we no longer look."""
-        docker(
-            "exec", "--detach", f"{PROJECT}-webserver-1",
-            "trading-pipelines", "backfill", "--again",
-        )  # fmt: skip
+        """Damage minutes of five days, have them asked for again, and wait until a run is at work.
+
+        The daemon goes on with it when nobody looks.
+        """
+        first = self.market.today.date() - timedelta(days=5)
+        damaged = f"interval = '1m' AND timestamp >= '{first}' AND extract(minute FROM timestamp)"
+        self.sql(f"DELETE FROM market_data WHERE {damaged} = 7")
+        self.sql(f"UPDATE market_data SET close_price = 1 WHERE {damaged} = 8")
+        again = ("trading-pipelines", "backfill", "--again", f"--start={first}")
+        docker("exec", "--detach", f"{PROJECT}-webserver-1", *again)
+        self.await_runs()
 
     def await_runs(self) -> None:
         """Wait until a run is at work."""

@@ -23,7 +23,7 @@ def test_the_dockerfile_passes_its_linter() -> None:
 
 
 def test_the_scripts_pass_their_linter() -> None:
-    tool("shellcheck", *DEPLOY.glob("*.sh"))
+    tool("shellcheck", *DEPLOY.glob("*.sh"), *(ROOT / "tests" / "containers").glob("*.sh"))
 
 
 def test_what_runs_is_what_is_tested_and_brings_no_tools() -> None:
