@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
@@ -50,6 +50,7 @@ low_price AS low, close_price AS close, volume FROM market_data WHERE interval =
 ORDER BY symbol, timestamp) TO STDOUT CSV HEADER"""
 REJECT = """INSERT INTO agent_decisions (symbol, strategy_name, decision, reasoning, created_at)
 VALUES ('KRW-BTC', 'containers', 'REJECT', '{}', now())"""
+BACKFILLS = "SELECT count(*) FROM bulk_actions"
 AT_WORK = "SELECT count(*) FROM runs WHERE status IN ('STARTING', 'STARTED')"
 # Of the recording's 21 days 18 are over, and the others come while the tests run.
 HISTORY_DAYS = 18
@@ -62,6 +63,14 @@ def docker(*arguments: str, check: bool = True, **options: Any) -> str:
     )
     assert done.returncode == 0 or not check, f"docker {arguments}: {done.stdout}{done.stderr}"
     return done.stdout
+
+
+def await_none(problem: Callable[[], str], seconds: float) -> None:
+    """Wait until a look finds no problem; the last one stands in the failure."""
+    deadline = time.monotonic() + seconds
+    while found := problem():
+        assert time.monotonic() < deadline, f"after {seconds:.0f} s: {found}"
+        time.sleep(2)
 
 
 @dataclass
@@ -288,14 +297,7 @@ class Installation:
 
     def await_rows(self, seconds: float = 400) -> None:
         """Wait until the stored minutes equal the exchange's."""
-        deadline = time.monotonic() + seconds
-        while problem := self.differences():
-            assert time.monotonic() < deadline, problem
-            time.sleep(2)
-
-    def backfill(self) -> str:
-        """Run the whole backfill to its end, in the daemon's container."""
-        return self.execute("daemon", "trading-pipelines", "backfill", "--with-signals")
+        await_none(self.differences, seconds)
 
     def start_repair(self) -> None:
         """Damage minutes of five days, have them asked for again, and wait until a run is at work.
@@ -303,19 +305,24 @@ class Installation:
         The daemon goes on with it when nobody looks.
         """
         first = self.market.today.date() - timedelta(days=5)
-        damaged = f"interval = '1m' AND timestamp >= '{first}' AND extract(minute FROM timestamp)"
+        damaged = (
+            f"interval = '1m' AND timestamp >= '{first}' AND timestamp < '{self.market.today}' "
+            "AND extract(minute FROM timestamp)"
+        )
         self.sql(f"DELETE FROM market_data WHERE {damaged} = 7")
         self.sql(f"UPDATE market_data SET close_price = 1 WHERE {damaged} = 8")
         again = ("trading-pipelines", "backfill", "--again", f"--start={first}")
+        before = self.sql(BACKFILLS, "trading_pipelines_dagster")
         docker("exec", "--detach", f"{PROJECT}-webserver-1", *again)
+        await_none(
+            lambda: "no backfill" * (self.sql(BACKFILLS, "trading_pipelines_dagster") == before),
+            120,
+        )
         self.await_runs()
 
     def await_runs(self) -> None:
         """Wait until a run is at work."""
-        deadline = time.monotonic() + 120
-        while self.sql(AT_WORK, "trading_pipelines_dagster") == "0":
-            assert time.monotonic() < deadline, "no run has begun"
-            time.sleep(0.5)
+        await_none(lambda: "no run" * (self.sql(AT_WORK, "trading_pipelines_dagster") == "0"), 120)
 
     def arrived(self, reason: str) -> int:
         """Return how many messages with this text Discord's stand-in has got."""
@@ -337,10 +344,7 @@ class Installation:
 
     def await_health(self, seconds: float = 300) -> None:
         """Wait until `health` is good."""
-        deadline = time.monotonic() + seconds
-        while problem := self.health():
-            assert time.monotonic() < deadline, problem
-            time.sleep(3)
+        await_none(self.health, seconds)
 
 
 @pytest.fixture(scope="module")

@@ -46,7 +46,9 @@ def before(
     made = Installation(folder, market, device, file=tree / "deploy" / "compose.yaml", image=old)
     made.down()
     try:
-        made.up()
+        # Not `--wait`: its daemon's probe was too heavy for a busy machine.
+        made.compose("up", "--detach")
+        made.await_healthy("postgres", "code-server", "webserver")
         yield made
     finally:
         made.down()
