@@ -300,11 +300,11 @@ class Installation:
         await_none(self.differences, seconds)
 
     def start_repair(self) -> None:
-        """Damage minutes of five days, have them asked for again, and wait until a run is at work.
+        """Damage minutes of two days, have them asked for again, and wait until a run is at work.
 
         The daemon goes on with it when nobody looks.
         """
-        first = self.market.today.date() - timedelta(days=5)
+        first = self.market.today.date() - timedelta(days=2)
         damaged = (
             f"interval = '1m' AND timestamp >= '{first}' AND timestamp < '{self.market.today}' "
             "AND extract(minute FROM timestamp)"

@@ -166,19 +166,6 @@ def test_docker_kill_is_final_until_up(installation: Installation, report: Repor
         installation.up()
         row.found = "down until `up`; then healthy, rows equal"
         assert installation.differences() == ""
-    installation.await_health()
-
-
-@pytest.mark.skipif("engine" not in os.environ.get("DOCKER_HOST", ""), reason="your own Docker")
-@pytest.mark.parametrize("way", ["stop", "kill"])
-def test_the_engine_is_restarted(installation: Installation, report: Report, way: str) -> None:
-    with report.timed(f"the engine: `{way}`, and started again", "healthy, rows equal"):
-        at = time.time()
-        subprocess.run([HERE / "engine.sh", way], check=True)
-        subprocess.run([HERE / "engine.sh", "start"], check=True, capture_output=True)
-        installation.await_healthy(*SERVICES, since=at if way == "stop" else 0.0)
-        assert installation.differences() == ""
-    installation.await_health()
 
 
 def test_a_memory_limit_that_is_reached_ends_one_service_which_comes_back(
@@ -199,7 +186,6 @@ def test_a_memory_limit_that_is_reached_ends_one_service_which_comes_back(
             time.sleep(1)
         docker("update", f"--memory={limit}", f"--memory-swap={limit}", name)
         installation.await_healthy(*SERVICES)
-        installation.start_repair()
         installation.await_rows()
         row.found = f"the kernel ended {ended} processes; healthy, rows equal"
     installation.await_health()
@@ -245,7 +231,6 @@ def test_down_and_up_keep_everything(installation: Installation, report: Report)
         now = installation.sql("SELECT count(*) FROM trading_pipelines.regime_labels")
         assert int(now) >= int(labels)
         installation.reject("refused-after-down")
-    installation.await_health()
 
 
 def documented(page: str, heading: str) -> str:
@@ -280,3 +265,15 @@ def run_documented(installation: Installation, heading: str, folder: Path) -> No
         ["bash", "-euo", "pipefail", "-c", commands], cwd=folder, check=True,
         env=installation.variables(),
     )  # fmt: skip
+
+
+@pytest.mark.skipif("engine" not in os.environ.get("DOCKER_HOST", ""), reason="your own Docker")
+@pytest.mark.parametrize("way", ["stop", "kill"])
+def test_the_engine_is_restarted(installation: Installation, report: Report, way: str) -> None:
+    with report.timed(f"the engine: `{way}`, and started again", "healthy, rows equal"):
+        at = time.time()
+        subprocess.run([HERE / "engine.sh", way], check=True)
+        subprocess.run([HERE / "engine.sh", "start"], check=True, capture_output=True)
+        installation.await_healthy(*SERVICES, since=at if way == "stop" else 0.0)
+        assert installation.differences() == ""
+    installation.await_health()
