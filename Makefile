@@ -48,7 +48,7 @@ test-faults: $(DEV) faketime ## Run the faults: downtime, kills, full disks, wro
 
 test-containers: $(DEV) ## Run deploy/compose.yaml in a container engine, break it, write docs/containers.md (30 min.)
 	eval "$$(tests/containers/engine.sh start)" && \
-		RUN_CONTAINERS=1 CONTAINERS=docs/containers.md $(BIN)/python -m pytest -n 0 $(or $(ARGS),tests/containers)
+		RUN_CONTAINERS=1 $(if $(ARGS),,CONTAINERS=docs/containers.md) $(BIN)/python -m pytest -n 0 $(or $(ARGS),tests/containers)
 
 reliability: $(DEV) faketime ## The same one after the other, and write the table of docs/reliability.md
 	RUN_FAULTS=1 RELIABILITY=docs/reliability.md $(BIN)/python -m pytest -n 0 $(or $(ARGS),tests/faults)

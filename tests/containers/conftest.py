@@ -183,7 +183,6 @@ def device(folder: Path) -> Iterator[str | None]:
     file = folder / "volume"
     with file.open("wb") as sparse:
         sparse.truncate(2 << 30)
-    subprocess.run(["mkfs.ext4", "-q", "-m", "0", "-E", "root_owner=999:999", file], check=True)
     made = subprocess.run(
         ["losetup", "--find", "--show", file], capture_output=True, text=True, check=True
     ).stdout.strip()
@@ -241,8 +240,11 @@ class Installation:
         return {service: at - started[service] for service, at in healthy.items()}
 
     def down(self) -> None:
-        """Stop and remove everything, the data too."""
+        """Stop and remove everything, the data too; of the device Docker removes only the name."""
         self.compose("down", "--volumes", "--timeout", "20")
+        if self.device:
+            empty = ["mkfs.ext4", "-q", "-F", "-m", "0", "-E", "root_owner=999:999", self.device]
+            subprocess.run(empty, check=True)
 
     def inspect(self, service: str) -> dict[str, Any]:
         """Return what the engine says of the service's container."""
