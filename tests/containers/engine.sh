@@ -49,6 +49,11 @@ start)
 	export PATH="$engine/bin:$PATH" DOCKER_HOST="unix://$engine/docker.sock" DOCKER_CONFIG="$engine/cli"
 	if ! answers; then
 		"$0" stop
+		# Else, where cgroups are those of version 1, all containers together weigh as much as one process.
+		if test -d /sys/fs/cgroup/cpu; then
+			mkdir -p /sys/fs/cgroup/cpu/docker
+			echo 4096 >/sys/fs/cgroup/cpu/docker/cpu.shares
+		fi
 		# 20,000: a limit above the machine's own hard one is refused.
 		setsid nohup dockerd --host "$DOCKER_HOST" --data-root "$engine/data" --exec-root "$engine/run" \
 			--pidfile "$engine/dockerd.pid" --default-ulimit nofile=1024:20000 \
