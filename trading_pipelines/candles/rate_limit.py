@@ -208,12 +208,12 @@ class RequestSlots:
         self._connection.execute(DEFER_BY, self._arguments | {"pause": timedelta(seconds=seconds)})
 
     def latency(self) -> float | None:
-        """Return the seconds that an answer takes, as noted by whoever of the installation asked."""
+        """Return the seconds that an answer takes, as any run has noted last; None: not known."""
         (seconds,) = self._row(LATENCY)
         return None if seconds is None else float(seconds)
 
     def note_latency(self, seconds: float | None) -> None:
-        """Record it for the run that asks next; None: it is not known, for the last try has failed."""
+        """Record them for the run that asks next; None after a try that has failed."""
         latency = None if seconds is None else timedelta(seconds=seconds)
         self._connection.execute(NOTE_LATENCY, self._arguments | {"latency": latency})
 
