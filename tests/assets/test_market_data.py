@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import date, timedelta
+from functools import partial
 from typing import Any
 
 import dagster as dg
@@ -110,6 +111,15 @@ def test_with_history_files_a_partition_names_its_file_or_says_why_it_is_not_use
     assert (compared["added"], compared["changed"], compared["kept"]) == (0, 1, 0)
     log = [entry.user_message for entry in dagster.instance.all_logs(result.run_id)]
     assert any(f"{BTC} {FIRST_DAY}" in line and "the exchange's are stored" in line for line in log)
+    of_day, of_asset = [e for e in result.get_asset_check_evaluations() if not e.passed]
+    assert (of_day.check_name, of_day.partition) == ("history_files_agree", f"{FIRST_DAY}|{BTC}")
+    assert of_asset.check_name == "history_files_agree"
+    assert of_day.severity is dg.AssetCheckSeverity.WARN
+    assert "1 differ" in str(of_day.description)
+
+    exchange.set_faults([])
+    healed = Dagster(dagster.instance, settings).run(JOB, FIRST_DAY, SECOND_DAY, [BTC, DOGE])
+    assert all(check.passed for check in healed.get_asset_check_evaluations())
 
 
 def test_a_run_that_waits_for_the_rate_limit_says_so(
@@ -363,6 +373,8 @@ def test_a_backfills_run_opens_its_connections_while_it_waits_and_lets_the_next_
 
     monkeypatch.setattr(coverage, "record", look)
     monkeypatch.setattr(Exchange, "connect", connect)
+    # Should nothing be opened, the test ends too.
+    monkeypatch.setattr(market_data, "turn", partial(turn, longest_wait=30.0))
     add_backfill(dagster.instance, "abcdefgh", CANDLES_1M, CANDLES_1H)
     with turn(connection) as give_back:
         assert dagster.run(JOB, FIRST_DAY, FIRST_DAY, [BTC], tags=BY_BACKFILL).success

@@ -276,6 +276,10 @@ def test_where_a_sample_differs_the_exchange_wins_and_it_is_told_by_how_much(
         assert note.comparison["changed"] == 1
         assert note.comparison["changes"]["volume"]["values"] == 1
         assert note.comparison["changes"]["close"] is None
+        assert note.difference == (
+            f"of the exchange's {note.comparison['compared']} candles 0 are not in it and 1 differ, "
+            "0 are in it alone"
+        )
 
 
 def test_the_sample_is_the_same_in_every_run_and_has_the_share_of_days_that_is_set(
