@@ -29,8 +29,8 @@ SERIOUS = {
 }
 WARNING = {
     "prices_continuous": "No candle opens more than 5 % away from the close before it.",
-    "history_files_agree": "A history file that was compared has the candles of the exchange, which "
-    "are stored where they differ.",
+    "history_files_agree": "A history file that was compared has the candles of the exchange, "
+    "which are stored where they differ.",
     "fresh": "The open day is at most 15 minutes old; a closed day is complete in an hour.",
 }
 # These need no candle to be read.
