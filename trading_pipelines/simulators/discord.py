@@ -75,15 +75,17 @@ class _Fault:
 
 
 class DiscordInbox:
-    """A webhook of Discord's on loopback while its `with` block lasts; `port` 0 takes a free one.
+    """A webhook of Discord's while its `with` block lasts, on loopback; `port` 0 takes a free one.
 
     `limited`: enforce Discord's rate limit, 5 requests in 2 s, with 429.
     """
 
-    def __init__(self, *, limited: bool = False, port: int = 0) -> None:
+    def __init__(
+        self, *, limited: bool = False, port: int = 0, host: str = "127.0.0.1"
+    ) -> None:
         self.limited = limited
         self.stopped = Event()
-        self._port = port
+        self._address = (host, port)
         self._changed = Condition()
         self._messages: list[Message] = []
         self._requests = 0
@@ -92,7 +94,7 @@ class DiscordInbox:
 
     def __enter__(self) -> Self:
         """Listen; raises PortError when the port is taken."""
-        self._server = _Server(("127.0.0.1", self._port), self)
+        self._server = _Server(self._address, self)
         Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
         return self
 
@@ -105,7 +107,8 @@ class DiscordInbox:
     @property
     def url(self) -> str:
         """The webhook's URL, as Discord's settings show it: without a query."""
-        return f"http://127.0.0.1:{self._server.server_address[1]}/api/webhooks/1/token"
+        host, port = self._server.server_address[:2]
+        return f"http://{host!s}:{port}/api/webhooks/1/token"
 
     @property
     def messages(self) -> list[Message]:
