@@ -205,7 +205,7 @@ for name in code-server webserver daemon live n8n; do rolled_out "deployment/$na
 
 if [[ $backfill ]]; then
 	run "the partitions that failed are named above; the same command asks for them again" \
-		"${kubectl[@]}" exec deployment/daemon -- \
+		"${kubectl[@]}" exec deployment/daemon --container daemon -- \
 		trading-pipelines backfill --with-signals ${range[@]+"${range[@]}"}
 fi
 say "It runs. The web UI, at http://localhost:3000 as long as this runs:"

@@ -129,6 +129,11 @@ def test_each_example_is_a_command_with_options_that_there_are(page: Path) -> No
         assert set(re.findall(r"--[a-z-]+", line)) <= options[command], line
 
 
+def test_no_merge_was_left_half_done() -> None:
+    for page in [*PAGES, ROOT / "CHANGELOG.md"]:
+        assert not re.search(r"^(<{7}|>{7}) ", page.read_text(encoding="utf-8"), re.MULTILINE), page
+
+
 @pytest.mark.parametrize("page", READMES, ids=of_each_page)
 def test_each_target_of_make_is_there(page: Path) -> None:
     targets = set(re.findall(r"^([a-z0-9-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))

@@ -3,6 +3,7 @@
 import json
 import signal
 import socket
+import subprocess
 import sys
 from datetime import UTC, date, datetime, timedelta
 from importlib.metadata import version
@@ -20,9 +21,10 @@ from tests.alerts.conftest import Bot
 from trading_pipelines.alerts import ledger
 from trading_pipelines.cli import options, render, simulate
 from trading_pipelines.cli.main import app, main
+from trading_pipelines.database.connection import prepare_database
 from trading_pipelines.errors import OperatorError
 from trading_pipelines.runtime.backfill import BackfillTarget
-from trading_pipelines.settings.environment import Environment
+from trading_pipelines.settings.environment import Environment, load_environment
 from trading_pipelines.settings.errors import SettingsError
 
 
@@ -398,6 +400,22 @@ def test_an_upgrade_that_could_not_make_a_view_follow_says_so(bot: Bot) -> None:
     bot.connection.execute("ALTER TABLE risk_audit ADD COLUMN later text")
     done = CliRunner().invoke(app, ["db", "upgrade"])
     assert (done.exit_code, "risk_audit_kst stays as it was" in done.stderr) == (1, True)
+
+
+def test_what_waits_for_the_databases_ends_when_they_are_migrated(
+    empty_url: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("DATABASE_URL", empty_url)
+    monkeypatch.setenv("TRADING_PIPELINES_HOME", str(tmp_path))
+    command = [sys.executable, "-m", "trading_pipelines.cli.main", "db", "wait"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as waiting:
+        assert waiting.stdout is not None
+        assert any("there is no schema" in line for line in waiting.stdout)
+        prepare_database(load_environment())
+        assert any("Dagster's storage has no tables" in line for line in waiting.stdout)
+        assert CliRunner().invoke(app, ["db", "upgrade"]).exit_code == 0
+        assert [*waiting.stdout][-1] == "the databases are up to date\n"
+        assert waiting.wait(60) == 0
 
 
 @pytest.mark.parametrize("wrong", ["--symbol BTC", "--symbol krw-btc", "--since 3", "--limit 0"])

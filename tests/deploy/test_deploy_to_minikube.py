@@ -295,8 +295,8 @@ def test_a_backfill_is_followed_in_the_daemons_pod(world: World) -> None:
     done = world.run("--backfill", *options)
     assert done.returncode == 0, done.stderr
     assert world.calls[-1] == (
-        "kubectl exec deployment/daemon -- trading-pipelines backfill --with-signals "
-        + " ".join(options)
+        "kubectl exec deployment/daemon --container daemon -- "
+        "trading-pipelines backfill --with-signals " + " ".join(options)
     )
 
 

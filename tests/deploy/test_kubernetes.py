@@ -12,6 +12,7 @@ from tests.deploy.conftest import DEPLOY, ROOT, SECRETS, Manifest, tool
 
 WORKLOADS = {"Deployment", "StatefulSet", "Job"}
 COMPONENT = "app.kubernetes.io/component"
+MIGRATION = "migrate-unreleased"
 DAGSTER = ("code-server", "webserver", "daemon", "live", "run", "migrate")
 ARROWS = {
     ("webserver", "code-server", 4000),
@@ -166,6 +167,39 @@ def test_probes_ask_a_port_of_their_container(manifests: list[Manifest]) -> None
                     assert probe["exec"]["command"]
 
 
+def test_a_probe_waits_as_long_as_a_busy_node_needs(manifests: list[Manifest]) -> None:
+    """After three of a second, the default, Postgres was out of its Service."""
+    for component, template in pods(manifests).items():
+        for container in template["spec"]["containers"]:
+            for kind, probe in container.items():
+                if kind.endswith("Probe"):
+                    assert probe["timeoutSeconds"] >= 5, (component, kind)
+
+
+def test_a_lost_node_is_waited_for_only_by_what_holds_a_volume(manifests: list[Manifest]) -> None:
+    for component, template in pods(manifests).items():
+        bounds = {
+            toleration["key"]: toleration["tolerationSeconds"]
+            for toleration in template["spec"].get("tolerations", [])
+        }
+        lost = {f"node.kubernetes.io/{state}": 20 for state in ("not-ready", "unreachable")}
+        assert bounds == ({} if component in {"postgres", "n8n"} else lost), component
+
+
+def test_what_holds_a_volume_is_alone_on_it_and_keeps_its_name(manifests: list[Manifest]) -> None:
+    (claim,) = of(manifests, "PersistentVolumeClaim")
+    assert claim["spec"]["accessModes"] == ["ReadWriteOncePod"]
+    for stateful in of(manifests, "StatefulSet"):
+        service = named(manifests, "Service")[stateful["spec"]["serviceName"]]
+        assert service["spec"]["publishNotReadyAddresses"] is True
+
+
+def test_the_namespace_is_the_same_alone_and_with_the_rest(manifests: list[Manifest]) -> None:
+    """The script applies it first by itself."""
+    (namespace,) = of(manifests, "Namespace")
+    assert yaml.safe_load((DEPLOY / "kubernetes/base/namespace.yaml").read_text()) == namespace
+
+
 def test_the_web_server_is_probed_by_a_name_that_it_answers_to(manifests: list[Manifest]) -> None:
     (container,) = pods(manifests)["webserver"]["spec"]["containers"]
     for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
@@ -184,7 +218,9 @@ def test_nothing_of_ours_starts_before_the_migration(manifests: list[Manifest]) 
     found = pods(manifests)
     for component in ("code-server", "webserver", "daemon", "live"):
         (waiting,) = found[component]["spec"]["initContainers"]
-        assert "until trading-pipelines health --only database" in waiting["command"][-1]
+        assert waiting["args"] == ["db", "wait"]
+        deadline = named(manifests, "Deployment")[component]["spec"]["progressDeadlineSeconds"]
+        assert deadline > named(manifests, "Job")[MIGRATION]["spec"]["activeDeadlineSeconds"]
     assert found["migrate"]["spec"]["containers"][0]["args"] == ["db", "upgrade"]
 
 

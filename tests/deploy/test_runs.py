@@ -190,6 +190,8 @@ def test_a_run_is_given_what_the_code_server_is_given(
     (server,) = pods(manifests)["code-server"]["spec"]["containers"]
     for same in ("image", "envFrom", "volumeMounts", "securityContext"):
         assert container[same] == server[same]
+    pod = cluster.jobs[0]["spec"]["template"]["spec"]
+    assert pod["tolerations"] == pods(manifests)["code-server"]["spec"]["tolerations"]
     assert container["command"] == ["/usr/bin/env"], "not the image's entry point"
     assert container["args"][:3] == ["dagster", "api", "execute_run"]
     environment = {one["name"]: one["value"] for one in container["env"]}
@@ -231,6 +233,8 @@ NO_ROOM = {
     "conditions": [{"type": "PodScheduled", "status": "False", "reason": "Unschedulable"}],
 }
 FAILED = {"type": "Failed", "status": "True", "reason": "BackoffLimitExceeded", "message": "m"}
+# Kubernetes since 1.31, as long as a pod of it ends: for ever, where its node is lost.
+LOST = {**FAILED, "type": "FailureTarget"}
 
 
 @pytest.mark.parametrize(
@@ -240,6 +244,7 @@ FAILED = {"type": "Failed", "status": "True", "reason": "BackoffLimitExceeded", 
         (waiting("InvalidImageName", "initContainerStatuses"), {}, "InvalidImageName: no such"),
         (waiting("CreateContainerConfigError"), {"active": 1}, "CreateContainerConfigError"),
         (None, {"failed": 1, "conditions": [FAILED]}, "its Job has failed (BackoffLimitExceeded"),
+        (POD, {"terminating": 1, "conditions": [LOST]}, "its Job has failed (BackoffLimitExceeded"),
         (waiting("ErrImagePull"), {"active": 1}, None),
         (waiting("ContainerCreating"), {"active": 1}, None),
         ({**POD, "status": NO_ROOM}, {"active": 1}, None),

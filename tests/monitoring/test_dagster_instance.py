@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import dagster as dg
@@ -62,6 +63,7 @@ from trading_pipelines.database.embedded import EmbeddedServer
 from trading_pipelines.definitions import build_definitions, build_schedules, build_sensors
 from trading_pipelines.monitoring import daemons, dagster_instance
 from trading_pipelines.monitoring.facts import Daemon, HeldSlot, Orchestration, Unknown
+from trading_pipelines.runtime.daemon import works
 from trading_pipelines.schedules.run_requests import REPORT
 from trading_pipelines.settings.shipped import INSTANCE_SETTINGS, shipped
 from trading_pipelines.settings.strategy import DataSettings, StrategySettings
@@ -190,6 +192,24 @@ def test_where_the_data_are_not_refreshed_their_schedules_need_not_be_on() -> No
     off = StrategySettings(data=DataSettings(refresh=False))
     wanted = [one.name for one in build_schedules(off) if dagster_instance._should_be_on(one)]
     assert wanted == ["housekeeping"]
+
+
+def test_a_daemon_works_when_each_part_has_given_a_heartbeat_since_it_began(
+    well: dg.DagsterInstance, storage: str, tmp_path: Path
+) -> None:
+    alive = tmp_path / "daemon"
+    assert works(alive, storage, began=NOW - MINUTE, now=NOW + MINUTE)
+    assert not works(alive, storage, began=NOW + MINUTE, now=NOW + MINUTE), "the one before"
+    assert not works(alive, storage, began=NOW - MINUTE, now=NOW + HOUR), "it hangs"
+    beat(well, "SENSOR", NOW + HOUR)
+    assert not works(alive, storage, began=NOW - MINUTE, now=NOW + HOUR), "a part of it hangs"
+
+
+def test_a_daemon_whose_database_is_away_counts_as_before(tmp_path: Path) -> None:
+    alive, nobody = tmp_path / "daemon", "postgresql+psycopg2://u:p@127.0.0.1:1/nothing"
+    assert not works(alive, nobody, began=NOW, now=NOW)
+    alive.touch()
+    assert works(alive, nobody, began=NOW, now=NOW)
 
 
 def test_a_heartbeat_that_is_old_or_missing_is_not_healthy(well: dg.DagsterInstance) -> None:

@@ -157,7 +157,12 @@ class Compose:
     def is_healthy(self, service: str) -> bool:
         """Ask the service's own health check."""
         kind, *test = self.services[service]["healthcheck"]["test"]
-        assert kind == "CMD"
+        if kind == "CMD-SHELL":
+            test = [
+                "sh",
+                "-c",
+                test[0].replace("/var/lib/trading-pipelines", self.extra["TRADING_PIPELINES_HOME"]),
+            ]
         replaced = {"4000": self.hosts["code-server:4000"].rpartition(":")[2]}
         for host in ("webserver:3000", "n8n:5678"):
             replaced[host.partition(":")[2]] = self.hosts[host].rpartition(":")[2]

@@ -1,4 +1,4 @@
-"""`db upgrade | adopt | url | backup | restore`: the database, its schema and its backups."""
+"""`db upgrade | wait | adopt | url | backup | restore`: the database, its schema and its backups."""
 
 import json
 import sys
@@ -39,12 +39,15 @@ from trading_pipelines.database.connection import (
     require_storage,
 )
 from trading_pipelines.korean_time import kst
+from trading_pipelines.monitoring.measure import missing_for_a_start
 from trading_pipelines.runtime.backfill import BackfillTarget
 from trading_pipelines.runtime.home import Home
 from trading_pipelines.runtime.sessions import database_left_as_found, prepared_database
 from trading_pipelines.settings.environment import Environment, load_environment
 from trading_pipelines.settings.strategy import ExchangeSettings
 from trading_pipelines.settings.strategy_file import load_strategy
+
+WAIT_SECONDS = 2
 
 app = typer.Typer(help="The database: its schema, its address, its backups.", no_args_is_help=True)
 
@@ -67,6 +70,24 @@ def db_upgrade() -> None:
             if not_refreshed := refresh_korean_views(connection):
                 fail("; ".join(not_refreshed))
         out.print("the databases are up to date")
+
+
+@app.command("wait")
+def db_wait() -> None:
+    """Wait until `db upgrade` has prepared both databases, for what starts beside it.
+
+    It starts and changes nothing.
+
+    Example: trading-pipelines db wait
+    """
+    environment = load_environment()
+    waits_for = None
+    while problems := missing_for_a_start(environment):
+        if problems != waits_for:
+            out.print(f"waiting: {'; '.join(problems)}", markup=False, soft_wrap=True)
+        waits_for = problems
+        time.sleep(WAIT_SECONDS)
+    out.print("the databases are up to date")
 
 
 @app.command("adopt")

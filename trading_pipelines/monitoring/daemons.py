@@ -1,4 +1,4 @@
-"""The heartbeats of Dagster's daemons, read from its storage by one query.
+"""The heartbeats of Dagster's daemons and whether it has its tables, each by one query.
 
 Without Dagster itself: a container's probe asks nothing else every few seconds, and importing
 Dagster costs 2 s of a core. A test compares what is written here with the installed version.
@@ -48,6 +48,12 @@ def ask_for_daemons(url: str, now: datetime) -> Orchestration | Unknown:
         return NEVER_RAN
     except (DatabaseError, psycopg.Error):
         return Unknown("see database")
+
+
+def has_dagsters_tables(connection: psycopg.Connection) -> bool:
+    """Return whether Dagster has created its tables here; that of the ticks is the last."""
+    row = connection.execute("SELECT to_regclass('public.job_ticks') IS NOT NULL").fetchone()
+    return row == (True,)
 
 
 def healthy_daemons(

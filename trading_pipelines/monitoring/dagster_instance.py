@@ -45,7 +45,11 @@ from trading_pipelines.database.connection import (
     probe_url,
     within_deadline,
 )
-from trading_pipelines.monitoring.daemons import NEVER_RAN, healthy_daemons
+from trading_pipelines.monitoring.daemons import (
+    NEVER_RAN,
+    has_dagsters_tables,
+    healthy_daemons,
+)
 from trading_pipelines.monitoring.facts import (
     DAGSTERS,
     AutomationStatus,
@@ -111,11 +115,11 @@ def ask(url: str, question: Callable[[dg.DagsterInstance], T]) -> T | Unknown:
 def _ask(url: str, question: Callable[[dg.DagsterInstance], T]) -> T | Unknown:
     try:
         with probe_database(url) as connection:
-            table = connection.execute("SELECT to_regclass('public.job_ticks')").fetchone()
+            has_tables = has_dagsters_tables(connection)
             probe = probe_url(url, is_pooled=is_pooled(connection))
     except (DatabaseError, psycopg.Error):
         return Unknown("see database")
-    if table is None or table[0] is None:
+    if not has_tables:
         return NEVER_RAN
     # Without the probe, opening it would create tables, and try six times where nobody answers.
     with _open(probe) as instance:

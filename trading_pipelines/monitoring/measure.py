@@ -28,6 +28,7 @@ from trading_pipelines.database.connection import (
 )
 from trading_pipelines.live import state as live_state
 from trading_pipelines.monitoring import reconciliation
+from trading_pipelines.monitoring.daemons import has_dagsters_tables
 from trading_pipelines.monitoring.facts import (
     DAGSTERS,
     NOT_ASKED,
@@ -104,12 +105,7 @@ def measure(
         return _facts(environment, settings, orchestration, now, market, dagster, facts)
 
     def ask() -> Facts:
-        urls = database_urls(environment)
-        # A server that is silent costs its time-out once.
-        with (
-            _asking(urls.market) as market,
-            nullcontext(market) if market.lost else _asking(urls.dagster) as dagster,
-        ):
+        with _both(environment) as (market, dagster):
             return measured(market, dagster)
 
     silent = _Asking(None)
@@ -140,6 +136,17 @@ class _Asking:
             if isinstance(error, psycopg.OperationalError):
                 self.lost = reason
             return Unknown(reason)
+
+
+@contextmanager
+def _both(environment: Environment) -> Iterator[tuple[_Asking, _Asking]]:
+    urls = database_urls(environment)
+    # A server that is silent costs its time-out once.
+    with (
+        _asking(urls.market) as market,
+        nullcontext(market) if market.lost else _asking(urls.dagster) as dagster,
+    ):
+        yield market, dagster
 
 
 @contextmanager
@@ -217,6 +224,26 @@ def _moment(
 ) -> datetime | None:
     row = connection.execute(query, arguments).fetchone()
     return row[0] if row else None
+
+
+def missing_for_a_start(environment: Environment) -> list[str]:
+    """Return what `db upgrade` has still to do in the two databases, or why they can't be asked.
+
+    Raises nothing, and waits no longer than a probe's deadline.
+    """
+
+    def ask() -> list[str]:
+        with _both(environment) as (market, dagster):
+            problems = _unusable(market.ask(schema_of), market, dagster)
+            # They are created after our schema.
+            if not problems and not dagster.ask(has_dagsters_tables):
+                problems.append("Dagster's storage has no tables")
+            return problems
+
+    try:
+        return within_deadline(ask)
+    except DatabaseError as error:
+        return [str(error)]
 
 
 def _unusable(schema: str | Unknown | None, market: _Asking, dagster: _Asking) -> list[str]:

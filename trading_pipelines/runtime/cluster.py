@@ -20,6 +20,9 @@ FOR_A_PERSON = {
     "InvalidImageName",
 }
 
+# The second comes alone as long as a pod of it ends, on a lost node for ever.
+FAILED = {"Failed", "FailureTarget"}
+
 
 def obstacle(run_id: str, namespace: str) -> str | None:
     """Return why the run will never start; None where it may, as one that waits for room.
@@ -47,7 +50,7 @@ def obstacle_of(jobs: Sequence[V1Job], pods: Iterable[V1Pod]) -> str | None:
         condition
         for job in jobs
         for condition in job.status.conditions or []
-        if condition.type == "Failed" and condition.status == "True"
+        if condition.type in FAILED and condition.status == "True"
     ]
     if len(failed) == len(jobs):
         return f"its Job has failed ({failed[-1].reason}: {failed[-1].message})"

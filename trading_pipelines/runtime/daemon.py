@@ -3,7 +3,8 @@
 `up` and `serve` run it. In `serve`, where each process is watched by itself, it ends with its code
 server. When a code server dies, its runs die with it. They are reported as failed, and so started
 again, before the next daemon starts: `processes` does that, for `up` too. Where a cluster starts
-the runs, it is asked beside the daemon for those that do not start.
+the runs, it is asked beside the daemon for those that do not start. The container's engine looks at
+the file that the daemon touches while it works.
 """
 
 import os
@@ -12,17 +13,21 @@ import threading
 import time
 from datetime import UTC, datetime, timedelta
 from functools import partial
+from pathlib import Path
 
 import dagster as dg
 
 from trading_pipelines.database.connection import VARIABLES
 from trading_pipelines.errors import OperatorError
+from trading_pipelines.monitoring.daemons import ask_for_daemons
 from trading_pipelines.monitoring.dagster_instance import (
     CodeServer,
     fail_runs_that_will_not_start,
     run_daemon,
 )
+from trading_pipelines.monitoring.facts import Unknown
 from trading_pipelines.runtime.daemon_lock import WAIT_SECONDS, ProcessLock
+from trading_pipelines.runtime.home import Home
 
 # A daemon that looks at its workspace meanwhile fails the backfills in flight ("Asset existed at
 # storage-time, but no longer does"): seen once, when this was 6 s and it was given time to end.
@@ -32,6 +37,7 @@ ANSWER_SECONDS = 10
 # the minute in which its end is known. A Job is created within seconds of the run's STARTING.
 ASK_SECONDS = 15
 STARTING_FOR = timedelta(seconds=30)
+TOUCH_SECONDS = 10
 
 
 def main(workspace: str, *code_server: str) -> None:
@@ -55,6 +61,10 @@ def main(workspace: str, *code_server: str) -> None:
         server = CodeServer(host, int(port))
         threading.Thread(target=_end_with, args=[server, begun_on], daemon=True).start()
         threading.Thread(target=_give_up_what_does_not_start, daemon=True).start()
+        alive = Home(Path(os.environ["TRADING_PIPELINES_HOME"])).daemon
+        # A container that is started again finds the file of the daemon before.
+        alive.unlink(missing_ok=True)
+        threading.Thread(target=_touch_while_it_works, args=[alive], daemon=True).start()
     run_daemon(workspace)
 
 
@@ -84,6 +94,30 @@ def _give_up_what_does_not_start() -> None:
             # Whatever the cluster or the database raises: it is asked again in a moment.
             except Exception as error:  # noqa: BLE001
                 sys.stderr.write(f"can't ask for the runs that are starting: {error}\n")
+
+
+def _touch_while_it_works(alive: Path) -> None:
+    began = datetime.now(UTC)
+    while True:
+        if works(alive, os.environ["DAGSTER_POSTGRES_URL"], began, datetime.now(UTC)):
+            alive.touch()
+        time.sleep(TOUCH_SECONDS)
+
+
+def works(alive: Path, storage: str, began: datetime, now: datetime) -> bool:
+    """Return whether each part of the daemon that `began` has given a recent heartbeat by `now`.
+
+    While the `storage` does not answer, a daemon counts as before: `alive` is there if it has
+    worked. Another daemon would not mend that.
+    """
+    answer = ask_for_daemons(storage, now)
+    if isinstance(answer, Unknown):
+        return alive.exists()
+    assert not isinstance(answer.daemons, Unknown)
+    return all(
+        part.healthy and part.last_heartbeat is not None and part.last_heartbeat >= began
+        for part in answer.daemons
+    )
 
 
 if __name__ == "__main__":

@@ -68,6 +68,11 @@ class Home:
         return self.path / "logs"
 
     @property
+    def daemon(self) -> Path:
+        """The file that a daemon of its own container touches as long as it works."""
+        return self.path / "daemon"
+
+    @property
     def live(self) -> Path:
         """The file that the reader of the exchange's stream touches every few seconds."""
         return self.path / "live"
