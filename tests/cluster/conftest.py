@@ -10,6 +10,7 @@ import json
 import os
 import shlex
 import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -45,9 +46,9 @@ IMAGES = {"docker.io/library/postgres:18.1-trixie", "docker.io/n8nio/n8n:2.41.1"
 MOST_RUNS = 4
 HISTORY = 16
 """Days that the script's backfill fetches; a volatility model takes 14."""
-MINUTES = f"""
+MINUTES = """
 COPY (SELECT symbol, timestamp AT TIME ZONE 'UTC', open_price, high_price, low_price, close_price,
-    volume FROM market_data WHERE interval = '1m' AND timestamp >= '{{}}Z' AND timestamp < '{{}}Z'
+    volume FROM market_data WHERE interval = '1m' AND timestamp >= '{}Z' AND timestamp < '{}Z'
     ORDER BY symbol, timestamp) TO STDOUT CSV
 """
 REJECT = """
@@ -73,7 +74,7 @@ class Table:
         yield found
         found.setdefault("seconds", time.monotonic() - began)
         line = f"| {done} | {expected} | {found['found']} | {found['seconds']:.0f} |"
-        print(line)
+        sys.stdout.write(f"{line}\n")
         self.lines.append(line)
 
     def write(self, page: Path) -> None:
@@ -211,7 +212,7 @@ class Cluster:
         rows = self.sql(MINUTES.format(first, last + timedelta(days=1)))
         names = ["symbol", "timestamp_utc", *PRICES]
         stored = pd.read_csv(StringIO(rows), names=names, dtype=str)
-        stored.timestamp_utc = pd.to_datetime(stored.timestamp_utc, utc=True)
+        stored["timestamp_utc"] = pd.to_datetime(stored["timestamp_utc"], utc=True)
         wanted = generated(first, last).sort_values(["symbol", "timestamp_utc"])
         assert len(wanted) > 1000
         return len({repr(row) for row in exact(stored)} ^ {repr(row) for row in exact(wanted)})
@@ -315,7 +316,9 @@ def prepared(clone: Path, exchange: str) -> None:
     text = base.read_text()
     assert "      - CODE_SERVER=" in text
     base.write_text(
-        text.replace("      - CODE_SERVER=", f"      - UPBIT_BASE_URL={exchange}\n      - CODE_SERVER=")
+        text.replace(
+            "      - CODE_SERVER=", f"      - UPBIT_BASE_URL={exchange}\n      - CODE_SERVER="
+        )
     )
 
 
@@ -328,7 +331,7 @@ def commit(clone: Path, message: str) -> None:
 
 @contextmanager
 def stand_ins(address: str | None) -> Iterator[tuple[ReplayExchange, DiscordInbox]]:
-    """The exchange, at Upbit's limit, and Discord: at `address`, or as our own cluster knows them."""
+    """The exchange, at Upbit's limit, and Discord: at `address`, or where our own cluster is."""
     market = GeneratedMarket(SYMBOLS, SEED)
     port = 0 if address else 443
     hosts = (address, address) if address else OUTSIDE

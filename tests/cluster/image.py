@@ -1,4 +1,4 @@
-"""image.py NAME ROOT OUT.tar PROGRAM: an image of one layer, the folder ROOT, that starts PROGRAM."""
+"""image.py NAME ROOT OUT.tar PROGRAM: an image of the folder ROOT, which starts PROGRAM."""
 
 import hashlib
 import io

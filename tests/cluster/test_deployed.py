@@ -1,4 +1,4 @@
-"""What the script leaves on a cluster: unchanged by a second run, and nobody may do more than told."""
+"""What the script leaves: a second run changes nothing, and nobody may do more than told."""
 
 import json
 import re
@@ -10,6 +10,7 @@ import pytest
 from tests.cluster.conftest import MOST_RUNS, NAMESPACE, OUTSIDE, Cluster
 from tests.conftest import SYMBOLS
 
+NOT_RUNS = ("--selector", "app.kubernetes.io/component!=run")
 BASICS = {"selfsubjectreviews", "selfsubjectaccessreviews", "selfsubjectrulesreviews"}
 """What every account of every cluster may ask about itself."""
 RIGHTS = {
@@ -62,23 +63,27 @@ with ThreadPoolExecutor(len(places)) as pool:
 
 def restricted_pod(name: str, component: str, image: str, node: str) -> dict[str, Any]:
     """A pod that sleeps, listens on 4000, and is never ready: no Service leads to it."""
-    listen = "import http.server as h; h.ThreadingHTTPServer(('', 4000), h.BaseHTTPRequestHandler).serve_forever()"
     return {
         "apiVersion": "v1",
         "kind": "Pod",
-        "metadata": {"name": name, "labels": {"app.kubernetes.io/component": component, "of": "the-test"}},
+        "metadata": {
+            "name": name,
+            "labels": {"app.kubernetes.io/component": component, "of": "the-test"},
+        },
         "spec": {
             "nodeSelector": {"kubernetes.io/hostname": node},
             "automountServiceAccountToken": False,
             "terminationGracePeriodSeconds": 0,
             "securityContext": {
-                "runAsNonRoot": True, "runAsUser": 1000, "seccompProfile": {"type": "RuntimeDefault"},
+                "runAsNonRoot": True,
+                "runAsUser": 1000,
+                "seccompProfile": {"type": "RuntimeDefault"},
             },
             "containers": [
                 {
                     "name": "try",
                     "image": image,
-                    "command": ["python", "-c", listen],
+                    "command": ["python", "-m", "http.server", "4000"],
                     "readinessProbe": {"exec": {"command": ["false"]}, "periodSeconds": 3600},
                     "securityContext": {
                         "allowPrivilegeEscalation": False,
@@ -88,7 +93,16 @@ def restricted_pod(name: str, component: str, image: str, node: str) -> dict[str
                 }
             ],
         },
-    }  # fmt: skip
+    }
+
+
+def generations(cluster: Cluster) -> dict[tuple[str, str], Any]:
+    """Return what changes with each object's contents, by kind and name."""
+    kinds = "deployments,statefulsets,jobs,configmaps,secrets,services,networkpolicies,roles"
+    return {
+        (one["kind"], one["metadata"]["name"]): one["metadata"].get("generation", one.get("data"))
+        for one in cluster.get(kinds, *NOT_RUNS)
+    }
 
 
 def image_of(cluster: Cluster) -> str:
@@ -107,7 +121,8 @@ def test_the_script_runs_through_and_its_runs_were_jobs_on_both_nodes_at_upbits_
         assert len(nodes) == 2
         assert {pod["metadata"]["ownerReferences"][0]["kind"] for pod in runs} == {"Job"}
         times = deployed.sql(
-            "SELECT start_time, coalesce(end_time, start_time + 86400) FROM runs WHERE start_time IS NOT NULL",
+            "SELECT start_time, coalesce(end_time, start_time + 86400) FROM runs "
+            "WHERE start_time IS NOT NULL",
             "trading_pipelines_dagster",
         )
         spans = [[float(one) for one in line.split("|")] for line in times.splitlines()]
@@ -121,39 +136,34 @@ def test_the_script_runs_through_and_its_runs_were_jobs_on_both_nodes_at_upbits_
             f"{stats.peak} at most in a second, none refused"
         )
         row["seconds"] = max(end for _, end in spans) - min(begin for begin, _ in spans)
-        labels = int(deployed.sql("SELECT count(DISTINCT symbol) FROM trading_pipelines.regime_labels"))
+        labels = int(
+            deployed.sql("SELECT count(DISTINCT symbol) FROM trading_pipelines.regime_labels")
+        )
         assert labels == len(SYMBOLS)
 
 
 def test_a_second_run_of_the_script_changes_nothing(deployed: Cluster) -> None:
     with deployed.table.row("the script again", "nothing changes, no pod is replaced") as row:
-        kinds = "deployments,statefulsets,jobs,configmaps,secrets,services,networkpolicies,roles,serviceaccounts"
-        selection = ["--selector", "app.kubernetes.io/component!=run"]
-        before = {
-            (one["kind"], one["metadata"]["name"]): one["metadata"].get("generation", one.get("data"))
-            for one in deployed.get(kinds, *selection)
-        }
-        pods = {one["metadata"]["uid"] for one in deployed.get("pods", *selection)}
+        before = generations(deployed)
+        pods = {one["metadata"]["uid"] for one in deployed.get("pods", *NOT_RUNS)}
         said = deployed.script()
         changed = re.findall(r"^\S+ (?:configured|created)$", said, re.MULTILINE)
         assert changed == []
-        after = {
-            (one["kind"], one["metadata"]["name"]): one["metadata"].get("generation", one.get("data"))
-            for one in deployed.get(kinds, *selection)
-        }
-        assert after == before
-        assert {one["metadata"]["uid"] for one in deployed.get("pods", *selection)} == pods
+        assert generations(deployed) == before
+        assert {one["metadata"]["uid"] for one in deployed.get("pods", *NOT_RUNS)} == pods
         row["found"] = f"{said.count(' unchanged')} objects unchanged, {len(pods)} pods the same"
 
 
 def test_a_pod_that_is_not_restricted_is_refused(deployed: Cluster) -> None:
-    pod = restricted_pod("root", "run", image_of(deployed), deployed.pod("daemon")["spec"]["nodeName"])
+    pod = restricted_pod(
+        "root", "run", image_of(deployed), deployed.pod("daemon")["spec"]["nodeName"]
+    )
     with deployed.table.row("a pod that may be root", "the API server refuses it") as row:
         pod["spec"]["securityContext"] = {}
         why = deployed.refused("create", "--filename", "-", given=json.dumps(pod))
         assert 'violates PodSecurity "restricted' in why
         assert "runAsNonRoot" in why
-        row["found"] = "`violates PodSecurity \"restricted:latest\"`"
+        row["found"] = '`violates PodSecurity "restricted:latest"`'
 
 
 @pytest.mark.parametrize("account", sorted(RIGHTS))
@@ -168,11 +178,23 @@ def test_an_account_may_do_what_it_needs_and_nothing_more(deployed: Cluster, acc
     assert found == RIGHTS[account]
 
 
-def test_no_account_reads_a_secret_opens_a_shell_or_looks_into_another_namespace(deployed: Cluster) -> None:
+def test_no_account_reads_a_secret_opens_a_shell_or_looks_into_another_namespace(
+    deployed: Cluster,
+) -> None:
     for account in RIGHTS:
         who = f"--as=system:serviceaccount:{NAMESPACE}:{account}"
-        for asked in (["get", "secrets"], ["create", "pods/exec"], ["create", "pods"], ["list", "pods", "--namespace=kube-system"], ["list", "nodes"]):
-            assert "no" in deployed.run("bash", "-c", f"kubectl auth can-i {' '.join(asked)} --namespace={NAMESPACE} {who} || true")
+        for asked in (
+            ["get", "secrets"],
+            ["create", "pods/exec"],
+            ["create", "pods"],
+            ["list", "pods", "--namespace=kube-system"],
+            ["list", "nodes"],
+        ):
+            assert "no" in deployed.run(
+                "bash",
+                "-c",
+                f"kubectl auth can-i {' '.join(asked)} --namespace={NAMESPACE} {who} || true",
+            )
 
 
 def test_the_arrows_of_the_table_exist_across_nodes_and_no_others(deployed: Cluster) -> None:
@@ -186,13 +208,24 @@ def test_the_arrows_of_the_table_exist_across_nodes_and_no_others(deployed: Clus
         for node in nodes
     }
     given = json.dumps({"apiVersion": "v1", "kind": "List", "items": [*pods.values()]})
-    with deployed.table.row(
-        "each arrow of [the table](#what-runs-there), tried from pods on both nodes",
-        "those there are open, all others shut",
-    ) as row, socket.create_server((OUTSIDE[0], 80)), socket.create_server((MACHINE, 443)):
+    with (
+        deployed.table.row(
+            "each arrow of [the table](#what-runs-there), tried from pods on both nodes",
+            "those there are open, all others shut",
+        ) as row,
+        socket.create_server((OUTSIDE[0], 80)),
+        socket.create_server((MACHINE, 443)),
+    ):
         deployed.kubectl("apply", "--filename", "-", given=given)
         try:
-            deployed.kubectl("wait", "pods", "--selector", "of=the-test", "--timeout=180s", "--for=jsonpath={.status.phase}=Running")
+            deployed.kubectl(
+                "wait",
+                "pods",
+                "--selector",
+                "of=the-test",
+                "--timeout=180s",
+                "--for=jsonpath={.status.phase}=Running",
+            )
             neighbour = next(
                 pod["status"]["podIP"] for pod in deployed.get("pods", "--selector", "of=the-test")
                 if pod["metadata"]["name"] == f"try-live-{nodes[-1]}"
@@ -208,11 +241,16 @@ def test_the_arrows_of_the_table_exist_across_nodes_and_no_others(deployed: Clus
             wanted, found = {}, {}
             for (component, node), pod in pods.items():
                 name = pod["metadata"]["name"]
-                answer = deployed.kubectl("exec", name, "--", "python", "-c", TRY, json.dumps([*places.values()]))
+                answer = deployed.kubectl(
+                    "exec", name, "--", "python", "-c", TRY, json.dumps([*places.values()])
+                )
                 opened = dict(zip(places, json.loads(answer), strict=True))
                 found[component, node] = {place for place, is_open in opened.items() if is_open}
                 wanted[component, node] = ARROWS[component]
             assert found == wanted
-            row["found"] = f"{len(pods) * len(places)} tried, {sum(map(len, found.values()))} open, as in the table"
+            row["found"] = (
+                f"{len(pods) * len(places)} tried, {sum(map(len, found.values()))} of them open, "
+                "as in the table"
+            )
         finally:
             deployed.kubectl("delete", "pods", "--selector", "of=the-test", "--wait=false")

@@ -6,6 +6,7 @@ once, `health` good.
 
 import subprocess
 import time
+from functools import partial
 
 import pytest
 
@@ -27,9 +28,12 @@ def is_ready(cluster: Cluster, component: str, but: str) -> bool:
 def test_a_pod_that_is_killed_comes_back_and_nothing_is_lost(
     deployed: Cluster, component: str
 ) -> None:
-    with deployed.table.row(
-        f"the pod of {component} deleted by force in the middle of a backfill", NOTHING_LOST
-    ) as row, deployed.backfill():
+    with (
+        deployed.table.row(
+            f"the pod of {component} deleted by force in the middle of a backfill", NOTHING_LOST
+        ) as row,
+        deployed.backfill(),
+    ):
         killed = deployed.pod(component)["metadata"]
         deployed.kubectl("delete", "pod", killed["name"], *BY_FORCE)
         waited = deployed.until(
@@ -39,9 +43,12 @@ def test_a_pod_that_is_killed_comes_back_and_nothing_is_lost(
 
 
 def test_a_runs_pod_that_is_killed_at_work_is_followed_by_another_run(deployed: Cluster) -> None:
-    with deployed.table.row(
-        "a run's pod deleted by force at work", f"another run goes on; {NOTHING_LOST}"
-    ) as row, deployed.backfill():
+    with (
+        deployed.table.row(
+            "a run's pod deleted by force at work", f"another run goes on; {NOTHING_LOST}"
+        ) as row,
+        deployed.backfill(),
+    ):
         killed = deployed.run_pods()[0]["metadata"]
         deployed.kubectl("delete", "pod", killed["name"], *BY_FORCE)
         run = killed["labels"]["dagster/run-id"]
@@ -50,10 +57,13 @@ def test_a_runs_pod_that_is_killed_at_work_is_followed_by_another_run(deployed: 
 
 
 def test_a_run_whose_pod_is_killed_while_it_starts_gives_its_place_back(deployed: Cluster) -> None:
-    with deployed.table.row(
-        "a run's pod deleted by force while it was STARTING",
-        f"its place is free within {GIVEN_BACK_SECONDS} s; {NOTHING_LOST}",
-    ) as row, deployed.backfill():
+    with (
+        deployed.table.row(
+            "a run's pod deleted by force while it was STARTING",
+            f"its place is free within {GIVEN_BACK_SECONDS} s; {NOTHING_LOST}",
+        ) as row,
+        deployed.backfill(),
+    ):
         deployed.until(lambda: deployed.run_pods("STARTING"), "another run starts")
         killed = deployed.run_pods("STARTING")[0]["metadata"]
         deployed.kubectl("delete", "pod", killed["name"], *BY_FORCE)
@@ -72,9 +82,10 @@ def test_a_node_is_drained_in_the_middle_of_a_backfill(deployed: Cluster) -> Non
         for node in deployed.get("nodes")
         if node["metadata"]["name"] != volumes
     )
-    with deployed.table.row(
-        "`kubectl drain` of a node with runs on it", NOTHING_LOST
-    ) as row, deployed.backfill():
+    with (
+        deployed.table.row("`kubectl drain` of a node with runs on it", NOTHING_LOST) as row,
+        deployed.backfill(),
+    ):
         deployed.until(
             lambda: [p for p in deployed.run_pods() if p["spec"]["nodeName"] == other],
             "a run is at work there",
@@ -92,10 +103,14 @@ def test_the_runs_of_a_lost_node_give_their_places_back(deployed: Cluster) -> No
     if not deployed.is_ours:
         pytest.skip("a node of a cluster of yours is not killed")
     deployed.kubectl("uncordon", "node2")
-    with deployed.table.row(
-        "a node lost, with runs on it, as if its power had gone",
-        f"its runs' places are free within {GIVEN_BACK_SECONDS} s; {NOTHING_LOST}",
-    ) as row, deployed.backfill(days=8):
+    with (
+        deployed.table.row(
+            "a node lost, with runs on it, as if its power had gone",
+            f"its runs' places are free within {GIVEN_BACK_SECONDS} s; {NOTHING_LOST}",
+        ) as row,
+        deployed.backfill(days=8),
+    ):
+
         def there() -> list[str]:
             return [
                 pod["metadata"]["labels"]["dagster/run-id"]
@@ -112,7 +127,8 @@ def test_the_runs_of_a_lost_node_give_their_places_back(deployed: Cluster) -> No
         row["found"] = f"so; {len(lost)} places free after {waited:.0f} s"
         began = time.monotonic()
         for component in ("code-server", "webserver", "daemon", "live"):
-            deployed.until(lambda c=component: is_ready(deployed, c, ""), f"{component} is ready", 900)
+            ready = partial(is_ready, deployed, component, "")
+            deployed.until(ready, f"{component} is ready", 900)
         row["found"] += f", all pods ready on the other node {time.monotonic() - began:.0f} s later"
         subprocess.run([HERE / "cluster.sh", "node", "2"], check=True)
         assert waited <= GIVEN_BACK_SECONDS

@@ -9,10 +9,13 @@ def test_another_version_is_rolled_out_in_the_middle_of_a_backfill(deployed: Clu
     dockerfile = deployed.clone / "deploy" / "Dockerfile"
     dockerfile.write_text(f"{dockerfile.read_text()}LABEL version=next\n")
     commit(deployed.clone, "the next version")
-    with deployed.table.row(
-        "the script with another version in the middle of a backfill",
-        f"runs in flight keep their image; {NOTHING_LOST}",
-    ) as row, deployed.backfill(days=8):
+    with (
+        deployed.table.row(
+            "the script with another version in the middle of a backfill",
+            f"runs in flight keep their image; {NOTHING_LOST}",
+        ) as row,
+        deployed.backfill(days=8),
+    ):
         before = {pod["metadata"]["labels"]["dagster/run-id"] for pod in deployed.run_pods()}
         deployed.script()
         assert deployed.pod("daemon")["spec"]["containers"][0]["image"] != image

@@ -80,9 +80,7 @@ class DiscordInbox:
     `limited`: enforce Discord's rate limit, 5 requests in 2 s, with 429.
     """
 
-    def __init__(
-        self, *, limited: bool = False, port: int = 0, host: str = "127.0.0.1"
-    ) -> None:
+    def __init__(self, *, limited: bool = False, port: int = 0, host: str = "127.0.0.1") -> None:
         self.limited = limited
         self.stopped = Event()
         self._address = (host, port)
