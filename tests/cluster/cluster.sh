@@ -11,6 +11,7 @@ here=$(cd "$(dirname "$0")" && pwd)
 K=${CLUSTER:-${XDG_CACHE_HOME:-$HOME/.cache}/trading-pipelines/cluster}
 NAME=trading-pipelines-test NET=10.201.0 PODS=10.245 SERVICES=10.97.0 OUTSIDE=203.0.113
 B=$K/bin P=$K/pki
+PATH=/usr/sbin:/usr/bin:/sbin:/bin # the nodes' containerd is Debian's, not that of a Docker beside
 
 say() { printf '%(%T)T %s\n' -1 "$*"; }
 holder() { cat "$K/run/node$1.pid" 2>/dev/null; }
@@ -144,6 +145,7 @@ up)
 	# A cluster begins empty; the images stay with containerd.
 	rm -rf "$K"/{etcd,volumes,run} "$K"/node?/{kubelet,pods,logs,addresses}
 	mkdir -p "$K"/{etcd,run}
+	mkdir -p "$K/volumes" && mkdir -m 777 "$K"/volumes/{1,2,3,4} # fsGroup changes no folder of the machine's
 	[[ -s $P/admin.conf ]] || "$here/pki.sh" "$P" "$NET.1" "$SERVICES.1"
 	hold 1
 	configure 1
