@@ -54,7 +54,7 @@ soak: $(DEV) faketime ## An hour of health, then 300 kills (MINUTES=60 KILLS=300
 		$(BIN)/python -m pytest -n 0 --timeout 86400 tests/faults/test_soak.py tests/faults/test_kills.py
 
 test-kubernetes: $(DEV) kubernetes-tools ## Put it on a cluster of two nodes and break it (KUBECONFIG=… takes yours; about an hour)
-	eval "$$(tests/containers/engine.sh start)" && \
+	eval "$$(tests/containers/engine.sh start)" && tests/containers/base_images.sh && \
 		RUN_KUBERNETES=1 $(BIN)/python -m pytest -n 0 --timeout 7200 -s $(or $(ARGS),tests/cluster)
 
 n8n: ## Install the n8n that tests, demo and benchmark run, outside the clone (2.9 GB)

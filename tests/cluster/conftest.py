@@ -143,7 +143,17 @@ class Cluster:
 
     def sql(self, query: str, database: str = "trading_pipelines") -> str:
         """Ask a database in Postgres' own pod; the columns of the answer are separated by `|`."""
-        psql = ["psql", "-U", "trading_pipelines", "-d", database, "-Atqc", query]
+        psql = [
+            "psql",
+            "-h",
+            "/run/postgresql",
+            "-U",
+            "trading_pipelines",
+            "-d",
+            database,
+            "-Atqc",
+            query,
+        ]
         return self.kubectl("exec", "postgres-0", "--container", "postgres", "--", *psql).strip()
 
     def until(self, holds: Callable[[], object], what: str, seconds: float = 600) -> float:
@@ -227,7 +237,7 @@ class Cluster:
         )
 
     @contextmanager
-    def backfill(self, days: int = 4) -> Iterator[None]:
+    def backfill(self, days: int = 3) -> Iterator[None]:
         """A backfill of fresh days, of which runs are at work in the block; it ends completely.
 
         At its end every row is the exchange's, each rejection has arrived once, and `health` is

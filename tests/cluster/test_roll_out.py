@@ -14,7 +14,7 @@ def test_another_version_is_rolled_out_in_the_middle_of_a_backfill(deployed: Clu
             "the script with another version in the middle of a backfill",
             f"runs in flight keep their image; {NOTHING_LOST}",
         ) as row,
-        deployed.backfill(days=8),
+        deployed.backfill(days=6),
     ):
         before = {pod["metadata"]["labels"]["dagster/run-id"] for pod in deployed.run_pods()}
         deployed.script()
