@@ -59,10 +59,8 @@ hold() { # hold N: the namespaces and cgroups of a node
 		mount --make-rshared /"
 }
 
-connected() { # connected N: its pods' way to the outside
-	inside "$1" bash -euc "
-		ip route add $OUTSIDE.0/24 dev eth0
-		iptables -t nat -A POSTROUTING -s $PODS.0.0/16 -d $OUTSIDE.0/24 -j MASQUERADE"
+masked() { # masked N ADDRESSES: who is there does not know the way to a pod
+	inside "$1" iptables -t nat -A POSTROUTING -s "$PODS.0.0/16" -d "$2" -j MASQUERADE
 }
 
 configure() { # configure N: containerd, its network, kubelet, kube-proxy
@@ -160,7 +158,10 @@ up)
 	ip addr add "$NET.254/24" dev tp-test
 	for n in 10 11; do ip addr add "$OUTSIDE.$n/32" dev tp-test; done
 	ip link set tp-test up
-	connected 1
+	# By node 1 for both: all pods are one client to the exchange, as behind a router.
+	inside 1 ip route add "$OUTSIDE.0/24" dev eth0
+	masked 1 "$OUTSIDE.0/24"
+	masked 1 "$NET.254"
 	start 1 etcd "$B/etcd" --data-dir "$K/etcd" --unsafe-no-fsync --listen-client-urls http://127.0.0.1:2379 \
 		--advertise-client-urls http://127.0.0.1:2379 --listen-peer-urls http://127.0.0.1:2380 \
 		--initial-advertise-peer-urls http://127.0.0.1:2380 --initial-cluster default=http://127.0.0.1:2380
@@ -194,7 +195,7 @@ node) # a further node, or the same again after `lose`
 		ip addr add $NET.$n/24 dev eth0
 		ip link set eth0 up
 		ip route add default via $NET.1"
-	connected "$n"
+	masked "$n" "$NET.254"
 	agents "$n"
 	;;
 lose) # as if its power had gone
