@@ -13,8 +13,9 @@ BENCH ?= backfill
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo drill up down status health test test-e2e test-faults reliability soak n8n \
-	test-kubernetes kubernetes-tools browser redis-server pgbouncer faketime chromium lint types bench docs screenshots lock audit sbom clean
+.PHONY: help demo drill up down status health test test-e2e test-faults test-containers \
+	test-kubernetes kubernetes-tools reliability soak n8n browser redis-server pgbouncer faketime \
+	chromium lint types bench docs screenshots lock audit sbom clean
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -45,6 +46,10 @@ test-e2e: $(DEV) n8n browser ## Run the tests against the real n8n and in a brow
 
 test-faults: $(DEV) faketime ## Run the faults: downtime, kills, full disks, wrong clocks
 	RUN_FAULTS=1 $(BIN)/python -m pytest $(or $(ARGS),tests/faults)
+
+test-containers: $(DEV) ## Run deploy/compose.yaml in a container engine, break it, write docs/containers.md (30 min.)
+	eval "$$(tests/containers/engine.sh start)" && tests/containers/base_images.sh && \
+		RUN_CONTAINERS=1 CONTAINERS=docs/containers.md $(BIN)/python -m pytest -n 0 $(or $(ARGS),tests/containers)
 
 reliability: $(DEV) faketime ## The same one after the other, and write the table of docs/reliability.md
 	RUN_FAULTS=1 RELIABILITY=docs/reliability.md $(BIN)/python -m pytest -n 0 $(or $(ARGS),tests/faults)

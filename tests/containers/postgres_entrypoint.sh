@@ -14,7 +14,8 @@ if test ! -s "$PGDATA/PG_VERSION"; then
 	initdb --pgdata "$PGDATA" --username "$POSTGRES_USER" --pwfile "$password" ${POSTGRES_INITDB_ARGS:-}
 	rm -f /tmp/password
 	printf 'host all all all scram-sha-256\n' >>"$PGDATA/pg_hba.conf"
-	printf "listen_addresses = '*'\nunix_socket_directories = '/run/postgresql'\n" >>"$PGDATA/postgresql.conf"
+	# /tmp is where the wheel's own clients look.
+	printf "listen_addresses = '*'\nunix_socket_directories = '/run/postgresql,/tmp'\n" >>"$PGDATA/postgresql.conf"
 	# By its socket alone until the database exists.
 	pg_ctl --pgdata "$PGDATA" --options "-c listen_addresses=''" --wait start
 	psql --host /run/postgresql --username "$POSTGRES_USER" --dbname postgres --command "CREATE DATABASE \"$POSTGRES_DB\""
