@@ -167,7 +167,7 @@ def test_a_pod_that_is_not_restricted_is_refused(deployed: Cluster) -> None:
 
 
 def rights(cluster: Cluster, account: str, namespace: str) -> dict[str, set[str]]:
-    """Return what the account may do in the namespace, as the API server says: verbs by resource."""
+    """Return what the account may do in the namespace, as the API server says, by resource."""
     who = f"--as=system:serviceaccount:{NAMESPACE}:{account}"
     said = cluster.run(
         "kubectl", "auth", "can-i", "--list", "--no-headers", f"--namespace={namespace}", who
