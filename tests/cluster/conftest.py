@@ -8,6 +8,7 @@ the market is a generated one, which goes on for ever.
 
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -78,9 +79,13 @@ class Table:
         self.lines.append(line)
 
     def write(self, page: Path) -> None:
-        """Put the lines into the page's table, in the place of those that it had."""
+        """Put the lines into the page's table, in the place of those that say the same was done."""
         before, head, rest = page.read_text().partition(PAGE)
-        page.write_text(before + head + "\n".join(self.lines) + "\n\n" + rest.partition("\n\n")[2])
+        end = re.search(r"^(?!\|)", rest, re.MULTILINE)
+        assert end, f"no table in {page}"
+        known = [*rest[: end.start()].splitlines(), *self.lines]
+        lines = {line.split(" | ")[0]: line for line in known}
+        page.write_text(before + head + "\n".join(lines.values()) + "\n" + rest[end.start() :])
 
 
 @dataclass
