@@ -7,6 +7,7 @@ once, `health` good.
 import subprocess
 import time
 from functools import partial
+from typing import Any
 
 import pytest
 
@@ -24,15 +25,22 @@ def is_ready(cluster: Cluster, component: str, but: str) -> bool:
     return pod["metadata"]["uid"] != but and conditions.get("Ready") == "True"
 
 
-@pytest.mark.parametrize("component", ["daemon", "postgres"])
+@pytest.mark.parametrize(
+    ("component", "expected"),
+    [
+        ("daemon", NOTHING_LOST),
+        # Dagster's own writes wait for a second or two, and the run that meets that fails.
+        ("postgres", f"{NOTHING_LOST}, runs that fail of it are made up for by the next ticks"),
+    ],
+)
 def test_a_pod_that_is_killed_comes_back_and_nothing_is_lost(
-    deployed: Cluster, component: str
+    deployed: Cluster, component: str, expected: str
 ) -> None:
     with (
         deployed.table.row(
-            f"the pod of {component} deleted by force in the middle of a backfill", NOTHING_LOST
+            f"the pod of {component} deleted by force in the middle of a backfill", expected
         ) as row,
-        deployed.backfill(),
+        deployed.backfill(may_fail=component == "postgres"),
     ):
         killed = deployed.pod(component)["metadata"]
         deployed.kubectl("delete", "pod", killed["name"], *BY_FORCE)
@@ -62,10 +70,16 @@ def test_a_run_whose_pod_is_killed_while_it_starts_gives_its_place_back(deployed
             "a run's pod deleted by force while it was STARTING",
             f"its place is free within {GIVEN_BACK_SECONDS} s; {NOTHING_LOST}",
         ) as row,
-        deployed.backfill(),
+        deployed.backfill(days=6),
     ):
-        deployed.until(lambda: deployed.run_pods("STARTING"), "another run starts")
-        killed = deployed.run_pods("STARTING")[0]["metadata"]
+        starting: list[dict[str, Any]] = []
+
+        def another_starts() -> bool:
+            starting[:] = deployed.run_pods("STARTING")
+            return bool(starting)
+
+        deployed.until(another_starts, "another run starts")
+        killed = starting[0]["metadata"]
         deployed.kubectl("delete", "pod", killed["name"], *BY_FORCE)
         run = killed["labels"]["dagster/run-id"]
         waited = deployed.until(
