@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import date, timedelta
+from functools import partial
 from typing import Any
 
 import dagster as dg
@@ -17,7 +18,9 @@ from trading_pipelines.assets import market_data
 from trading_pipelines.assets.metadata import ROW_COUNT
 from trading_pipelines.candles import coverage, rate_limit
 from trading_pipelines.candles.download import FailedDay, download
+from trading_pipelines.candles.exchange import Exchange
 from trading_pipelines.candles.rate_limit import RequestSlots
+from trading_pipelines.candles.turns import GIVE_BACK, TAKE, turn
 from trading_pipelines.candles.windows import MINUTE, day_interval
 from trading_pipelines.definitions import build_definitions
 from trading_pipelines.partitions import CANDLES_1H, CANDLES_1M, range_tags
@@ -108,6 +111,15 @@ def test_with_history_files_a_partition_names_its_file_or_says_why_it_is_not_use
     assert (compared["added"], compared["changed"], compared["kept"]) == (0, 1, 0)
     log = [entry.user_message for entry in dagster.instance.all_logs(result.run_id)]
     assert any(f"{BTC} {FIRST_DAY}" in line and "the exchange's are stored" in line for line in log)
+    of_day, of_asset = [e for e in result.get_asset_check_evaluations() if not e.passed]
+    assert (of_day.check_name, of_day.partition) == ("history_files_agree", f"{FIRST_DAY}|{BTC}")
+    assert of_asset.check_name == "history_files_agree"
+    assert of_day.severity is dg.AssetCheckSeverity.WARN
+    assert "1 differ" in str(of_day.description)
+
+    exchange.set_faults([])
+    healed = Dagster(dagster.instance, settings).run(JOB, FIRST_DAY, SECOND_DAY, [BTC, DOGE])
+    assert all(check.passed for check in healed.get_asset_check_evaluations())
 
 
 def test_a_run_that_waits_for_the_rate_limit_says_so(
@@ -286,6 +298,10 @@ def test_signals_that_a_backfill_was_asked_for_are_wanted_whatever_becomes_of_it
     assert connection.execute(wanted).fetchall() == [("regime_labels", BTC, FIRST_DAY, None)]
 
 
+def asked(connection: psycopg.Connection, query: str) -> bool:
+    return connection.execute(query).fetchone() == (True,)
+
+
 def lost(connection: psycopg.Connection) -> None:
     connection.execute("SELECT pg_terminate_backend(pg_backend_pid())")
 
@@ -321,9 +337,9 @@ def test_a_backfills_run_that_asks_for_something_takes_its_turn_and_no_other_doe
     turns = []
 
     @contextmanager
-    def counted(*_: object) -> Iterator[None]:
+    def counted(*_: object) -> Iterator[Callable[[], None]]:
         turns.append(1)
-        yield
+        yield lambda: None
 
     monkeypatch.setattr(market_data, "turn", counted)
 
@@ -338,6 +354,33 @@ def test_a_backfills_run_that_asks_for_something_takes_its_turn_and_no_other_doe
     assert turns_of_a_run({}) == 0, "nor does a person"
     assert turns_of_a_run(BY_BACKFILL) == 0, "it has nothing to ask for"
     assert turns_of_a_run(BY_BACKFILL | {"again": "true"}) == 1
+
+
+def test_a_backfills_run_opens_its_connections_while_it_waits_and_lets_the_next_ask_beside_its_end(
+    dagster: Dagster, connection: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record, is_the_next_ones, opened = coverage.record, list[bool](), list[Exchange]()
+
+    def look(*arguments: Any) -> None:
+        is_the_next_ones.append(asked(connection, TAKE))
+        if is_the_next_ones[-1]:
+            asked(connection, GIVE_BACK)
+        record(*arguments)
+
+    def connect(client: Exchange) -> None:
+        opened.append(client)
+        give_back()
+
+    monkeypatch.setattr(coverage, "record", look)
+    monkeypatch.setattr(Exchange, "connect", connect)
+    # Should nothing be opened, the test ends too.
+    monkeypatch.setattr(market_data, "turn", partial(turn, longest_wait=30.0))
+    add_backfill(dagster.instance, "abcdefgh", CANDLES_1M, CANDLES_1H)
+    with turn(connection) as give_back:
+        assert dagster.run(JOB, FIRST_DAY, FIRST_DAY, [BTC], tags=BY_BACKFILL).success
+    assert len(opened) == 1
+    assert is_the_next_ones[0] is False
+    assert is_the_next_ones[-1] is True
 
 
 def test_the_materialisations_of_a_step_are_stored_in_one_go_also_where_some_failed(

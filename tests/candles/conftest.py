@@ -72,10 +72,20 @@ class Bench:
         due_at: datetime | None = None,
         between_pages: Callable[[], None] = lambda: None,
         say: Callable[[str], None] = lambda _: None,
+        when_all_is_asked: Callable[[], None] = lambda: None,
     ) -> list[FailedDay]:
         source = exchange or self.client()
         return download(
-            self.connection, source, symbols, days, run_id, HEALING, due_at, between_pages, say
+            self.connection,
+            source,
+            symbols,
+            days,
+            run_id,
+            HEALING,
+            due_at,
+            between_pages,
+            say,
+            when_all_is_asked=when_all_is_asked,
         )
 
     def coverage(self, symbols: Sequence[str], days: Sequence[date]) -> list[CandleCoverage]:

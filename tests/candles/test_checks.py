@@ -32,6 +32,7 @@ def findings(bench: Bench, now: datetime | None = None) -> dict[str, list[Contra
     found = {
         "overlaps": checks.overlaps(bench.connection, PAIR, ASKED),
         "broken_ohlc": checks.broken_ohlc(bench.connection, PAIR, ASKED),
+        "differing_files": checks.differing_files(bench.connection, PAIR, ASKED),
         "jumps": checks.jumps(bench.connection, PAIR, ASKED),
         "holes": checks.holes(known, moment),
         "stale": checks.stale(known, moment),

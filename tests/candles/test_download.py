@@ -5,7 +5,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
@@ -545,6 +545,7 @@ def test_two_years_before_a_listing_cost_a_few_requests(
     assert [(day.rows, day.quiet) for day in before] == [(0, 1440)] * 2
 
 
+@pytest.mark.usefixtures("one_at_a_time")
 def test_one_day_before_a_listing_costs_less_than_a_days_windows(bench: Bench) -> None:
     ask_range(bench, date(2025, 9, 1), date(2025, 9, 2))
     assert ask_range(bench, date(2025, 8, 31), date(2025, 8, 31)) == 4
@@ -1092,6 +1093,90 @@ def test_a_market_the_exchange_does_not_know_fails_after_one_request_for_a_day(
         assert day.retry_at is not None
         assert timedelta(hours=23) < day.retry_at - began < timedelta(hours=25)
     wanted = recorded_rows([BTC, DOGE], days(5, 7))
+    assert differences(stored_rows(bench.connection), wanted) == []
+
+
+# ---- from one run to the next ----
+
+
+@pytest.fixture
+def far(connection: psycopg.Connection, recorded_market: Recording) -> Iterator[Bench]:
+    """The recording on a long way at Upbit's limit, where a run has seen how long that is."""
+    with ReplayExchange(recorded_market, rate=None, latency=0.5) as replay:
+        bench = Bench(connection, replay)
+        assert bench.client(requests_per_second=10.0).page(BTC, Interval(at(5), at(5, 1))).candles
+        yield bench
+
+
+def asked_at_first(bench: Bench, run: Exchange | None = None) -> int:
+    """Return how many windows of a day a run, or a new one, asks for before it has an answer."""
+    asked = bench.requests()
+    run = run or bench.client(requests_per_second=10.0)
+    with closing(run.pages(DOGE, cut(day_interval(CLOSED), 60))) as answers:
+        next(answers)
+        return bench.requests() - asked
+
+
+def test_a_run_begins_side_by_side_where_the_one_before_has_seen_a_long_way(far: Bench) -> None:
+    assert asked_at_first(far) > 1
+    run = far.client(requests_per_second=10.0)
+    assert asked_at_first(far, run) > 1
+    assert asked_at_first(far, run) == 1, "what it asks for next may not be there"
+    far.connection.execute("UPDATE trading_pipelines.request_slots SET latency = NULL")
+    assert asked_at_first(far) == 1, "as on the first day"
+
+
+@pytest.mark.parametrize("kind", ["502", "truncated_json", *BLOCKS])
+def test_a_run_begins_alone_where_the_one_before_has_failed(far: Bench, kind: str) -> None:
+    far.replay.set_faults([Fault(kind, retry_after=0 if kind in BLOCKS else None)])
+    with pytest.raises((ExchangeError, BlockedError)):
+        far.client(requests_per_second=10.0, attempts=1).page(BTC, Interval(at(5), at(5, 1)))
+    far.replay.set_faults([])
+    assert asked_at_first(far) == 1
+
+
+def test_a_market_that_is_not_there_costs_what_fills_the_line_and_the_next_one_request(
+    far: Bench,
+) -> None:
+    gone = ["KRW-GONE", "KRW-LOST"]
+    failed = far.download(gone, [CLOSED], exchange=far.client(requests_per_second=10.0))
+    assert [one.symbol for one in failed] == gone
+    asked = far.replay.stats().markets
+    # Half a second of slots, one to follow and one that is stored.
+    assert 1 <= asked["KRW-GONE"] <= 5 + 2
+    assert asked["KRW-LOST"] == 1
+    assert asked_at_first(far) == 1
+
+
+@pytest.mark.usefixtures("one_at_a_time")
+def test_that_all_is_asked_for_is_told_while_the_last_window_is_on_its_way(
+    bench: Bench, recorded_rows: RecordedRows
+) -> None:
+    """Not at the end of an earlier symbol, nor of a day that is asked for alone since it failed."""
+    left: list[list[Interval]] = []
+
+    def tell() -> None:
+        known = bench.coverage([BTC, DOGE], days(5, 6))
+        until = [day.fetched_until or day_interval(day.day).start for day in known]
+        pairs = zip(known, until, strict=True)
+        left.append([Interval(at, e) for d, at in pairs if at < (e := day_interval(d.day).end)])
+
+    bench.replay.set_faults([Fault("502", market=DOGE, between=(at(6, 2), at(6, 3)), count=6)])
+    client = bench.client()
+    failed = bench.download([BTC, DOGE], days(5, 6), exchange=client, when_all_is_asked=tell)
+    assert failed == []
+    assert left == [[Interval(at(6, 23, 20), at(7))]]
+
+    left.clear()
+    bench.replay.set_faults([Fault("502", market=DOGE, between=(at(6, 23), at(7)), count=4)])
+    bench.connection.execute("DELETE FROM market_data WHERE symbol = %s", [DOGE])
+    bench.connection.execute(
+        "DELETE FROM trading_pipelines.candle_coverage WHERE symbol = %s", [DOGE]
+    )
+    assert bench.download([DOGE], days(5, 6), exchange=client, when_all_is_asked=tell) == []
+    assert left == [[Interval(at(6, 22, 40), at(7))]], "asked again, the turn is the next one's"
+    assert bench.replay.stats().faults["502"] == 6 + 4
+    wanted = recorded_rows([BTC, DOGE], days(5, 6))
     assert differences(stored_rows(bench.connection), wanted) == []
 
 

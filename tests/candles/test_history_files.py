@@ -1,5 +1,6 @@
 """The download from history files of the replay exchange into the real Postgres."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -276,6 +277,9 @@ def test_where_a_sample_differs_the_exchange_wins_and_it_is_told_by_how_much(
         assert note.comparison["changed"] == 1
         assert note.comparison["changes"]["volume"]["values"] == 1
         assert note.comparison["changes"]["close"] is None
+        counts = "0 are not in it and 1 differ, 0 are in it alone"
+        compared = note.comparison["compared"]
+        assert note.difference == f"of the exchange's {compared} candles {counts}"
 
 
 def test_the_sample_is_the_same_in_every_run_and_has_the_share_of_days_that_is_set(
@@ -413,7 +417,7 @@ from trading_pipelines.database.connection import connect
 from trading_pipelines.settings.environment import LISTING, HistoryFileUrls
 from trading_pipelines.settings.strategy import ExchangeSettings, HealingSettings
 
-market_url, url, symbols = sys.argv[1:]
+market_url, url, symbols, source = sys.argv[1:]
 settings = ExchangeSettings(requests_per_second=500)
 files = HistoryFiles(HistoryFileUrls(url, url + LISTING), settings, 0.2)
 days = [date(2025, 9, 1) + timedelta(days=n) for n in range(21)]
@@ -421,26 +425,32 @@ with connect(market_url) as connection:
     exchange = Exchange(url, RequestSlots(connection, url, 500), settings)
     print("begun", flush=True)
     download(
-        connection, exchange, symbols.split(), days, "run", HealingSettings(), files=files,
+        connection, exchange, symbols.split(), days, "run", HealingSettings(),
+        files=files if source == "files" else None,
         say=lambda line: print(line, flush=True),
     )
 """
 
 
-def test_killed_again_and_again_while_files_are_read_the_rows_are_the_recorded_ones(
-    bench: Bench, market_url: str, recorded_rows: RecordedRows
+KILLS = int(os.environ.get("FAULTS_KILLS", "5"))
+
+
+@pytest.mark.parametrize("source", ["files", "a full pipeline"])
+def test_killed_again_and_again_in_files_or_a_full_pipeline_the_rows_are_the_recorded_ones(
+    bench: Bench, market_url: str, recorded_rows: RecordedRows, source: str
 ) -> None:
     bench.replay.set_faults([Fault("file_cut", probability=0.2)])
+    bench.replay.latency = 0.05
     random = Random(18)
-    for _ in range(5):
+    for _ in range(KILLS):
         child = subprocess.Popen(
-            [sys.executable, "-c", DOWNLOAD, market_url, bench.replay.url, f"{DOGE} {BTC}"],
+            [sys.executable, "-c", DOWNLOAD, market_url, bench.replay.url, f"{DOGE} {BTC}", source],
             stdout=subprocess.PIPE,
             text=True,
         )
         assert child.stdout
         # At a moment after a few more days, which no sleep would hit on every machine.
-        for _ in range(random.randint(1, 8)):
+        for _ in range(random.randint(1, 1 + 35 // KILLS)):
             child.stdout.readline()
         time.sleep(random.random() / 20)
         child.send_signal(signal.SIGKILL)

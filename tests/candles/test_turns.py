@@ -55,6 +55,23 @@ def test_whoever_hangs_is_not_waited_for_and_keeps_what_is_his(market_url: str) 
         assert locks(connection) == 0
 
 
+def test_a_turn_that_is_given_back_early_is_the_next_ones_alone(market_url: str) -> None:
+    with connect(market_url) as one, connect(market_url) as other:
+        with turn(one) as give_back:
+            give_back()
+            its_turn = turn(other, impatient)
+            its_turn.__enter__()
+            give_back()
+            assert locks(one) == 1
+        assert locks(one) == 1
+        its_turn.__exit__(None, None, None)
+        assert locks(one) == 0
+
+
+def impatient() -> None:
+    pytest.fail("it waits")
+
+
 def locks(connection: psycopg.Connection) -> int:
     query = """SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND database =
         (SELECT oid FROM pg_database WHERE datname = current_database())"""

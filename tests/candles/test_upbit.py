@@ -318,6 +318,28 @@ def test_a_certificate_that_is_refused_is_named(
         Upbit(f"https://127.0.0.1:{listening.getsockname()[1]}", 5).minutes("KRW-BTC", TO)
 
 
+def test_connections_are_opened_as_many_as_will_be_used_without_a_request(
+    connection: psycopg.Connection,
+) -> None:
+    with socket.create_server(("127.0.0.1", 0), backlog=50) as listening:
+        listening.settimeout(30)
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+        slots = RequestSlots(connection, url, 10)
+        slots.note_latency(0.4)
+        exchange = Exchange(url, slots, FAST)
+        for _ in range(2):
+            exchange.connect()
+        opened = [listening.accept()[0] for _ in range(6)]
+        listening.settimeout(0.2)
+        with pytest.raises(TimeoutError):
+            listening.accept()
+        for one in opened:
+            with one:
+                one.setblocking(False)
+                with pytest.raises(BlockingIOError):
+                    one.recv(1)
+
+
 def test_a_json_object_is_no_page(connection: psycopg.Connection) -> None:
     settings = FAST.model_copy(update={"attempts": 1})
     with server(answer("200 OK", b'{"error": {"name": 500}}')) as url:

@@ -87,7 +87,13 @@ def build_assets(
             )
             # What it imports takes a second or two: before the turn, in which nobody else asks.
             client = exchange.client(line, context.log.info)
-            with turn(connection, between_pages, context.log.info) if waits else nullcontext():
+
+            def while_waiting() -> None:
+                between_pages()
+                client.connect()
+
+            its_turn = turn(connection, while_waiting, context.log.info)
+            with its_turn if waits else nullcontext(lambda: None) as give_back:
                 failed = download(
                     connection,
                     client,
@@ -99,6 +105,7 @@ def build_assets(
                     between_pages=between_pages,
                     say=context.log.info,
                     files=exchange.history_files(settings.data, context.log.info),
+                    when_all_is_asked=give_back,
                 )
             days = coverage.read(connection, partitions.symbols, partitions.days)
             if others := sum(day.complete and day.run_id != run_id for day in days):

@@ -18,17 +18,19 @@ def in_order(
     ask: Callable[[Q, Event], A],
     questions: Iterable[Q],
     how_many: Callable[[], int],
+    at_first: int = 1,
 ) -> Generator[A, None, None]:
     """Yield the answer to each question in order, with up to `how_many()` asked side by side.
 
-    The first is asked alone: only when it was answered are more worth asking. An error is raised
-    where its answer would have come. When the iterator ends, for whatever reason, what is still
-    being asked finds its event set, and its answer is lost.
+    Until the first was answered that is `at_first`: of an unknown end, only an answer says that
+    more are worth asking. An error is raised where its answer would have come. When the iterator
+    ends, for whatever reason, what is still being asked finds its event set, and its answer is
+    lost.
     """
     waiting: deque[Future[A]] = deque()
     remaining = iter(questions)
     called_off = Event()
-    side_by_side = 1
+    side_by_side = at_first
     try:
         while True:
             while len(waiting) < side_by_side:

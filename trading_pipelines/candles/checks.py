@@ -11,7 +11,7 @@ from datetime import date, datetime, timedelta
 
 import psycopg
 
-from trading_pipelines.candles import coverage
+from trading_pipelines.candles import coverage, history_files
 from trading_pipelines.candles.coverage import CandleCoverage, FailureKind
 from trading_pipelines.candles.failed_checks import Partition
 from trading_pipelines.candles.windows import day_interval
@@ -29,6 +29,8 @@ SERIOUS = {
 }
 WARNING = {
     "prices_continuous": "No candle opens more than 5 % away from the close before it.",
+    "history_files_agree": "A history file that was compared has the candles of the exchange, "
+    "which are stored where they differ.",
     "fresh": "The open day is at most 15 minutes old; a closed day is complete in an hour.",
 }
 # These need no candle to be read.
@@ -113,6 +115,7 @@ def find_breaches(
         "ohlc_valid": lambda: broken_ohlc(connection, symbols, days),
         "no_row_set_aside": lambda: odd_rows(connection, symbols, days),
         "prices_continuous": lambda: jumps(connection, symbols, days),
+        "history_files_agree": lambda: differing_files(connection, symbols, days),
         "fresh": lambda: stale(stored, now),
     }
     return {check: finders[check]() for check in checks}
@@ -200,6 +203,17 @@ def jumps(
 ) -> list[ContractBreach]:
     """Find neighbouring candles more than 5 % apart: a wrong market, or a night to remember."""
     return _find(connection, JUMPS, symbols, days)
+
+
+def differing_files(
+    connection: psycopg.Connection, symbols: Sequence[str], days: Sequence[date]
+) -> list[ContractBreach]:
+    """Find days whose history file has other candles than the exchange."""
+    return [
+        ContractBreach(note.symbol, note.day, f"{note.name}: {note.difference}")
+        for note in history_files.read(connection, symbols, days)
+        if note.differs
+    ]
 
 
 def holes(coverages: Sequence[CandleCoverage], now: datetime) -> list[ContractBreach]:

@@ -73,15 +73,24 @@ def pages(
     interval: Interval,
     size: int = PAGE_SIZE,
     held_from: datetime | None = None,
+    at_the_last: Callable[[], None] = lambda: None,
 ) -> Iterator[tuple[Interval, Page]]:
     """Yield the interval's pages in order, each with the part it covers, without gap or overlap.
 
     Days before a listing are of one page. A candle that is stored, the first at `held_from`, speaks
     against it. Ends early where the exchange's clock says that the minutes have not closed yet.
+    `at_the_last` is called when the last window is asked for: answers are still to come then.
     """
+
+    def windows_from(at: datetime) -> Iterator[Interval]:
+        for window in windows(Interval(at, interval.end), size):
+            if window.end == interval.end:
+                at_the_last()
+            yield window
+
     at, is_asked = interval.start, True
     while at < interval.end:
-        to_ask, asked = tee(windows(Interval(at, interval.end), size))
+        to_ask, asked = tee(windows_from(at))
         with closing(exchange.pages(symbol, to_ask)) as answers:
             for window, page in zip(asked, answers, strict=False):
                 covered_until = min(window.end, page.closed_until)
@@ -114,6 +123,7 @@ def download(
     between_pages: Callable[[], None] = lambda: None,
     say: Callable[[str], None] = lambda _: None,
     files: HistoryFiles | None = None,
+    when_all_is_asked: Callable[[], None] = lambda: None,
 ) -> list[FailedDay]:
     """Bring the UTC days of the symbols up to date in `market_data` and `candle_coverage`.
 
@@ -122,12 +132,14 @@ def download(
     `say` is told of each day that has been stored to its end. Returns the days that failed or were
     not reached; everything else is stored and committed. A symbol that fails leaves the others
     alone, but a block by the exchange ends the whole download. Closed days come from `files`, where
-    those are given and can be used.
+    those are given and can be used. `when_all_is_asked` is called, if at all, when the last window
+    of the last symbol is asked for; what fails after that is asked for again all the same.
     `connection` is autocommit; `run_id` is the root run's, see `coverage.interval_to_fetch`.
     """
     failed: list[FailedDay] = []
     blocked: BlockedError | None = None
     for symbol in symbols:
+        is_last = symbol == symbols[-1]
         if blocked is None:
             try:
                 failed += _download_symbol(
@@ -141,6 +153,7 @@ def download(
                     due_at,
                     between_pages,
                     say,
+                    when_all_is_asked if is_last else lambda: None,
                 )
                 continue
             except BlockedError as error:
@@ -164,6 +177,7 @@ def _download_symbol(
     due_at: datetime | None,
     between_pages: Callable[[], None],
     say: Callable[[str], None],
+    at_the_last: Callable[[], None],
 ) -> list[FailedDay]:
     closed_until = exchange.closed_until()
     overlap = timedelta(minutes=healing.overlap_minutes)
@@ -184,10 +198,11 @@ def _download_symbol(
     }
     failed: list[FailedDay] = []
     away_in_a_row = 0
-    for interval in merge(
+    stretches = merge(
         interval if interval.start.date() in complete else interval.clip(day_interval(coverage.day))
         for coverage, interval in zip(asked, intervals, strict=True)
-    ):
+    )
+    for interval in stretches:
         at, end = interval.start, interval.end
         while at < interval.end:
             between_pages()
@@ -201,6 +216,7 @@ def _download_symbol(
                     run_id,
                     complete,
                     overlap,
+                    at_the_last if end == stretches[-1].end else lambda: None,
                 ):
                     at, away_in_a_row = covered.end, 0
                     _tell_stored(connection, symbol, covered, complete, say)
@@ -263,13 +279,14 @@ def _store_pages(
     run_id: str,
     complete: Collection[date],
     overlap: timedelta,
+    at_the_last: Callable[[], None],
 ) -> Iterator[Interval]:
     """Store the interval page by page; of the `complete` days, which are not asked for, amend."""
     since = time.monotonic()
     # The newest minute so far that the exchange has a row of.
     newest: datetime | None = None
     held_from = store.first_candle(connection, symbol)
-    ask = partial(pages, exchange, symbol, held_from=held_from)
+    ask = partial(pages, exchange, symbol, held_from=held_from, at_the_last=at_the_last)
     for covered, page in history_files.pages(files, symbol, interval, exchange.closed_until, ask):
         spent, seconds = page.spent, time.monotonic() - since
         with connection.transaction():

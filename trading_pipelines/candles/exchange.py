@@ -52,6 +52,10 @@ CLOSE_MARGIN = timedelta(seconds=5)
 FARTHEST_CLOCK = DAY
 # An exchange that takes longer than 1.4 s to answer is slow, and not far away.
 MOST_SIDE_BY_SIDE = 16
+# Servers close a connection after a minute without a request, some earlier.
+OPEN_AGAIN_SECONDS = 10.0
+# The latency is recorded again when it has changed by this share.
+NOTED_CHANGE = 0.25
 
 
 @dataclass(frozen=True)
@@ -93,6 +97,9 @@ class Exchange:
         self._clock: Clock | None = None
         # Seconds that an answer takes, smoothed; None while there is none, or a bad one.
         self._latency: float | None = None
+        self._noted_latency: float | None = None
+        self._has_begun = False
+        self._open_again_at = -math.inf
 
     @property
     def _api(self) -> "Upbit":
@@ -111,13 +118,47 @@ class Exchange:
         def ask(window: Interval, called_off: threading.Event) -> Page:
             return self._page(_Question(symbol, window, called_off=called_off))
 
-        return in_order(self._threads, ask, windows, self._how_many)
+        # What the run before has seen is believed once: a market that is not there costs no more.
+        at_first = 1 if self._has_begun else self._how_many(self._slots.latency())
+        self._has_begun = True
+        return in_order(
+            self._threads, ask, windows, lambda: self._how_many(self._latency), at_first
+        )
 
-    def _how_many(self) -> int:
+    def connect(self) -> None:
+        """Open the connections of the first windows, and open again what was closed meanwhile.
+
+        For whoever waits to ask: it may be called all the time, and waits for nothing.
+        """
+        now = time.monotonic()
+        if now < self._open_again_at:
+            return
+        self._open_again_at = now + OPEN_AGAIN_SECONDS
+        number = self._how_many(self._slots.latency())
+        together = threading.Barrier(number)
+
+        def connect() -> None:
+            together.wait()  # each in a thread of its own
+            self._api.connect()
+
+        for _ in range(number):
+            self._threads.submit(connect)
+
+    def _how_many(self, latency: float | None) -> int:
         """Return how many requests fill the line, with one to follow and one that is stored."""
-        if self._latency is None:
+        if latency is None:
             return 1
-        return min(math.ceil(self._latency / self._slots.spacing) + 2, MOST_SIDE_BY_SIDE)
+        return min(math.ceil(latency / self._slots.spacing) + 2, MOST_SIDE_BY_SIDE)
+
+    def _note_latency(self, seconds: float | None) -> None:
+        """Take in how long an answer took, or that there was no good one; tell the runs to come."""
+        if seconds is not None and self._latency is not None:
+            seconds = self._latency + (seconds - self._latency) / 5
+        self._latency = noted = seconds
+        was = self._noted_latency
+        if noted is None or was is None or abs(noted - was) > NOTED_CHANGE * was:
+            self._noted_latency = noted
+            self._slots.note_latency(noted)
 
     def page(self, symbol: str, window: Interval) -> Page:
         """Return the closed candles of `window`, at most 200 minutes.
@@ -163,7 +204,7 @@ class Exchange:
         def note(state: tenacity.RetryCallState) -> None:
             nonlocal since
             question.spent.retries += 1
-            self._latency = None
+            self._note_latency(None)
             again_at = time.monotonic() + state.upcoming_sleep
             # An exchange that does not answer makes wait by its silence, more than by the back-off.
             if again_at - since > LONG_WAIT_SECONDS and state.outcome is not None:
@@ -186,6 +227,7 @@ class Exchange:
         try:
             return retrying(ask, retrying.statistics)
         except ExchangeError as error:
+            self._note_latency(None)
             kinds = (UnknownMarketError, InvalidAnswerError, ExchangeError)
             raise next(kind for kind in kinds if isinstance(error, kind))(
                 f"{question}: {error} (asked {retrying.statistics['attempt_number']} times)"
@@ -209,12 +251,12 @@ class Exchange:
             self._slots.pause(1.0)
             raise
         except BlockedAnswerError as blocked:
+            self._note_latency(None)
             raise self._slots.block(blocked.retry_after, slot) from None
         seconds = time.monotonic() - since
         if api.sent_at is not None:
             self._slots.note_sent(slot, api.sent_at)
-        before = seconds if self._latency is None else self._latency
-        self._latency = before + (seconds - before) / 5
+        self._note_latency(seconds)
         self._note_headers(slot)
         return answer
 

@@ -141,6 +141,13 @@ class FileNote:
         counts = self.comparison or {}
         return any(counts.get(name) for name in ("added", "changed", "kept"))
 
+    @property
+    def difference(self) -> str:
+        """How a file that differs does, in words."""
+        counts = self.comparison or {}
+        words = "of the exchange's {compared} candles {added} are not in it and {changed} differ, "
+        return (words + "{kept} are in it alone").format(**counts)
+
 
 class HistoryFiles:
     """Reads the files of days ahead, in a thread of its own; one instance a run.

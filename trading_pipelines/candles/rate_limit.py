@@ -81,6 +81,13 @@ WHERE slots.exchange = grown.exchange
 RETURNING blocked_until
 """
 
+LATENCY = """
+SELECT extract(epoch FROM latency)::float8 FROM trading_pipelines.request_slots
+WHERE exchange = %(exchange)s
+"""
+NOTE_LATENCY = """
+UPDATE trading_pipelines.request_slots SET latency = %(latency)s WHERE exchange = %(exchange)s
+"""
 NOTE_CLOCK = """
 INSERT INTO trading_pipelines.exchange_clocks (exchange, ahead, problem)
 VALUES (%(exchange)s, %(ahead)s, %(problem)s) ON CONFLICT (exchange) DO UPDATE
@@ -199,6 +206,16 @@ class RequestSlots:
     def pause(self, seconds: float) -> None:
         """Hold back every process of the installation, after a refused request."""
         self._connection.execute(DEFER_BY, self._arguments | {"pause": timedelta(seconds=seconds)})
+
+    def latency(self) -> float | None:
+        """Return the seconds that an answer takes, as any run has noted last; None: not known."""
+        (seconds,) = self._row(LATENCY)
+        return None if seconds is None else float(seconds)
+
+    def note_latency(self, seconds: float | None) -> None:
+        """Record them for the run that asks next; None after a try that has failed."""
+        latency = None if seconds is None else timedelta(seconds=seconds)
+        self._connection.execute(NOTE_LATENCY, self._arguments | {"latency": latency})
 
     def note_clock(self, clock: Clock) -> None:
         """Record how the exchange's clock differs from ours."""

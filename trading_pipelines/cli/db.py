@@ -1,4 +1,4 @@
-"""`db upgrade | wait | adopt | url | backup | restore`: the database, its schema and its backups."""
+"""`db upgrade | wait | adopt | url | backup | restore`: the database, its schema and backups."""
 
 import json
 import sys
