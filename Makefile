@@ -13,8 +13,9 @@ BENCH ?= backfill
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo drill up down status health test test-e2e test-faults test-containers reliability soak n8n \
-	browser redis-server pgbouncer faketime chromium lint types bench docs screenshots lock audit sbom clean
+.PHONY: help demo drill up down status health test test-e2e test-faults test-containers \
+	test-kubernetes kubernetes-tools reliability soak n8n browser redis-server pgbouncer faketime \
+	chromium lint types bench docs screenshots lock audit sbom clean
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -57,6 +58,10 @@ soak: $(DEV) faketime ## An hour of health, then 300 kills (MINUTES=60 KILLS=300
 	RUN_FAULTS=1 FAULTS_MINUTES=$(or $(MINUTES),60) FAULTS_KILLS=$(or $(KILLS),300) \
 		$(BIN)/python -m pytest -n 0 --timeout 86400 tests/faults/test_soak.py tests/faults/test_kills.py
 
+test-kubernetes: $(DEV) kubernetes-tools ## Put it on a cluster of two nodes and break it (KUBECONFIG=… takes yours; about an hour)
+	eval "$$(tests/containers/engine.sh start)" && tests/containers/base_images.sh && \
+		RUN_KUBERNETES=1 $(BIN)/python -m pytest -n 0 --timeout 7200 -s $(or $(ARGS),tests/cluster)
+
 n8n: ## Install the n8n that tests, demo and benchmark run, outside the clone (2.9 GB)
 	@deploy/install_n8n.sh
 
@@ -69,6 +74,17 @@ redis-server pgbouncer faketime chromium:
 		echo "installing $@, which the tests start"; \
 		$$sudo apt-get update -qq && \
 		$$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq $@ >/dev/null; }
+
+# What a node is made of, beside what tests/cluster/build.sh builds.
+NODE := containerd runc iptables ipset conntrack openssl /usr/lib/cni/bridge
+kubernetes-tools:
+	@test -n "$$KUBECONFIG" || (for one in $(NODE); do command -v $$one || exit 1; done) >/dev/null || \
+		! command -v apt-get >/dev/null || { \
+		test "$$(id -u)" = 0 || sudo=$$(command -v sudo); \
+		echo "installing containerd and what belongs to it, which the nodes run"; \
+		$$sudo apt-get update -qq && \
+		$$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq \
+			$(filter-out /%,$(NODE)) containernetworking-plugins >/dev/null; }
 
 lint: $(DEV) ## Check style, and who imports whom
 	$(BIN)/ruff check .

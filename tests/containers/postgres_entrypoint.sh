@@ -19,6 +19,9 @@ if test ! -s "$PGDATA/PG_VERSION"; then
 	# By its socket alone until the database exists.
 	pg_ctl --pgdata "$PGDATA" --options "-c listen_addresses=''" --wait start
 	psql --host /run/postgresql --username "$POSTGRES_USER" --dbname postgres --command "CREATE DATABASE \"$POSTGRES_DB\""
+	for file in /docker-entrypoint-initdb.d/*.sql; do
+		test ! -e "$file" || psql --host /run/postgresql --username "$POSTGRES_USER" --dbname "$POSTGRES_DB" --file "$file"
+	done
 	pg_ctl --pgdata "$PGDATA" --mode fast --wait stop
 fi
 exec "$@"

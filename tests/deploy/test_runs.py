@@ -245,6 +245,7 @@ LOST = {**FAILED, "type": "FailureTarget"}
         (waiting("CreateContainerConfigError"), {"active": 1}, "CreateContainerConfigError"),
         (None, {"failed": 1, "conditions": [FAILED]}, "its Job has failed (BackoffLimitExceeded"),
         (POD, {"terminating": 1, "conditions": [LOST]}, "its Job has failed (BackoffLimitExceeded"),
+        (POD, {"failed": 1, "conditions": [LOST, FAILED]}, "its Job has failed (BackoffLimit"),
         (waiting("ErrImagePull"), {"active": 1}, None),
         (waiting("ContainerCreating"), {"active": 1}, None),
         ({**POD, "status": NO_ROOM}, {"active": 1}, None),

@@ -20,7 +20,7 @@ FOR_A_PERSON = {
     "InvalidImageName",
 }
 
-# The second comes alone as long as a pod of it ends, on a lost node for ever.
+# The second comes first, and stays alone as long as a pod of it ends: on a lost node for ever.
 FAILED = {"Failed", "FailureTarget"}
 
 
@@ -46,14 +46,16 @@ def obstacle_of(jobs: Sequence[V1Job], pods: Iterable[V1Pod]) -> str | None:
     """Return why a run with these Jobs and pods will never start, None where it may."""
     if not jobs:
         return "its Job is gone"
-    failed = [
-        condition
+    # By Job: one that has failed for good has both conditions.
+    failed = {
+        job.metadata.name: condition
         for job in jobs
         for condition in job.status.conditions or []
         if condition.type in FAILED and condition.status == "True"
-    ]
+    }
     if len(failed) == len(jobs):
-        return f"its Job has failed ({failed[-1].reason}: {failed[-1].message})"
+        (*_, last) = failed.values()
+        return f"its Job has failed ({last.reason}: {last.message})"
     waiting = [
         status.state.waiting
         for pod in pods

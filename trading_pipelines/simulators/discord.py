@@ -75,7 +75,7 @@ class _Fault:
 
 
 class DiscordInbox:
-    """A webhook of Discord's on loopback while its `with` block lasts; `port` 0 takes a free one.
+    """A webhook of Discord's while its `with` block lasts, on loopback; `port` 0 takes a free one.
 
     `limited`: enforce Discord's rate limit, 5 requests in 2 s, with 429.
     """
@@ -105,7 +105,8 @@ class DiscordInbox:
     @property
     def url(self) -> str:
         """The webhook's URL, as Discord's settings show it: without a query."""
-        return f"http://127.0.0.1:{self._server.server_address[1]}/api/webhooks/1/token"
+        host, port = self._server.server_address[:2]
+        return f"http://{host!s}:{port}/api/webhooks/1/token"
 
     @property
     def messages(self) -> list[Message]:
