@@ -75,7 +75,7 @@ def test_every_service_is_locked_in(services: dict[str, Any]) -> None:
 def test_what_runs_on_has_a_health_check_and_is_started_again(services: dict[str, Any]) -> None:
     for name, one in services.items():
         assert ("healthcheck" in one) == (name not in ONE_SHOTS), name
-        assert one["restart"] == ("no" if name in ONE_SHOTS else "unless-stopped")
+        assert one["restart"] == ("no" if name in ONE_SHOTS else "always")
 
 
 def test_the_start_has_its_order(services: dict[str, Any]) -> None:

@@ -188,14 +188,14 @@ class Compose:
 
     @contextmanager
     def watched(self) -> Iterator[None]:
-        """Start again what ends by itself or is killed, as `restart: unless-stopped` does."""
+        """Start again what ends by itself or is killed, as `restart: always` does."""
         ended = threading.Event()
 
         def watch() -> None:
             while not ended.wait(0.5):
                 for service, process in [*self.running.items()]:
                     if process.poll() is not None and service in self.running:
-                        assert self.services[service]["restart"] == "unless-stopped"
+                        assert self.services[service]["restart"] == "always"
                         self.start(service)
 
         watcher = threading.Thread(target=watch)
