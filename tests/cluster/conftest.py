@@ -27,7 +27,7 @@ import pandas as pd
 import pytest
 
 from tests.conftest import PRICES, SEED, SYMBOLS, generated
-from tests.integration.conftest import UNANSWERED, exact
+from tests.integration.conftest import UNANSWERED, exact, rejections_in
 from trading_pipelines.settings.strategy import (
     AlertSettings,
     DataSettings,
@@ -93,6 +93,11 @@ class Table:
         known = [*rest[: end.start()].splitlines(), *self.lines]
         lines = {line.split(" | ")[0]: line for line in known}
         page.write_text(before + head + "\n".join(lines.values()) + "\n" + rest[end.start() :])
+
+
+def run_of(pod: dict[str, Any]) -> str:
+    """Return the id of the run that the pod is of."""
+    return str(pod["metadata"]["labels"]["dagster/run-id"])
 
 
 @dataclass
@@ -201,7 +206,7 @@ class Cluster:
         ).split()
         return [
             pod for pod in self.pods("run")
-            if pod["metadata"]["labels"]["dagster/run-id"] in at_work
+            if run_of(pod) in at_work
             and pod["status"]["phase"] in ("Pending", "Running")
         ]  # fmt: skip
 
@@ -211,12 +216,7 @@ class Cluster:
 
     def arrived(self) -> Counter[str]:
         """Return how often each rejection has arrived in Discord, by its idempotency key."""
-        return Counter(
-            footer
-            for message in self.inbox.messages
-            for embed in message.payload["embeds"]
-            if (footer := embed["footer"]["text"]).endswith(":ai-reject")
-        )
+        return rejections_in(self.inbox)
 
     @cached_property
     def today(self) -> date:

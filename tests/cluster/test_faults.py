@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.cluster.conftest import HERE, Cluster
+from tests.cluster.conftest import HERE, Cluster, run_of
 
 BY_FORCE = ("--grace-period=0", "--force", "--wait=false")
 GIVEN_BACK_SECONDS = 120
@@ -57,9 +57,9 @@ def test_a_runs_pod_that_is_killed_at_work_is_followed_by_another_run(deployed: 
         ) as row,
         deployed.backfill(),
     ):
-        killed = deployed.run_pods()[0]["metadata"]
-        deployed.kubectl("delete", "pod", killed["name"], *BY_FORCE)
-        run = killed["labels"]["dagster/run-id"]
+        killed = deployed.run_pods()[0]
+        deployed.kubectl("delete", "pod", killed["metadata"]["name"], *BY_FORCE)
+        run = run_of(killed)
         waited = deployed.until(lambda: run in deployed.runs("FAILURE"), "the run is given up")
         row["found"] = f"so; its place is free after {waited:.0f} s"
 
@@ -79,9 +79,9 @@ def test_a_run_whose_pod_is_killed_while_it_starts_gives_its_place_back(deployed
             return bool(starting)
 
         deployed.until(another_starts, "another run starts")
-        killed = starting[0]["metadata"]
-        deployed.kubectl("delete", "pod", killed["name"], *BY_FORCE)
-        run = killed["labels"]["dagster/run-id"]
+        killed = starting[0]
+        deployed.kubectl("delete", "pod", killed["metadata"]["name"], *BY_FORCE)
+        run = run_of(killed)
         waited = deployed.until(
             lambda: run in deployed.runs("FAILURE", "SUCCESS"), "the run is given up"
         )
@@ -127,9 +127,7 @@ def test_the_runs_of_a_lost_node_give_their_places_back(deployed: Cluster) -> No
 
         def there() -> list[str]:
             return [
-                pod["metadata"]["labels"]["dagster/run-id"]
-                for pod in deployed.run_pods()
-                if pod["spec"]["nodeName"] == "node2"
+                run_of(pod) for pod in deployed.run_pods() if pod["spec"]["nodeName"] == "node2"
             ]
 
         deployed.until(there, "a run is at work there")

@@ -1,6 +1,6 @@
 """Another version rolled out while a backfill runs; last, as it leaves the cluster changed."""
 
-from tests.cluster.conftest import Cluster, commit
+from tests.cluster.conftest import Cluster, commit, run_of
 from tests.cluster.test_faults import NOTHING_LOST
 
 
@@ -16,11 +16,11 @@ def test_another_version_is_rolled_out_in_the_middle_of_a_backfill(deployed: Clu
         ) as row,
         deployed.backfill(days=6),
     ):
-        before = {pod["metadata"]["labels"]["dagster/run-id"] for pod in deployed.run_pods()}
+        before = {run_of(pod) for pod in deployed.run_pods()}
         deployed.script()
         assert deployed.pod("daemon")["spec"]["containers"][0]["image"] != image
         kept = {
-            pod["metadata"]["labels"]["dagster/run-id"]
+            run_of(pod)
             for pod in deployed.pods("run")
             if pod["spec"]["containers"][0]["image"] == image
         }

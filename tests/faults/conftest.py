@@ -24,7 +24,7 @@ import psycopg
 import pytest
 
 from tests.conftest import FIRST_DAY, STRATEGY, SYMBOLS, days_of, environment, store_minutes
-from tests.integration.conftest import Installation, exact, unanswered_tries
+from tests.integration.conftest import Installation, exact, rejections_in, unanswered_tries
 from trading_pipelines.candles.windows import DAY, MINUTE
 from trading_pipelines.database.connection import SCHEMA, connect, prepare_database
 from trading_pipelines.database.embedded import EmbeddedServer
@@ -228,12 +228,7 @@ class World(Installation):
 
     def arrived(self) -> Counter[str]:
         """Return how often each rejection has arrived in Discord, by its idempotency key."""
-        return Counter(
-            footer
-            for message in self.inbox.messages
-            for embed in message.payload["embeds"]
-            if (footer := embed["footer"]["text"]).endswith(":ai-reject")
-        )
+        return rejections_in(self.inbox)
 
     def wanted(self) -> set[str]:
         """Return the idempotency keys of what the bot has refused."""

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import date
@@ -23,6 +24,7 @@ from trading_pipelines.database.embedded import EmbeddedServer
 from trading_pipelines.runtime.home import Home
 from trading_pipelines.settings.strategy import DataSettings, ExchangeSettings, StrategySettings
 from trading_pipelines.settings.strategy_file import dump_strategy
+from trading_pipelines.simulators.discord import DiscordInbox
 from trading_pipelines.simulators.upbit.market import Recording
 from trading_pipelines.simulators.upbit.server import ReplayExchange
 
@@ -125,6 +127,16 @@ def exact(frame: pd.DataFrame) -> list[tuple[str, pd.Timestamp, list[Decimal]]]:
 def unanswered_tries(connection: psycopg.Connection) -> dict[str, int]:
     """Return, by idempotency key, how many tries of an alert were left without "delivered"."""
     return dict(connection.execute(UNANSWERED).fetchall())
+
+
+def rejections_in(inbox: DiscordInbox) -> Counter[str]:
+    """Return how often each rejection has arrived in Discord, by its idempotency key."""
+    return Counter(
+        footer
+        for message in inbox.messages
+        for embed in message.payload["embeds"]
+        if (footer := embed["footer"]["text"]).endswith(":ai-reject")
+    )
 
 
 def await_that(holds: Callable[[], bool], what: str) -> None:
