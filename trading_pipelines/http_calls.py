@@ -62,8 +62,8 @@ class BoundedSession(requests.Session):
         super().__init__()
         self.answer: requests.Response | None = None
         """To the last call; None where that has failed."""
-        self.sent_at: float | None = None
-        """When the last call that came to an end was sent, monotonic."""
+        self.on_sent: Callable[[float], object] = lambda _: None
+        """Called when a request leaves, with the moment in monotonic seconds, in another thread."""
         self._seconds = seconds
         adapter = _BoundedAdapter(most_bytes)
         self.mount("http://", adapter)
@@ -100,7 +100,7 @@ class BoundedSession(requests.Session):
         It is done in a thread of its own: nothing ends a look-up of a name before it is done.
         """
         deadline = time.monotonic() + self._seconds
-        running = _Running()
+        running = _Running(self.on_sent)
         done: list[T] = []
 
         def run() -> None:
@@ -119,7 +119,6 @@ class BoundedSession(requests.Session):
             late = f"no whole answer within {self._seconds:g} s"
             raise kind(late) from TimeoutError(late)
         running.forget()
-        self.sent_at = running.sent_at
         if running.error:
             raise running.error
         return done[0]
@@ -128,9 +127,9 @@ class BoundedSession(requests.Session):
 class _Running:
     """A call at hand, its sockets, and its error."""
 
-    def __init__(self) -> None:
+    def __init__(self, on_sent: Callable[[float], object]) -> None:
         self.error: BaseException | None = None
-        self.sent_at: float | None = None
+        self.on_sent = on_sent
         self._lock = threading.Lock()
         self._sockets: list[socket.socket] = []
         self._is_abandoned = False
@@ -172,8 +171,9 @@ class _Noted(HTTPConnection):
     def request(self, *arguments: Any, **options: Any) -> None:  # noqa: ANN401
         if self.sock:  # of an earlier call, kept open
             _this_thread.running.uses(self.sock)
-        _this_thread.running.sent_at = time.monotonic()
+        sent_at = time.monotonic()
         super().request(*arguments, **options)
+        _this_thread.running.on_sent(sent_at)
 
 
 class _NotedTLS(_Noted, HTTPSConnection):

@@ -126,6 +126,26 @@ def test_the_tenth_after_a_request_that_left_late_waits_for_its_second(
     assert next_one.at - after.at < timedelta(milliseconds=11), "what left in time costs nothing"
 
 
+def test_the_tenth_after_it_waits_though_it_had_its_slot_before_and_others_have_theirs_behind(
+    connection: psycopg.Connection, other: psycopg.Connection
+) -> None:
+    slots, others = RequestSlots(connection, UPBIT, 100), RequestSlots(other, UPBIT, 100)
+    first, *_ = [slots.reserve() for _ in range(10)]
+    sleeps: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        if not sleeps:
+            for _ in range(5):
+                others.reserve(sleep=lambda _: None)
+            slots.note_sent(first, first.due + 0.05)
+        sleeps.append(seconds)
+        time.sleep(seconds)
+
+    tenth = slots.reserve(sleep=sleep)
+    assert time.monotonic() - (first.due + 0.05) >= 0.1
+    assert tenth.due - first.due < 0.11, "its lateness is told by its own slot"
+
+
 def test_a_pause_holds_back_every_process(
     connection: psycopg.Connection, other: psycopg.Connection
 ) -> None:

@@ -31,6 +31,7 @@ def test_a_backfill_killed_half_way_goes_on_by_itself_and_ends_in_the_same_rows(
             os.killpg(pid, signal.SIGKILL)
     up.kill()
     up.wait()
+    await_that(lambda: not installation.children, "what was killed has ended")
     EmbeddedServer(installation.home)._run("pg_ctl", "stop", "-m", "immediate", "-D",
                                            installation.home / "postgres" / "data")  # fmt: skip
     asked = exchange.stats().requests - before

@@ -1,6 +1,7 @@
 """What the supervisor does beside starting and stopping, which tests/integration shows."""
 
 import errno
+import os
 import shutil
 import subprocess
 import time
@@ -12,6 +13,7 @@ from pydantic import SecretStr
 
 from trading_pipelines.database.connection import DatabaseUrls
 from trading_pipelines.runtime import supervisor
+from trading_pipelines.runtime.home import Home, RunningServices, ServicesError
 from trading_pipelines.runtime.supervisor import Supervisor
 from trading_pipelines.settings.environment import Environment
 
@@ -85,3 +87,25 @@ def test_on_a_full_disk_a_log_is_emptied_without_a_copy_and_the_watch_goes_on(
         (logs / "daemon.log").write_text("x" * 101)
         await_that(lambda: (logs / "daemon.log").stat().st_size == 0, "truncation")
     assert not (logs / "daemon.log.1").exists()
+
+
+def test_while_services_start_the_address_of_those_that_were_killed_is_not_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    environment = Environment(
+        trading_pipelines_home=tmp_path, database_url=SecretStr("postgresql://h/market")
+    )
+    home = Home.of(environment)
+    home.record_services(RunningServices(1, "http://127.0.0.1:1", {"daemon": 1}))
+    seen = []
+
+    def refuse(_: DatabaseUrls) -> None:
+        seen.append(home.running_services())
+        raise ServicesError("held elsewhere")
+
+    monkeypatch.setattr(supervisor, "refuse_where_held", refuse)
+    with pytest.raises(ServicesError), Supervisor(
+        environment, DatabaseUrls("market", "dagster"), tmp_path / "strategy.yaml"
+    ):  # fmt: skip
+        pass
+    assert seen == [RunningServices(os.getpid(), "", {})]

@@ -15,6 +15,7 @@ from concurrent.futures import CancelledError, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import tenacity
@@ -243,6 +244,8 @@ class Exchange:
         if question.called_off.is_set():
             raise CancelledError
         question.spent.requests += 1
+        # At once: an answer may take longer than the tenth request after it waits for its slot.
+        api.on_sent = partial(self._slots.note_sent, slot)
         since = time.monotonic()
         try:
             answer = ask(api)
@@ -254,8 +257,6 @@ class Exchange:
             self._note_latency(None)
             raise self._slots.block(blocked.retry_after, slot) from None
         seconds = time.monotonic() - since
-        if api.sent_at is not None:
-            self._slots.note_sent(slot, api.sent_at)
         self._note_latency(seconds)
         self._note_headers(slot)
         return answer

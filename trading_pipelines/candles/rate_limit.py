@@ -24,6 +24,8 @@ LEAST = 1 - (SPACING - 1) / 2
 EARLY_SECONDS = 0.02
 # What Upbit allows an address, however little of it this installation is set to take.
 EXCHANGE_LIMIT = 10
+# More than are ever reserved ahead of their time: 16 requests of each of four runs, and the bot's.
+REMEMBERED = 100
 # A request that leaves later than this after its slot is noted.
 LATE_SECONDS = 0.01
 # A run's log says nothing of shorter waits.
@@ -33,14 +35,15 @@ RESERVE = """
 UPDATE trading_pipelines.request_slots AS slots
 SET next_at = slot.at + %(interval)s, recent = (array_prepend(slot.at, recent))[1:%(remembered)s]
 FROM (SELECT exchange, greatest(next_at, clock_timestamp(),
-          recent[%(remembered)s] + %(interval)s * %(remembered)s * %(least)s) AS at
+          recent[%(limit)s] + %(ten_take)s) AS at
       FROM trading_pipelines.request_slots WHERE exchange = %(exchange)s FOR UPDATE) AS slot
 WHERE slots.exchange = slot.exchange
 RETURNING slot.at, slot.at - clock_timestamp(), blocked_until,
     blocked_until > clock_timestamp(),
     (SELECT count(*) FROM unnest(recent) AS past WHERE past > slot.at - interval '1 second')
 """
-# A request that left late is close to those that follow it: the tenth after it leaves late as well.
+# A request that left late is close to those that follow it: the tenth after it leaves late as well,
+# though it may have reserved its slot before.
 NOTE_SENT = """
 UPDATE trading_pipelines.request_slots
 SET recent = array_replace(recent, %(reserved)s, %(sent)s) WHERE exchange = %(exchange)s
@@ -58,7 +61,8 @@ SET next_at = greatest(next_at, now() + %(pause)s),
 WHERE exchange = %(exchange)s
 """
 STANDING = """
-SELECT blocked_until, blocked_until > clock_timestamp(), held_until > %(at)s
+SELECT blocked_until, blocked_until > clock_timestamp(), held_until > %(at)s, greatest(
+    interval '0', recent[array_position(recent, %(at)s) + %(limit)s] + %(ten_take)s - %(at)s)
 FROM trading_pipelines.request_slots WHERE exchange = %(exchange)s
 """
 # Upbit's blocks grow with each offence; without a Retry-After the pause doubles from a minute to an
@@ -124,7 +128,7 @@ class Clock:
 
 @dataclass(frozen=True)
 class Slot:
-    """A reserved request: its moment (UTC), and how many of ours (at most 10) lie in its second."""
+    """A reserved request: its moment (UTC), and how many of ours lie in its second."""
 
     at: datetime
     in_last_second: int
@@ -149,8 +153,9 @@ class RequestSlots:
         self._arguments: dict[str, object] = {
             "exchange": exchange,
             "interval": timedelta(seconds=self.spacing),
-            "remembered": EXCHANGE_LIMIT,
-            "least": LEAST,
+            "remembered": REMEMBERED,
+            "limit": EXCHANGE_LIMIT,
+            "ten_take": timedelta(seconds=self.spacing * EXCHANGE_LIMIT * LEAST),
         }
         connection.execute(
             "INSERT INTO trading_pipelines.request_slots (exchange) VALUES (%s) "
@@ -176,8 +181,9 @@ class RequestSlots:
                 if seconds > LONG_WAIT_SECONDS:
                     say(f"waiting {seconds:.0f} s for the next request that the rate limit leaves")
                 sleep(max(0.0, seconds - EARLY_SECONDS))
-                blocked_until, blocked, is_void = self._row(STANDING, at=at)
-                sleep(max(0.0, min(EARLY_SECONDS, due - time.monotonic())))
+                blocked_until, blocked, is_void, delay = self._row(STANDING, at=at)
+                left = min(EARLY_SECONDS, due - time.monotonic())
+                sleep(max(0.0, left + delay.total_seconds()))
             if blocked:
                 raise BlockedError(self._exchange, blocked_until)
             if not is_void:
@@ -196,7 +202,7 @@ class RequestSlots:
             )
 
     def note_sent(self, slot: Slot, at: float) -> None:
-        """Record that the slot's request left late, where it did: `at`, in monotonic seconds."""
+        """Record that the slot's request leaves late, where it does: `at`, in monotonic seconds."""
         if at - slot.due > LATE_SECONDS:
             sent = slot.at + timedelta(seconds=at - slot.due)
             self._connection.execute(

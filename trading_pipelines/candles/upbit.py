@@ -47,6 +47,8 @@ class Upbit:
     def __init__(self, base_url: str, timeout_seconds: float) -> None:
         self._base_url = base_url
         self._session = BoundedSession(timeout_seconds, MOST_BYTES)
+        self.on_sent: Callable[[float], object] = lambda _: None
+        """Called when the request leaves, with the moment in monotonic seconds."""
         # No password of a ~/.netrc.
         self._session.auth = lambda request: request
         self._client = ccxt.upbit(
@@ -83,6 +85,7 @@ class Upbit:
         self, ask: Callable[[dict[str, object]], object], symbol: str, to: datetime, **path: object
     ) -> object:
         self._session.answer = None
+        self._session.on_sent = self.on_sent
         error: Exception | None = None
         try:
             ask(
@@ -99,11 +102,6 @@ class Upbit:
         if self._session.answer is None:
             raise RetryableError(f"no answer: {type(error).__name__}: {_cause(error)}") from error
         return _content(self._session.answer)
-
-    @property
-    def sent_at(self) -> float | None:
-        """When the last request left, in monotonic seconds; None where it may not have."""
-        return self._session.sent_at
 
     @property
     def answer_headers(self) -> Mapping[str, str]:

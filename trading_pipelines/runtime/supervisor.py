@@ -91,14 +91,14 @@ class Supervisor:
                 + ": stop them with `trading-pipelines down`, or set TRADING_PIPELINES_HOME"
             )
         try:
+            # Services that were killed have left theirs behind: their address was taken for ours.
+            self._record()
             if _is_taken(self._port):
                 raise ServicesError(
                     f"port {self._port} is taken: choose another with --port, or stop what is there"
                 )
             refuse_where_held(self._urls)
-            # Services that were killed have left theirs behind.
             self._stop_flag.unlink(missing_ok=True)
-            self._record()
             start_with_settings(self._with_config)
             # A backfill's services have it off, and need no reader.
             self._reads_live = read_settings(self._with_config).settings.data.refresh
