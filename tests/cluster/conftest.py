@@ -27,7 +27,7 @@ import pandas as pd
 import pytest
 
 from tests.conftest import PRICES, SEED, SYMBOLS, generated
-from tests.integration.conftest import UNANSWERED, exact, rejections_in
+from tests.integration.conftest import FAILURES, UNANSWERED, exact, rejections_in
 from trading_pipelines.settings.strategy import (
     AlertSettings,
     DataSettings,
@@ -284,7 +284,9 @@ class Cluster:
             "SELECT status FROM bulk_actions ORDER BY timestamp DESC LIMIT 1",
             "trading_pipelines_dagster",
         )
-        assert may_fail or ends == "COMPLETED_SUCCESS", f"{ends}: every run of it ends well"
+        assert may_fail or ends == "COMPLETED_SUCCESS", (
+            f"{ends}: every run of it ends well\n{self.sql(FAILURES, 'trading_pipelines_dagster')}"
+        )
         if may_fail:
             self.until(
                 lambda: self.differences(first, last) == 0, "the ticks fetch what is missing"

@@ -29,6 +29,8 @@ def is_ready(cluster: Cluster, component: str, but: str) -> bool:
     ("component", "expected"),
     [
         ("daemon", NOTHING_LOST),
+        ("code-server", NOTHING_LOST),
+        ("n8n", NOTHING_LOST),
         # Dagster's own writes wait for a second or two, and the run that meets that fails.
         ("postgres", f"{NOTHING_LOST}, runs that fail of it are made up for by the next ticks"),
     ],

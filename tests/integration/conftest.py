@@ -34,6 +34,11 @@ SELECT body ->> 'idempotency_key', count(*) FROM trading_pipelines.alert_deliver
 JOIN trading_pipelines.alert_attempts ON delivery_id = alert_deliveries.id
 WHERE outcome IS DISTINCT FROM 'delivered' GROUP BY 1
 """
+FAILURES = """
+SELECT run_id, timestamp, left(event::json -> 'dagster_event' ->> 'message', 400)
+FROM event_logs WHERE run_id IN (SELECT run_id FROM runs WHERE status = 'FAILURE')
+AND dagster_event_type IN ('PIPELINE_FAILURE', 'STEP_FAILURE', 'ENGINE_EVENT') ORDER BY id
+"""
 PRICES = ["open", "high", "low", "close", "volume"]
 
 
@@ -84,6 +89,11 @@ class Installation:
     def market_url(self) -> str:
         """The embedded market database."""
         return EmbeddedServer(self.home).url(SCHEMA)
+
+    def failures(self) -> str:
+        """Return what Dagster's events say of the runs that have failed, for an assertion."""
+        with psycopg.connect(EmbeddedServer(self.home).url("dagster")) as connection:
+            return "\n".join(" ".join(map(str, row)) for row in connection.execute(FAILURES))
 
     def stored(self) -> pd.DataFrame:
         """Return every one-minute candle of the database."""

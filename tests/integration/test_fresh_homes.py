@@ -42,7 +42,7 @@ def test_a_backfill_killed_half_way_goes_on_by_itself_and_ends_in_the_same_rows(
     await_that(lambda: bool(installation.url), "up starts again on the same home")
     with connect(installation.market_url) as connection:
         outcome = follow(connection, installation.url, backfill_id, target, lambda _: None)
-    assert outcome.succeeded
+    assert outcome.succeeded, installation.failures()
     assert outcome.failed == []
     assert exact(installation.stored()) == exact(recorded)
     # Of 760 requests; the pages on their way and the days begun are asked for again.
