@@ -93,7 +93,6 @@ class Report:
     bases: list[str] = field(default_factory=list)
     layers: str = ""
     services: list[str] = field(default_factory=list)
-    secrets: list[str] = field(default_factory=list)
     rows: list[Row] = field(default_factory=list)
 
     @contextmanager
@@ -112,7 +111,6 @@ class Report:
             self.layers,
             "| service | healthy after | memory at rest | limit |\n|---|---:|---:|---:|\n"
             + "\n".join(self.services),
-            "| service | secrets in its environment |\n|---|---|\n" + "\n".join(self.secrets),
             "| what was done | expected | found | seconds |\n|---|---|---|---:|\n"
             + "\n".join(map(str, self.rows)),
         ]
@@ -149,7 +147,7 @@ def market(recorded: pd.DataFrame) -> Market:
 
 @pytest.fixture(scope="session")
 def folder(market: Market) -> Iterator[Path]:
-    """The settings and the exchange's recording, readable by the containers' users."""
+    """The settings, the secrets and the exchange's recording, readable by the containers' users."""
     path = Path(tempfile.mkdtemp(prefix="tpcontainers"))
     path.chmod(0o755)
     market.rows.to_csv(path / "recording.csv", index=False)
@@ -161,6 +159,8 @@ def folder(market: Market) -> Iterator[Path]:
         ),
         path / "strategy.yaml",
     )
+    make_secrets = [ROOT / "deploy" / "make_secrets.sh", path / "secrets"]
+    subprocess.run(make_secrets, env=os.environ | PLANTED, check=True)
     yield path
     shutil.rmtree(path)
 
@@ -211,7 +211,10 @@ class Installation:
         return ["compose", "--project-name", PROJECT, *named]
 
     def variables(self) -> dict[str, str]:
-        """Return the environment of its compose: the secrets, and what override.yaml asks for."""
+        """Return the environment of its compose: what override.yaml asks for, and the secrets.
+
+        Those are for the versions that had them there.
+        """
         return {
             **os.environ, **PLANTED, "IMAGE": self.image, "STAND_INS": IMAGE, "TESTS": f"{HERE}",
             "FOLDER": f"{self.folder}", "POSTGRES_DEVICE": self.device or "",

@@ -114,21 +114,20 @@ def test_a_container_can_change_and_do_nothing_but_its_work(
     assert {port["HostIp"] for port in ports} <= {"127.0.0.1"}
 
 
-def test_no_secret_is_in_a_log_or_a_process_list(
+def test_no_secret_is_in_an_environment_a_log_or_a_process_list(
     installation: Installation, report: Report
 ) -> None:
-    for service in SERVICES:
-        name = f"{PROJECT}-{service}-1"
-        logs = subprocess.run(["docker", "logs", name], capture_output=True, text=True, check=True)
-        seen = logs.stdout + logs.stderr + docker("top", name, "-eo", "pid,args")
-        assert [secret for secret in PLANTED.values() if secret in seen] == []
-        variables = installation.inspect(service)["Config"]["Env"]
-        found = [
-            variable.split("=")[0]
-            for variable in variables
-            if any(secret in variable for secret in PLANTED.values())
-        ]
-        report.secrets.append(f"| {service} | {', '.join(found)} |")
+    with report.timed(
+        "`docker inspect`, `logs` and `top` of all six, searched for each secret", "none is there"
+    ):
+        for service in SERVICES:
+            name = f"{PROJECT}-{service}-1"
+            logs = subprocess.run(
+                ["docker", "logs", name], capture_output=True, text=True, check=True
+            )
+            seen = docker("inspect", name) + docker("top", name, "-eo", "pid,args")
+            seen += logs.stdout + logs.stderr
+            assert [secret for secret in PLANTED.values() if secret in seen] == [], service
 
 
 def killed(installation: Installation, service: str) -> float:

@@ -1,7 +1,11 @@
 """compose.yaml: its form, what it opens, what it is given."""
 
+import os
 import re
+import shutil
+import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,8 +15,22 @@ from tests.deploy.conftest import DEPLOY, ROOT, tool
 
 FILE = DEPLOY / "compose.yaml"
 ONE_SHOTS = {"migrate"}
-SECRETS = {"POSTGRES_PASSWORD", "N8N_WEBHOOK_SECRET", "N8N_ENCRYPTION_KEY", "DISCORD_WEBHOOK_URL"}
-MAY_BE_EMPTY = {"HEARTBEAT_URL", "NO_PROXY", "REDIS_URL", "REDIS_PASSWORD"}
+OF_OURS = {"DATABASE_URL"}
+OF_ALERTING = OF_OURS | {"N8N_WEBHOOK_SECRET", "DISCORD_WEBHOOK_URL", "HEARTBEAT_URL", "REDIS_URL"}
+SECRETS = {
+    "postgres": {"POSTGRES_PASSWORD"},
+    "migrate": OF_OURS,
+    "code-server": OF_ALERTING,
+    "webserver": OF_OURS,
+    "daemon": OF_ALERTING,
+    "live": OF_OURS,
+    "n8n": {"N8N_ENCRYPTION_KEY", "N8N_WEBHOOK_SECRET", "DISCORD_WEBHOOK_URL"},
+    "redis": {"REDIS_PASSWORD"},
+}
+PLANTED = {
+    "DISCORD_WEBHOOK_URL": "https://discord.example/api/webhooks/1/planted",
+    "N8N_ENCRYPTION_KEY": "planted-key",
+}
 
 
 @pytest.fixture(scope="module")
@@ -36,15 +54,84 @@ def test_it_has_the_form_that_compose_demands() -> None:
     tool("check-jsonschema", "--builtin-schema", "vendor.compose-spec", FILE)
 
 
-def test_a_secret_comes_from_outside_and_its_absence_stops_the_start() -> None:
-    used = re.findall(r"(?<!\$)\$\{(\w+)(:\?|:-)?([^}]*)\}", FILE.read_text())
-    wanted = {name for name, how, _ in used if how == ":?"}
-    assert wanted == SECRETS
-    assert {name for name, how, said in used if how == ":-" and not said} == MAY_BE_EMPTY
-    assert not any(said for _, how, said in used if how == ":-"), "a default"
-    assert {name for name, *_ in used} == SECRETS | MAY_BE_EMPTY
+def test_a_service_has_the_secrets_it_needs_and_each_is_a_file(services: dict[str, Any]) -> None:
+    assert {name: {*one.get("secrets", ())} for name, one in services.items()} == SECRETS
+    files = {name: one["file"] for name, one in yaml.safe_load(FILE.read_text())["secrets"].items()}
+    assert files == {name: f"./secrets/{name}" for name in set().union(*SECRETS.values())}
+    # Nothing else comes from outside, so that no secret can be in an environment.
+    assert re.findall(r"(?<!\$)\$\{(\w+)", FILE.read_text()) == ["NO_PROXY"]
+    for name, one in services.items():
+        named = {
+            value for key, value in one.get("environment", {}).items() if key.endswith("_FILE")
+        }
+        assert named <= {f"/run/secrets/{secret}" for secret in SECRETS[name]}
+
+
+def test_the_example_names_what_may_be_given_and_holds_nothing() -> None:
     told = re.findall(r"^(\w+)=(.*)$", (DEPLOY / ".env.example").read_text(), re.MULTILINE)
-    assert dict(told) == dict.fromkeys(SECRETS | MAY_BE_EMPTY, "")
+    given = set().union(*SECRETS.values()) - OF_OURS | {"NO_PROXY"}
+    assert dict(told) == dict.fromkeys(given, "")
+
+
+def make_secrets(folder: Path, **given: str) -> subprocess.CompletedProcess[str]:
+    """Run the script in a clone of its own, which has the folder's .env."""
+    path = {"PATH": os.environ["PATH"]}
+    return subprocess.run(
+        [folder / "make_secrets.sh"], env=path | given, capture_output=True, text=True, check=False
+    )
+
+
+@pytest.fixture
+def deploy(tmp_path: Path) -> Path:
+    shutil.copy(DEPLOY / "make_secrets.sh", tmp_path)
+    return tmp_path
+
+
+def written(deploy: Path) -> dict[str, str]:
+    return {path.name: path.read_text() for path in (deploy / "secrets").iterdir()}
+
+
+def test_secrets_are_files_that_the_containers_users_read_and_nobody_else(deploy: Path) -> None:
+    (deploy / ".env").write_text("DISCORD_WEBHOOK_URL=\nREDIS_PASSWORD=of-redis\n")
+    done = make_secrets(deploy, **PLANTED)
+    assert done.returncode == 0, done.stderr
+    found = written(deploy)
+    assert found.keys() == set().union(*SECRETS.values())
+    assert PLANTED.items() <= found.items()
+    assert found["REDIS_PASSWORD"] == "of-redis"
+    assert found["HEARTBEAT_URL"] == ""
+    assert len({found["POSTGRES_PASSWORD"], found["N8N_WEBHOOK_SECRET"]}) == 2
+    assert min(map(len, (found["POSTGRES_PASSWORD"], found["N8N_WEBHOOK_SECRET"]))) == 48
+    assert f":{found['POSTGRES_PASSWORD']}@postgres:5432/" in found["DATABASE_URL"]
+    assert oct((deploy / "secrets").stat().st_mode)[-3:] == "700"
+    assert {oct(path.stat().st_mode)[-3:] for path in (deploy / "secrets").iterdir()} == {"444"}
+    assert not any(value in done.stdout for value in found.values() if value)
+
+
+def test_passwords_stay_and_what_is_given_wins(deploy: Path) -> None:
+    make_secrets(deploy, **PLANTED, HEARTBEAT_URL="https://hc.example/1")
+    before = written(deploy)
+    (deploy / ".env").write_text("DISCORD_WEBHOOK_URL=https://discord.example/2\n")
+    assert make_secrets(deploy).returncode == 0
+    changed = {"DISCORD_WEBHOOK_URL": "https://discord.example/2", "HEARTBEAT_URL": ""}
+    assert written(deploy) == before | changed
+
+
+@pytest.mark.parametrize(
+    ("given", "problem"),
+    [
+        ({}, "DISCORD_WEBHOOK_URL is not set"),
+        (PLANTED | {"POSTGRES_PASSWORD": "s3cret/@"}, "POSTGRES_PASSWORD: letters, digits"),
+    ],
+)
+def test_a_wrong_secret_is_named_not_shown_and_nothing_is_written(
+    deploy: Path, given: dict[str, str], problem: str
+) -> None:
+    done = make_secrets(deploy, **given)
+    assert done.returncode == 1
+    assert done.stderr.startswith(problem)
+    assert "s3cret" not in done.stderr + done.stdout
+    assert written(deploy) == {}
 
 
 def test_no_secret_stands_in_a_command(services: dict[str, Any]) -> None:

@@ -67,8 +67,9 @@ def test_the_image_is_given_what_the_package_is_made_of_and_nothing_else() -> No
     assert {source.removesuffix("/strategy.yaml") for source in sources} == kept
 
 
-def test_the_file_of_secrets_is_ignored_by_git() -> None:
-    subprocess.run(["git", "check-ignore", "--quiet", "deploy/.env"], cwd=ROOT, check=True)
+@pytest.mark.parametrize("file", ["deploy/.env", "deploy/secrets/DATABASE_URL"])
+def test_the_files_of_secrets_are_ignored_by_git(file: str) -> None:
+    subprocess.run(["git", "check-ignore", "--quiet", file], cwd=ROOT, check=True)
 
 
 def test_n8n_is_given_the_settings_that_the_workflows_are_tested_with() -> None:

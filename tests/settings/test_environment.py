@@ -135,6 +135,46 @@ def test_a_wrong_place_for_alerts_is_named_and_never_shown(
     assert "s3cret" not in "".join(traceback.format_exception(caught.value))
 
 
+def test_a_secret_may_be_in_a_file_and_what_is_started_gets_its_value(
+    variables: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name, text in {
+        "database": "postgresql://u:s3cret@db/x\n",
+        "other": "x",
+        "none": "",
+    }.items():
+        (tmp_path / name).write_text(text)
+    variables.setenv("DATABASE_URL", "")  # not set, so that it is the test's to take back
+    variables.setenv("DATABASE_URL_FILE", "database")
+    variables.setenv("N8N_WEBHOOK_SECRET", "wins")
+    variables.setenv("N8N_WEBHOOK_SECRET_FILE", "other")
+    variables.setenv("HEARTBEAT_URL", "")
+    variables.setenv("HEARTBEAT_URL_FILE", "none")
+    environment = load_environment()
+    assert environment.database_url == SecretStr("postgresql://u:s3cret@db/x")
+    assert environment.n8n_webhook_secret == SecretStr("wins")
+    assert environment.heartbeat_url is None
+    assert os.environ["DATABASE_URL"] == "postgresql://u:s3cret@db/x"
+    assert "DATABASE_URL_FILE" not in os.environ, "a scenario without the secret would read it"
+    assert without_secrets("at s3cret") == "at ***"
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [(None, "No such file or directory"), (b"s3cret\xff", "it is no text"), (b"s3cret\0", "it is no text")],
+)  # fmt: skip
+def test_a_file_of_a_secret_that_cannot_be_read_is_named_and_its_content_is_not(
+    variables: pytest.MonkeyPatch, tmp_path: Path, content: bytes | None, problem: str
+) -> None:
+    if content is not None:
+        (tmp_path / "secret").write_bytes(content)
+    variables.setenv("DISCORD_WEBHOOK_URL_FILE", "secret")
+    with pytest.raises(SettingsError) as caught:
+        load_environment()
+    assert str(caught.value) == f"DISCORD_WEBHOOK_URL_FILE: secret can't be read: {problem}"
+    assert "s3cret" not in "".join(traceback.format_exception(caught.value))
+
+
 def test_an_n8n_without_a_secret_is_an_error(variables: pytest.MonkeyPatch) -> None:
     variables.setenv("N8N_URL", "http://n8n:5678")
     with pytest.raises(SettingsError, match=r"^N8N_WEBHOOK_SECRET: not set; N8N_URL is"):

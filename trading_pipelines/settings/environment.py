@@ -133,6 +133,8 @@ class HistoryFileUrls(NamedTuple):
 class Environment(BaseSettings):
     """The environment's variables, named like the fields in capitals; an empty one is not set.
 
+    What is secret may be in a file, which `<NAME>_FILE` names.
+
     Without a `database_url` the embedded server is used, without a `redis_url` no Redis, without an
     `n8n_url` Discord itself, where it is given. Read it with `load_environment`.
     """
@@ -356,16 +358,39 @@ def without_secrets(text: str) -> str:
     Where a variable holds a URL, its password and the last part of its path count as well.
     """
     secrets: set[str] = set()
-    for name, field in Environment.model_fields.items():
-        value = os.environ.get(name.upper(), "")
-        if SecretStr in get_args(field.annotation):
-            password = re.search(r"://[^/?#]*?:([^/?#]*)@", value)
-            path = re.search(r"https?://.*/([^/?#]+)", value)
-            secrets |= {value, *(match[1] for match in (password, path) if match)}
+    for name in _secret_variables():
+        value = os.environ.get(name, "")
+        password = re.search(r"://[^/?#]*?:([^/?#]*)@", value)
+        path = re.search(r"https?://.*/([^/?#]+)", value)
+        secrets |= {value, *(match[1] for match in (password, path) if match)}
     written = {form for secret in secrets for form in (secret, unquote(secret)) if form}
     for form in sorted(written, key=len, reverse=True):
         text = text.replace(form, "***")
     return text
+
+
+def _secret_variables() -> list[str]:
+    fields = Environment.model_fields.items()
+    return [name.upper() for name, field in fields if SecretStr in get_args(field.annotation)]
+
+
+def _read_secret_files() -> list[str]:
+    """Set the variables of secrets that a file holds; return what is wrong with the files.
+
+    `<NAME>_FILE` names it. A variable that is set wins. What we start gets the values alone: a
+    scenario, whose secrets are none, would read the files again.
+    """
+    problems = []
+    for name in _secret_variables():
+        file = os.environ.pop(f"{name}_FILE", "")
+        if not file or os.environ.get(name):
+            continue
+        try:
+            os.environ[name] = Path(file).read_text().strip()
+        except (OSError, ValueError) as error:
+            why = getattr(error, "strerror", "it is no text")
+            problems.append(f"{name}_FILE: {file} can't be read: {why}")
+    return problems
 
 
 def spare_from_proxies(*hosts: str) -> None:
@@ -389,14 +414,18 @@ def load_environment() -> Environment:
 
     Proxies are kept away from what is ours, as `spare_from_proxies` does.
     """
+    problems = _read_secret_files()
     try:
         environment = Environment()
         # gRPC would ask the proxy for the code server.
         spare_from_proxies(environment.code_server.rpartition(":")[0])
-        if not environment.n8n_url or environment.n8n_webhook_secret:
+        if environment.n8n_url and not environment.n8n_webhook_secret:
+            problems.append(
+                "N8N_WEBHOOK_SECRET: not set; N8N_URL is, and n8n refuses what has no secret"
+            )
+        if not problems:
             return environment
-        problems = ["N8N_WEBHOOK_SECRET: not set; N8N_URL is, and n8n refuses what has no secret"]
     except ValidationError as error:
-        problems = [f"{str(item['loc'][0]).upper()}: {item['msg']}" for item in error.errors()]
+        problems += [f"{str(item['loc'][0]).upper()}: {item['msg']}" for item in error.errors()]
     # Raised out here, where no traceback carries the first error: that one holds the values.
     raise SettingsError("\n".join(problems))
