@@ -1,5 +1,6 @@
 """One installation by compose: it works, it is locked in, and it heals."""
 
+import json
 import os
 import re
 import shlex
@@ -125,8 +126,8 @@ def test_no_secret_is_in_an_environment_a_log_or_a_process_list(
             logs = subprocess.run(
                 ["docker", "logs", name], capture_output=True, text=True, check=True
             )
-            seen = docker("inspect", name) + docker("top", name, "-eo", "pid,args")
-            seen += logs.stdout + logs.stderr
+            seen = json.dumps(installation.inspect(service)) + logs.stdout + logs.stderr
+            seen += docker("top", name, "-eo", "pid,args")
             assert [secret for secret in PLANTED.values() if secret in seen] == [], service
 
 

@@ -94,7 +94,7 @@ class Compose:
     folder: Path
     services: dict[str, Any]
     hosts: dict[str, str]
-    """What a host and port of compose's network is here."""
+    """What a host and port of compose's network is here, and the folder of the secrets."""
     extra: dict[str, str]
     running: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
@@ -105,14 +105,14 @@ class Compose:
         if "env_file" in definition:
             lines = (DEPLOY / definition["env_file"]).read_text().splitlines()
             found = dict(line.split("=", 1) for line in lines if "=" in line and line[0] != "#")
-        found |= definition["environment"]
+        found |= definition.get("environment", {})
         path = f"{self.folder / 'bin'}:{Path(sys.executable).parent}:{os.environ['PATH']}"
         return {name: self.here(value) for name, value in found.items()} | {
             "PATH": path, "HOME": str(self.folder), **self.extra
         }  # fmt: skip
 
     def here(self, text: str) -> str:
-        """Return the text with compose's hosts as they are here."""
+        """Return the text with compose's hosts and folder of secrets as they are here."""
         for host, local in self.hosts.items():
             text = text.replace(host, local)
         return text
@@ -122,7 +122,8 @@ class Compose:
         definition = self.services[service]
         if "entrypoint" in definition:
             imported = shlex.join([str(IMPORT), str(DEPLOY.parent / "config")])
-            return [word.replace("/import.sh", imported) for word in definition["entrypoint"]]
+            words = [*definition["entrypoint"], *definition["command"]]
+            return [self.here(word.replace("/import.sh", imported)) for word in words]
         words = ["trading-pipelines", *definition["command"]]
         if "--host" in words:
             words[words.index("--host") + 1] = "127.0.0.1"
@@ -259,7 +260,7 @@ def inbox() -> Iterator[DiscordInbox]:
 
 @pytest.fixture(scope="module")
 def compose(exchange: ReplayExchange, inbox: DiscordInbox) -> Iterator[Compose]:
-    """The services' definitions, a Postgres that is up, and secrets planted in the environment."""
+    """The services' definitions, a Postgres that is up, and planted secrets."""
     command = installed_n8n()
     if command is None:
         pytest.skip("n8n is not installed: run deploy/install_n8n.sh, or set N8N_COMMAND")
@@ -286,7 +287,8 @@ def compose(exchange: ReplayExchange, inbox: DiscordInbox) -> Iterator[Compose]:
         ),
         folder / "strategy.yaml",
     )
-    services = yaml.safe_load(interpolated(COMPOSE.read_text(), secrets))["services"]
+    hosts["/run/secrets"] = str(folder / "secrets")
+    services = yaml.safe_load(interpolated(COMPOSE.read_text(), {}))["services"]
     extra = {
         "TRADING_PIPELINES_HOME": str(folder / "home"),
         "TRADING_PIPELINES_CONFIG": str(folder / "strategy.yaml"),
@@ -298,6 +300,12 @@ def compose(exchange: ReplayExchange, inbox: DiscordInbox) -> Iterator[Compose]:
         "N8N_USER_FOLDER": str(folder / "n8n"),
     }
     found = Compose(folder, services, hosts, extra)
+    make_secrets = [DEPLOY / "make_secrets.sh", folder / "secrets"]
+    subprocess.run(make_secrets, env=os.environ | secrets, check=True)
+    of_database = folder / "secrets" / "DATABASE_URL"
+    database = of_database.read_text()
+    of_database.chmod(0o600)
+    of_database.write_text(found.here(database))
     with postgres(hosts["postgres:5432"], PLANTED["POSTGRES_PASSWORD"]):
         yield found
         for service in found.running:
@@ -353,7 +361,7 @@ def test_the_services_come_up_heal_a_killed_code_server_deliver_and_keep_their_s
         exchange.latency = 0.0
         said, _ = backfill.communicate(timeout=280)
         assert backfill.returncode == 0, said
-        market = compose.environment("daemon")["DATABASE_URL"]
+        market = (compose.folder / "secrets" / "DATABASE_URL").read_text()
         wanted = recorded[
             recorded.symbol.isin(SYMBOLS[:2])
             & (recorded.timestamp_utc >= datetime.combine(DAYS[0], datetime.min.time(), UTC))

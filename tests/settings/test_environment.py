@@ -161,8 +161,12 @@ def test_a_secret_may_be_in_a_file_and_what_is_started_gets_its_value(
 
 @pytest.mark.parametrize(
     ("content", "problem"),
-    [(None, "No such file or directory"), (b"s3cret\xff", "it is no text"), (b"s3cret\0", "it is no text")],
-)  # fmt: skip
+    [
+        (None, "No such file or directory"),
+        (b"s3cret\xff", "it is no text"),
+        (b"s3cret\0", "it is no text"),
+    ],
+)
 def test_a_file_of_a_secret_that_cannot_be_read_is_named_and_its_content_is_not(
     variables: pytest.MonkeyPatch, tmp_path: Path, content: bytes | None, problem: str
 ) -> None:
