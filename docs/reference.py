@@ -51,8 +51,8 @@ file; of them only the exits in `regimes` are read.
 VARIABLES = """\
 ## Environment variables
 
-They are read when a command starts; an empty one counts as not set. A secret, or a URL that may hold
-one, can be in a file instead, which `<NAME>_FILE` names (`REDIS_URL_FILE=/run/secrets/REDIS_URL`).
+They are read when a command starts; an empty one counts as not set. A secret or a URL that
+holds one can be in a file, which `<NAME>_FILE` names (`REDIS_URL_FILE=/run/secrets/REDIS_URL`).
 """
 # Where the model has a description of a variable, that is taken; a test allows no second one here.
 MEANINGS = {
