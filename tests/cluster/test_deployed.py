@@ -230,18 +230,25 @@ def test_the_arrows_of_the_table_exist_across_nodes_and_no_others(deployed: Clus
                 OTHER_PORT: (OUTSIDE[0], 80), NEIGHBOUR: (neighbour, 4000),
                 INSIDE: (MACHINE, 443), KUBELET: (node_address, 10250),
             }  # fmt: skip
-            wanted, found = {}, {}
-            for (component, node), pod in pods.items():
-                name = pod["metadata"]["name"]
-                answer = deployed.kubectl(
-                    "exec", name, "--", "python", "-c", TRY, json.dumps([*places.values()])
-                )
-                opened = dict(zip(places, json.loads(answer), strict=True))
-                found[component, node] = {place for place, is_open in opened.items() if is_open}
-                wanted[component, node] = ARROWS[component] | (
-                    {NEIGHBOUR} if name == beside else set()
-                )
-            assert found == wanted
+            found: dict[tuple[str, str], set[str]] = {}
+            wanted = {
+                one: ARROWS[one[0]] | ({NEIGHBOUR} if pod["metadata"]["name"] == beside else set())
+                for one, pod in pods.items()
+            }
+
+            def is_obeyed() -> bool:
+                for one, pod in pods.items():
+                    answer = deployed.kubectl(
+                        "exec", pod["metadata"]["name"], "--",
+                        "python", "-c", TRY, json.dumps([*places.values()]),
+                    )  # fmt: skip
+                    opened = zip(places, json.loads(answer), strict=True)
+                    found[one] = {place for place, is_open in opened if is_open}
+                assert found == wanted
+                return True
+
+            # The network learns of a pod, and of its policies, a moment after it has begun.
+            deployed.until(is_obeyed, "the policies of the new pods are obeyed", 120)
             row["found"] = (
                 f"{len(pods) * len(places)} tried, {sum(map(len, found.values()))} of them open, "
                 "as in the table"
