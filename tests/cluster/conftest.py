@@ -371,8 +371,8 @@ def stand_ins(address: str | None) -> Iterator[tuple[ReplayExchange, DiscordInbo
     port = 0 if address else 443
     hosts = (address, address) if address else OUTSIDE
     if not address:
-        # They stand for machines of their own, and the cluster's processes weigh four times as much:
-        # an exchange that takes requests in late counts eleven in a second.
+        # They stand for machines of their own, and the cluster's processes weigh four times as
+        # much: an exchange that takes requests in late counts eleven in a second.
         os.setpriority(os.PRIO_PROCESS, 0, -20)
     with (
         ReplayExchange(
