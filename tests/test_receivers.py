@@ -16,7 +16,8 @@ from trading_pipelines.candles.upbit import Upbit
 from trading_pipelines.runtime import graphql
 from trading_pipelines.sensors import heartbeat
 
-SECONDS = 0.5
+# On a busy machine the connection alone took more than half a second once.
+SECONDS = 1.0
 BODY = {"type": "TEST", "level": "INFO", "message": "m", "timestamp": "2025-09-10T12:00:00+00:00"}
 
 
