@@ -24,7 +24,7 @@ LEAST = 1 - (SPACING - 1) / 2
 EARLY_SECONDS = 0.02
 # What Upbit allows an address, however little of it this installation is set to take.
 EXCHANGE_LIMIT = 10
-# More than are ever reserved ahead of their time: 16 requests of each of four runs, and the bot's.
+# More than are ever reserved ahead of their time: 16 of each of four runs, and the live edge's.
 REMEMBERED = 100
 # A request that leaves later than this after its slot is noted.
 LATE_SECONDS = 0.01
