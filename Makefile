@@ -15,7 +15,7 @@ unexport PYTHONDONTWRITEBYTECODE
 .DEFAULT_GOAL := help
 .PHONY: help demo drill up down status health test test-e2e test-faults test-containers \
 	test-kubernetes kubernetes-tools reliability soak n8n browser redis-server pgbouncer faketime \
-	chromium lint types bench docs screenshots lock audit sbom clean
+	chromium debootstrap iptables lint types bench docs screenshots lock audit sbom clean
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -68,7 +68,7 @@ n8n: ## Install the n8n that tests, demo and benchmark run, outside the clone (2
 browser: $(DEV) chromium
 	@$(BIN)/python -c 'import playwright' 2>/dev/null || { $(call install,playwright==1.65.2); }
 
-redis-server pgbouncer faketime chromium:
+redis-server pgbouncer faketime chromium debootstrap iptables:
 	@command -v $@ >/dev/null || ! command -v apt-get >/dev/null || { \
 		test "$$(id -u)" = 0 || sudo=$$(command -v sudo); \
 		echo "installing $@, which the tests start"; \

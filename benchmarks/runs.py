@@ -66,14 +66,21 @@ def used_cpu() -> float:
 
 
 def measure(
-    days: int, symbols: int, rate: float | None, latency: float, slow: float, *, signals: bool
+    days: int,
+    symbols: int,
+    rate: float | None,
+    latency: float,
+    slow: float,
+    *,
+    signals: bool,
+    files: bool,
 ) -> tuple[dict[str, float], list[tuple[Any, ...]]]:
     """Return the figures of one backfill, and its runs."""
     today = datetime.now(UTC).date()
     target = BackfillTarget(SYMBOLS[:symbols], today - DAY * days, today - DAY)
     settings = StrategySettings(
         symbols=list(SYMBOLS[:symbols]),
-        data=DataSettings(start_date=target.first, refresh=False),
+        data=DataSettings(start_date=target.first, refresh=False, history_files=files),
         exchange=ExchangeSettings(requests_per_second=rate or 1000.0),
     )
     with ExitStack() as stack:
@@ -109,6 +116,7 @@ def measure(
         "idle": sum(gaps),
         "longest gap": max(gaps, default=0.0),
         "a second": len(asked) / max(asked[-1] - asked[0], 0.001),
+        "files": exchange.stats().files,
         "runs": len(runs),
         "failed runs": states["FAILURE"],
         "CPU": used_cpu() - cpu,
@@ -124,13 +132,18 @@ def main(
     times: int = 1,
     *,
     signals: bool = True,
+    files: bool = False,
     show_runs: bool = False,
 ) -> None:
-    """Measure and print."""
+    """Measure and print; --files: closed days come from history files."""
     console = Console(width=200)
-    table = Table(title=f"{symbols} symbols x {days} days, signals: {signals}, slow: {slow} s")
+    table = Table(
+        title=f"{symbols} symbols x {days} days, signals: {signals}, files: {files}, slow: {slow} s"
+    )
     for _ in range(times):
-        figures, runs = measure(days, symbols, rate or None, latency, slow, signals=signals)
+        figures, runs = measure(
+            days, symbols, rate or None, latency, slow, signals=signals, files=files
+        )
         if not table.columns:
             for column in figures:
                 table.add_column(column, justify="right")

@@ -14,6 +14,7 @@ root=$cache/base-images/trixie
 slim() { # Debian's own packages as in its slim image: no documentation, no translations
 	test ! -d "$root" || return 0
 	test "$(id -u)" = 0 || { echo "no registry answers, and a stand-in takes root" >&2; exit 1; }
+	make --silent --directory="$here/../.." debootstrap >&2
 	command -v debootstrap >/dev/null || { echo "no registry answers, and a stand-in takes debootstrap" >&2; exit 1; }
 	mkdir -p "$root.new"
 	# What the official images of Python, Postgres and Node link to, so that one root serves all three.

@@ -4,7 +4,7 @@
 #   tests/containers/engine.sh stop                (kill: at once, as a crash does)
 # That is your own Docker where it answers and has compose; else Docker 26 of Debian's packages, as root
 # on Linux: unpacked into ~/.cache/trading-pipelines/engine (350 MB, once), on a socket of its own, with
-# images and volumes of its own. Nothing is installed on the machine.
+# images and volumes of its own. Nothing is installed on the machine but iptables, where it is missing.
 set -euo pipefail
 engine=${ENGINE:-$HOME/.cache/trading-pipelines/engine}
 log=$engine/dockerd.log
@@ -15,6 +15,7 @@ say() { echo "$*" >&2; }
 install() ( # in a shell of its own, as it changes the folder
 	test ! -x "$engine/cli" || exit 0
 	test "$(id -u)" = 0 || { say "no Docker answers, and starting one takes root"; exit 1; }
+	make --silent --directory="${0%/*}/../.." iptables >&2
 	for program in apt-get dpkg iptables; do
 		command -v "$program" >/dev/null || { say "no Docker answers, and installing one takes $program"; exit 1; }
 	done

@@ -245,7 +245,7 @@ class Exchange:
             raise CancelledError
         question.spent.requests += 1
         # At once: an answer may take longer than the tenth request after it waits for its slot.
-        api.on_sent = partial(self._slots.note_sent, slot)
+        api.on_sent(partial(self._slots.note_sent, slot))
         since = time.monotonic()
         try:
             answer = ask(api)

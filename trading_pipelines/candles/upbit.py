@@ -47,8 +47,6 @@ class Upbit:
     def __init__(self, base_url: str, timeout_seconds: float) -> None:
         self._base_url = base_url
         self._session = BoundedSession(timeout_seconds, MOST_BYTES)
-        self.on_sent: Callable[[float], object] = lambda _: None
-        """Called when the request leaves, with the moment in monotonic seconds."""
         # No password of a ~/.netrc.
         self._session.auth = lambda request: request
         self._client = ccxt.upbit(
@@ -62,6 +60,10 @@ class Upbit:
             }
         )
         spare_from_proxies()
+
+    def on_sent(self, call: Callable[[float], object]) -> None:
+        """Have it called when a request leaves, with the moment in monotonic seconds."""
+        self._session.on_sent = call
 
     def connect(self) -> None:
         """Open the connection of the next request, which then leaves when it is sent."""
@@ -85,7 +87,6 @@ class Upbit:
         self, ask: Callable[[dict[str, object]], object], symbol: str, to: datetime, **path: object
     ) -> object:
         self._session.answer = None
-        self._session.on_sent = self.on_sent
         error: Exception | None = None
         try:
             ask(
