@@ -199,7 +199,8 @@ node) # a further node, or the same again after `lose`
 	agents "$n"
 	;;
 lose) # as if its power had gone
-	kill -9 "$(holder "${2:?which node}")"
+	inside "${2:?which node}" ip link set eth0 down # first: the end of a process closes its connections
+	kill -9 "$(holder "$2")"
 	rm "$K/run/node$2.pid"
 	;;
 load) inside "${2:?which node}" ctr -n k8s.io images import - ;;

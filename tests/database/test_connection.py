@@ -88,6 +88,20 @@ def test_a_session_is_in_utc_whatever_the_databases_zone(
     assert (zone, str(moment)) == ("UTC", "2025-09-01 00:00:00+00:00")
 
 
+def test_both_ends_of_a_session_notice_that_the_others_machine_has_vanished(
+    empty_url: str,
+) -> None:
+    with connect(f"{empty_url}&tcp_user_timeout=3000") as session:
+        # A socket of Unix has no such values: what can be asked is whether they were set.
+        asked = session.execute(
+            "SELECT name FROM pg_settings WHERE source = 'session' AND name LIKE 'tcp_%'"
+        ).fetchall()
+        ours = session.info.get_parameters()
+    assert len(asked) == 4
+    assert ours["keepalives_idle"] == "10"
+    assert ours["tcp_user_timeout"] == "3000", "the URL's own goes before"
+
+
 def test_a_pool_in_session_mode_serves_in_utc_with_locks_and_probes(
     pooled: Callable[..., str],
 ) -> None:

@@ -37,6 +37,15 @@ SILENCE = {
     # Without it a thread that asks a host which has vanished stays for a quarter of an hour.
     "tcp_user_timeout": f"{PROBE_SECONDS * 1000}",
 }
+# After 25 s of silence either end of a session takes the other's machine for vanished. By the
+# system's defaults a process of a lost node keeps its locks for two hours.
+KEEPALIVES = {
+    "keepalives_idle": "10",
+    "keepalives_interval": "5",
+    "keepalives_count": "3",
+    "tcp_user_timeout": "25000",
+}
+SERVER_KEEPALIVES = {name.replace("keep", "tcp_keep"): value for name, value in KEEPALIVES.items()}
 PROBE = {
     "default_transaction_read_only": "on",
     "statement_timeout": f"{PROBE_SECONDS * 1000}",
@@ -298,7 +307,9 @@ def connect(url: str, settings: Mapping[str, str] | None = None) -> Iterator[psy
 def open_session(url: str, settings: Mapping[str, str] | None = None) -> psycopg.Connection:
     """Return what `connect` yields; to be closed by whoever asked for it."""
     try:
-        return _open_session(PostgresUrl.parse(url).render("postgresql"), settings or {})
+        parsed = PostgresUrl.parse(url)
+        target = parsed.with_query({**KEEPALIVES, **parsed.parameters}).render("postgresql")
+        return _open_session(target, settings or {})
     except (psycopg.OperationalError, psycopg.ProgrammingError) as error:
         # A value that can't be read (a port, an sslmode) is quoted.
         reason = re.sub(r"""(value[\w :]*) (["']).*?\2""", r"\1", " ".join(str(error).split()))
@@ -321,7 +332,7 @@ def _open_session(target: str, settings: Mapping[str, str]) -> psycopg.Connectio
             )
         # Not by `options`, which a pooler drops or refuses: in New York's zone 160 of 960 minutes
         # were stored, and the others taken for quiet.
-        settings = {"TimeZone": "UTC", **settings}
+        settings = {"TimeZone": "UTC", **SERVER_KEEPALIVES, **settings}
         connection.execute(SET_ALL, [[*settings], [*settings.values()]])
         if connection.info.parameter_status("TimeZone") != "UTC":
             raise DatabaseError("the session's time zone can't be set to UTC")

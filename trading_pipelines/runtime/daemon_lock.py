@@ -28,13 +28,6 @@ WAIT_SECONDS = 60.0
 # After its end until the server has noticed.
 STOP_SECONDS = 5.0
 KEEP_SECONDS = 5.0
-# A server frees the lock of a machine that has vanished after two hours, if it is not told to ask.
-SETTINGS = {
-    "tcp_keepalives_idle": "10",
-    "tcp_keepalives_interval": "5",
-    "tcp_keepalives_count": "3",
-    "idle_session_timeout": "0",
-}
 TAKE = "SELECT pg_try_advisory_lock(hashtextextended(%s, 0))"
 HOLDER = """
 SELECT split_part(query, '-- ', 2), coalesce(host(client_addr), 'the same machine')
@@ -81,7 +74,7 @@ class ProcessLock:
 
     def _take_in(self, variable: str) -> None:
         url = PostgresUrl.parse(self._urls[variable]).with_query(SILENCE)
-        session = open_session(url.render("postgresql"), SETTINGS)
+        session = open_session(url.render("postgresql"), {"idle_session_timeout": "0"})
         self._sessions.append(session)
         key = [f"trading_pipelines.{self._process}.{variable}"]
         if session.execute(TAKE, key).fetchone() != (True,):
