@@ -171,9 +171,9 @@ class _Noted(HTTPConnection):
     def request(self, *arguments: Any, **options: Any) -> None:  # noqa: ANN401
         if self.sock:  # of an earlier call, kept open
             _this_thread.running.uses(self.sock)
-        sent_at = time.monotonic()
         super().request(*arguments, **options)
-        _this_thread.running.on_sent(sent_at)
+        # Not before: on a busy machine a thread may stand still in between.
+        _this_thread.running.on_sent(time.monotonic())
 
 
 class _NotedTLS(_Noted, HTTPSConnection):

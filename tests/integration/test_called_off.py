@@ -40,6 +40,18 @@ mutation Cancel($id: String!) { cancelPartitionBackfill(backfillId: $id) { __typ
 TERMINATE = """
 mutation Terminate($id: String!) { terminateRun(runId: $id) { __typename } }
 """
+CURSOR = """
+UPDATE kvs SET value = coalesce(%s::text, (SELECT max(id)::text FROM event_logs))
+WHERE key = 'EVENT_LOG_CONSUMER_CURSOR-PIPELINE_FAILURE'
+"""
+PROCESS = """
+SELECT substring(event FROM 'Started process for run .pid: ([0-9]+)') FROM event_logs
+WHERE run_id = %s AND event LIKE '%%Started process for run%%'
+"""
+STARTED_AGAIN = """
+SELECT status FROM runs JOIN run_tags USING (run_id)
+WHERE key = 'dagster/parent_run_id' AND value = %s
+"""
 # As the UI does for one partition.
 MATERIALIZE = """
 mutation Materialize($parameters: ExecutionParams!) {
@@ -67,10 +79,13 @@ def ask(up: Installation, query: str, **variables: object) -> Any:
     return next(iter(graphql.ask(up.url, query, variables).values()))
 
 
+def storage(up: Installation) -> psycopg.Connection:
+    return psycopg.connect(EmbeddedServer(up.home).url(f"{SCHEMA}_dagster"))
+
+
 def runs_of(up: Installation, backfill_id: str) -> list[tuple[str, str]]:
     """Return (id, status) of its runs."""
-    url = EmbeddedServer(up.home).url(f"{SCHEMA}_dagster")
-    with psycopg.connect(url) as connection:
+    with storage(up) as connection:
         return connection.execute(
             "SELECT runs.run_id, status FROM runs JOIN run_tags USING (run_id) "
             "WHERE key = 'dagster/backfill' AND value = %s",
@@ -156,7 +171,8 @@ def test_a_cancelled_backfill_goes_on_with_what_is_missing_and_a_person_may_ask_
     await_that(lambda: len(wrong(up, recorded)) == 4 * 1440 - quiet(up), "the day is repaired")
 
 
-def materialize(up: Installation, day: date) -> None:
+def materialize(up: Installation, day: date) -> str:
+    """Launch a run of the day; return its id."""
     parameters = {
         "selector": {
             "repositoryName": "__repository__",
@@ -175,7 +191,7 @@ def materialize(up: Installation, day: date) -> None:
             ]
         },
     }
-    assert "run" in ask(up, MATERIALIZE, parameters=parameters)
+    return str(ask(up, MATERIALIZE, parameters=parameters)["run"]["runId"])
 
 
 def wrong(up: Installation, recorded: pd.DataFrame) -> list[Any]:
@@ -207,6 +223,28 @@ def test_a_terminated_run_ends_between_two_pages(
     time.sleep(1)  # five requests at its pace
     assert exchange.stats().requests == at_end
     assert count(up, "SELECT count(*) FROM trading_pipelines.candle_coverage") > 0
+
+
+def test_a_run_whose_failure_dagsters_daemon_has_overlooked_is_started_again(
+    up: Installation, exchange: ReplayExchange
+) -> None:
+    with storage(up) as connection:
+        # As if it had read of all failures to come before the runs had failed.
+        connection.execute(CURSOR, [10**9])
+    run_id = materialize(up, LAST)
+    await_that(asked(exchange, 1), "it is at work")
+    with storage(up) as connection:
+        ((process,),) = connection.execute(PROCESS, [run_id]).fetchall()
+        os.kill(int(process), signal.SIGTERM)
+
+    def again() -> list[tuple[str]]:
+        with storage(up) as connection:
+            return connection.execute(STARTED_AGAIN, [run_id]).fetchall()
+
+    await_that(lambda: again() == [("SUCCESS",)], "another run has done it")
+    with storage(up) as connection:
+        connection.execute(CURSOR, [None])
+    assert count(up, COMPLETE) == 1
 
 
 def end_its_session(up: Installation) -> None:

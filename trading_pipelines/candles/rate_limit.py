@@ -61,8 +61,9 @@ SET next_at = greatest(next_at, now() + %(pause)s),
 WHERE exchange = %(exchange)s
 """
 STANDING = """
-SELECT blocked_until, blocked_until > clock_timestamp(), held_until > %(at)s, greatest(
-    interval '0', recent[array_position(recent, %(at)s) + %(limit)s] + %(ten_take)s - %(at)s)
+SELECT %(at)s - clock_timestamp(), blocked_until, blocked_until > clock_timestamp(),
+    held_until > %(at)s, greatest(
+        interval '0', recent[array_position(recent, %(at)s) + %(limit)s] + %(ten_take)s - %(at)s)
 FROM trading_pipelines.request_slots WHERE exchange = %(exchange)s
 """
 # Upbit's blocks grow with each offence; without a Retry-After the pause doubles from a minute to an
@@ -177,11 +178,13 @@ class RequestSlots:
             at, wait, blocked_until, blocked, used = self._row(RESERVE)
             seconds, is_void = wait.total_seconds(), False
             due = time.monotonic() + seconds
-            if not blocked and seconds > 0:
+            if not blocked:
                 if seconds > LONG_WAIT_SECONDS:
                     say(f"waiting {seconds:.0f} s for the next request that the rate limit leaves")
                 sleep(max(0.0, seconds - EARLY_SECONDS))
-                blocked_until, blocked, is_void, delay = self._row(STANDING, at=at)
+                wait, blocked_until, blocked, is_void, delay = self._row(STANDING, at=at)
+                # The server's answer was on its way: of both the one that came sooner is nearer.
+                due = min(due, time.monotonic() + wait.total_seconds())
                 left = min(EARLY_SECONDS, due - time.monotonic())
                 sleep(max(0.0, left + delay.total_seconds()))
             if blocked:

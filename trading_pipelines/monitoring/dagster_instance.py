@@ -8,7 +8,7 @@ process, run the daemon and the web server. What is allowed belongs in `checks`.
 import json
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, contextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from importlib import import_module
 from typing import Any, TypeVar
 
@@ -26,6 +26,7 @@ from dagster._core.scheduler.instigation import (
     TickStatus,
 )
 from dagster._core.storage.tags import (
+    AUTO_RETRY_RUN_ID_TAG,
     BACKFILL_ID_TAG,
     DOCKER_IMAGE_TAG,
     GRPC_INFO_TAG,
@@ -88,6 +89,8 @@ CALLED_OFF = [
     BulkActionStatus.FAILED,
 ]
 MOST_FAILURES = 500
+# For failed runs that were not started again: a daemon that was away overnight still finds them.
+LOOK_BACK = timedelta(days=1)
 # How often the daemon looks at the backfills. Dagster's 30 s passed before the first run, and
 # between the runs of one asset and those of the next.
 BACKFILL_SECONDS = 5
@@ -459,13 +462,57 @@ class CodeServer:
             return None if is_busy else ""
 
 
+def overlooked_runs(instance: dg.DagsterInstance, now: datetime) -> list[dg.RunRecord]:
+    """Return the failed runs that are to be started again and were not, of the last day."""
+    failed = dg.RunsFilter(
+        statuses=[dg.DagsterRunStatus.FAILURE],
+        tags={WILL_RETRY_TAG: "true"},
+        updated_after=now - LOOK_BACK,
+    )
+    return [
+        record
+        for record in instance.get_run_records(failed)
+        if AUTO_RETRY_RUN_ID_TAG not in record.dagster_run.tags
+    ]
+
+
 def run_daemon(workspace: str) -> None:
     """Run Dagster's daemon on the instance of DAGSTER_HOME until it is told to end."""
+    from dagster._daemon.auto_run_reexecution.auto_run_reexecution import (
+        consume_new_runs_for_automatic_reexecution,
+    )
+    from dagster._daemon.auto_run_reexecution.event_log_consumer import EventLogConsumerDaemon
     from dagster._daemon.cli import cli
 
-    # Dagster has no setting for it.
+    class RetryingDaemon(EventLogConsumerDaemon):
+        """Dagster's, which also starts those again that it has overlooked.
+
+        It reads a run once, at the event of its failure. The run's status is written after that: a
+        run of a drained node was read in between, never started again, and its backfill never
+        ended.
+        """
+
+        def __init__(self) -> None:
+            super().__init__()
+            self._looked_at: set[str] = set()
+
+        def run_iteration(self, workspace_process_context: Any) -> Any:  # noqa: ANN401
+            yield from super().run_iteration(workspace_process_context)
+            # Once each: Dagster writes down why it refuses.
+            overlooked = [
+                record
+                for record in overlooked_runs(workspace_process_context.instance, datetime.now(UTC))
+                if record.dagster_run.run_id not in self._looked_at
+            ]
+            yield from consume_new_runs_for_automatic_reexecution(
+                workspace_process_context, overlooked, self._logger
+            )
+            self._looked_at |= {record.dagster_run.run_id for record in overlooked}
+
+    # Dagster has no settings for them.
     controller = import_module("dagster._daemon.controller")
     setattr(controller, "DEFAULT_DAEMON_INTERVAL_SECONDS", BACKFILL_SECONDS)  # noqa: B010
+    setattr(controller, "EventLogConsumerDaemon", RetryingDaemon)  # noqa: B010
     cli(["run", "-w", workspace])
 
 
