@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import psycopg
 import pytest
@@ -14,6 +15,7 @@ import requests
 from tests.candles.conftest import Bench
 from trading_pipelines.candles.rate_limit import (
     EARLY_SECONDS,
+    RESERVE,
     BlockedError,
     RequestSlots,
     Slot,
@@ -144,6 +146,24 @@ def test_the_tenth_after_it_waits_though_it_had_its_slot_before_and_others_have_
     tenth = slots.reserve(sleep=sleep)
     assert time.monotonic() - (first.due + 0.05) >= 0.1
     assert tenth.due - first.due < 0.11, "its lateness is told by its own slot"
+
+
+def test_an_answer_of_the_database_that_was_long_on_its_way_makes_no_slot_later(
+    connection: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ask = connection.execute
+
+    def execute(query: str, *arguments: Any) -> psycopg.Cursor[Any]:
+        answer = ask(query, *arguments)
+        if query == RESERVE:
+            time.sleep(1)
+        return answer
+
+    slots = RequestSlots(connection, UPBIT, 10)
+    monkeypatch.setattr(connection, "execute", execute)
+    slot = slots.reserve()
+    ((ahead,),) = ask("SELECT (%s - clock_timestamp())", [slot.at]).fetchall()
+    assert slot.due - time.monotonic() - ahead.total_seconds() < 0.5
 
 
 def test_a_pause_holds_back_every_process(
