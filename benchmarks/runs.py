@@ -53,9 +53,9 @@ class TimedExchange(ReplayExchange):
         super().__init__(*arguments, **options)
         self.asked_at: list[float] = []
 
-    def _admit(self, client: str, symbol: str) -> RateLimitDecision:
-        self.asked_at.append(time.monotonic())
-        return super()._admit(client, symbol)
+    def _admit(self, client: str, symbol: str, arrived: float) -> RateLimitDecision:
+        self.asked_at.append(arrived)
+        return super()._admit(client, symbol, arrived)
 
 
 def used_cpu() -> float:

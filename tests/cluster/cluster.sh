@@ -189,6 +189,8 @@ node) # a further node, or the same again after `lose`
 	n=${2:?which node}
 	hold "$n"
 	configure "$n"
+	# A lost node's network lives as long as the connections in it that nobody could close.
+	inside 1 ip link delete "to$n" 2>/dev/null || true
 	nsenter -t "$(holder 1)" --net ip link add "to$n" type veth peer name eth0 netns "$(holder "$n")"
 	inside 1 bash -euc "ip link set to$n master eth0 up; ip route replace $PODS.$n.0/24 via $NET.$n"
 	inside "$n" bash -euc "

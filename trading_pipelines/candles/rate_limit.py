@@ -134,7 +134,7 @@ class Slot:
     at: datetime
     in_last_second: int
     due: float
-    """Its moment in monotonic seconds."""
+    """Its moment in monotonic seconds, at the earliest: it came from the database's clock."""
 
 
 class RequestSlots:
@@ -175,22 +175,26 @@ class RequestSlots:
         the exchange has asked another request for a pause, is reserved anew.
         """
         while True:
+            asked_at = time.monotonic()
             at, wait, blocked_until, blocked, used = self._row(RESERVE)
             seconds, is_void = wait.total_seconds(), False
-            due = time.monotonic() + seconds
+            # The server's clock was read between the question and the answer.
+            earliest, latest = asked_at + seconds, time.monotonic() + seconds
+            most_left = latest - earliest + EARLY_SECONDS
             if not blocked:
                 if seconds > LONG_WAIT_SECONDS:
                     say(f"waiting {seconds:.0f} s for the next request that the rate limit leaves")
-                sleep(max(0.0, seconds - EARLY_SECONDS))
+                sleep(max(0.0, earliest - EARLY_SECONDS - time.monotonic()))
+                asked_at = time.monotonic()
                 wait, blocked_until, blocked, is_void, delay = self._row(STANDING, at=at)
-                # The server's answer was on its way: of both the one that came sooner is nearer.
-                due = min(due, time.monotonic() + wait.total_seconds())
-                left = min(EARLY_SECONDS, due - time.monotonic())
+                earliest = max(earliest, asked_at + wait.total_seconds())
+                latest = min(latest, time.monotonic() + wait.total_seconds())
+                left = min(most_left, latest - time.monotonic())
                 sleep(max(0.0, left + delay.total_seconds()))
             if blocked:
                 raise BlockedError(self._exchange, blocked_until)
             if not is_void:
-                return Slot(at, used, due)
+                return Slot(at, used, earliest)
 
     def obey(self, remaining: int, slot: Slot) -> None:
         """Let the second of `slot` pass when the exchange says that it is used up.

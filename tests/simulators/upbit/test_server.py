@@ -1,5 +1,6 @@
 """What a client sees of the exchange when nothing goes wrong, and at its limit."""
 
+import socket
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +19,7 @@ from hypothesis import strategies as st
 
 from trading_pipelines.simulators.upbit.market import Candles, GeneratedMarket, Market, Recording
 from trading_pipelines.simulators.upbit.pages import UNITS, PageQuery, as_of, page
-from trading_pipelines.simulators.upbit.server import ReplayExchange
+from trading_pipelines.simulators.upbit.server import ReplayExchange, seconds_since_data_came
 
 END = datetime(2025, 9, 22, tzinfo=UTC)
 FAR_MS = 4_000_000_000_000
@@ -385,3 +386,18 @@ def test_a_standalone_exchange_is_controlled_over_http(recorded_market: Recordin
         ):
             assert "allowed" in post(what, content).json()["error"]["message"]
         assert post("nothing", {}).status_code == 404
+
+
+def test_a_request_is_counted_when_it_came_however_late_a_thread_reads_it() -> None:
+    with (
+        socket.create_server(("127.0.0.1", 0)) as server,
+        socket.create_connection(server.getsockname()) as client,
+        server.accept()[0] as connection,
+    ):
+        client.sendall(b"GET / HTTP/1.1\r\n\r\n")
+        time.sleep(0.2)  # the thread that should read it does not get to run
+        waited = seconds_since_data_came(connection)
+    if hasattr(socket, "TCP_INFO"):
+        assert 0.15 < waited < 60
+    else:
+        assert waited == 0
