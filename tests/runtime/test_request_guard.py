@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import date, timedelta
 from http.client import HTTPConnection, HTTPMessage
@@ -152,6 +152,10 @@ class Site:
                 yield process
             finally:
                 process.terminate()
+                # A code server of Dagster's did not end by that once, for a quarter of an hour.
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(60)
+                process.kill()
 
     @contextmanager
     def web(self, *options: str) -> Iterator[tuple[Web, subprocess.Popen[str]]]:

@@ -413,7 +413,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         exchange = self.server.exchange
-        arrived = time.monotonic() - seconds_since_data_came(self.connection)
+        read_at = time.monotonic()
         url = urlsplit(self.path)
         kind = ""
         if url.path == "/replay/stats":
@@ -429,6 +429,7 @@ class _Handler(BaseHTTPRequestHandler):
                 "/v1/candles/days", f"{DAY}"
             )
             params = dict(parse_qsl(url.query))
+            arrived = read_at - seconds_since_data_came(self.connection)
             answer, kind = exchange.candles(self.client_address[0], unit, params, arrived)
         elif url.path == _LISTING:
             answer, kind = exchange.listing(dict(parse_qsl(url.query)).get("prefix", ""))
@@ -436,7 +437,7 @@ class _Handler(BaseHTTPRequestHandler):
             answer, kind = exchange.history_file(url.path.removeprefix("/"))
         else:
             answer = error_answer(404, 404, "no such path")
-        exchange.stopped.wait(arrived + exchange.latency - time.monotonic())
+        exchange.stopped.wait(read_at + exchange.latency - time.monotonic())
         if kind == "timeout":
             exchange.stopped.wait(_HOLD_SECONDS)
             self.close_connection = True
