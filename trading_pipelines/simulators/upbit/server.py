@@ -306,7 +306,7 @@ class ReplayExchange:
 
     def _admit(self, client: str, symbol: str, arrived: float) -> RateLimitDecision:
         # A rolling second needs arrivals in their order; threads get here in any.
-        now = max([arrived, *self._arrivals])
+        now = max(arrived, self._arrivals[-1]) if self._arrivals else arrived
         self._arrivals.append(now)
         while self._arrivals[0] <= now - 1:
             self._arrivals.popleft()
