@@ -5,6 +5,7 @@ Whoever runs a row gives the way to the receiver: straight, or through a real n8
 
 import itertools
 import json
+import threading
 import time
 import tracemalloc
 from collections.abc import Iterator
@@ -50,13 +51,16 @@ class Discord:
     def __init__(self) -> None:
         self.fault: Answer | None = None
         self.posts = 0
+        self.asked = threading.Event()
         self.taken: list[str] = []
         self.ids = itertools.count(1)
 
     def __call__(self, connection: Connection) -> None:
         self.posts += 1
-        if self.fault:
-            self.fault(connection)
+        fault = self.fault
+        self.asked.set()
+        if fault:
+            fault(connection)
             return
         embed = json.loads(connection.body)["embeds"][0]
         self.taken.append(embed["footer"]["text"])
@@ -97,6 +101,7 @@ def run(bot: Bot, webhook: Discord, name: str, way: str, webhooks: Webhooks) -> 
     ledger.enable(bot.connection, AI_REJECT, None, clock.now - timedelta(hours=1))
     sender = Sender(bot.connection, AI_REJECT, AlertSettings(), webhooks, clock, lambda: 1.0)
     webhook.fault, webhook.posts, webhook.taken = RECEIVERS[name], 0, []
+    webhook.asked.clear()
     bot.reject(clock.now)
     began, ticks, peak = clock.now, [], 0.0
 
@@ -111,6 +116,8 @@ def run(bot: Bot, webhook: Discord, name: str, way: str, webhooks: Webhooks) -> 
         return str(bot.ledger("state")[0])
 
     meanwhile = after = tick()
+    # A busy n8n once posted 15 s after it was called: to a receiver that was well again.
+    assert webhook.asked.wait(60), f"{way} did not post within a minute"
     webhook.fault = None
     while after in {"pending", "retrying"} and clock.now - began < timedelta(hours=1):
         clock.advance(5)
