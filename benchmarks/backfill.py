@@ -29,6 +29,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, date, datetime
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
+from resource import RUSAGE_CHILDREN, getrusage
 from typing import Any, NamedTuple
 
 import ccxt
@@ -79,11 +80,15 @@ Probe = Callable[[int], dict[str, float]]
 
 
 class Figures(NamedTuple):
-    """What one way of downloading came to; `parts` is what the probe measured."""
+    """What one way of downloading came to; `parts` is what the probe measured.
+
+    `cpu` is in seconds, of the process that downloads: neither the exchange's nor Postgres'.
+    """
 
     label: str
     rows: int
     seconds: float
+    cpu: float
     stats: Stats
     parts: dict[str, float] = {}  # noqa: RUF012 - never written to
 
@@ -147,12 +152,12 @@ def work(
         pipe.send(None)
         while True:
             symbol = pipe.recv()
-            since = time.monotonic()
+            since, cpu = time.monotonic(), time.process_time()
             failed = download(
                 connection, exchange, [symbol], days, "benchmark", HealingSettings(), files=files
             )
             assert not failed, failed
-            pipe.send((since, time.monotonic(), dict(parts)))
+            pipe.send((since, time.monotonic(), time.process_time() - cpu, dict(parts)))
 
 
 def parts_of_time(_: int) -> dict[str, float]:
@@ -240,20 +245,20 @@ def ours(
                     ready.send(symbol)
         stored = coverage.read(connection, symbols, days)
         assert all(day.complete and not day.holes(datetime.now(UTC)) for day in stored)
-        since, until, parts = zip(*done, strict=True)
+        since, until, cpu, parts = zip(*done, strict=True)
         rows, seconds = sum(day.stored for day in stored), max(until) - min(since)
         label = (
             f"{label}: {len(symbols)} x {len(days)} days, {workers} worker(s), {stored[-1].source}"
         )
-        return Figures(label, rows, seconds, asked(url), parts[-1])
+        return Figures(label, rows, seconds, sum(cpu), asked(url), parts[-1])
 
 
-def old_script(market_url: str, url: str, minutes: int) -> tuple[int, float]:
+def old_script(market_url: str, url: str, minutes: int) -> tuple[int, float, float]:
     """Do as the old script did: a commit for each row, a sleep after each request."""
     upbit = ccxt.upbit({"urls": {"api": {"public": url, "private": url}}})
     upbit.load_markets()
     at = int(day_interval(FIRST_DAY).start.timestamp() * 1000)
-    end, rows, seconds = at + minutes * 60_000, 0, 0.0
+    end, rows, seconds, cpu = at + minutes * 60_000, 0, 0.0, time.process_time()
     with psycopg.connect(market_url) as connection:
         connection.execute("TRUNCATE public.market_data")
         connection.commit()
@@ -265,11 +270,13 @@ def old_script(market_url: str, url: str, minutes: int) -> tuple[int, float]:
                 connection.commit()
             rows, seconds, at = rows + len(page), time.monotonic() - since, page[-1][0] + 60_000
             time.sleep(0.15)
-    return rows, seconds
+    return rows, seconds, time.process_time() - cpu
 
 
-def freqtrade(program: str, folder: Path, url: str, days: Sequence[date]) -> tuple[int, float]:
-    """Let freqtrade download the days; return rows and seconds by its log."""
+def freqtrade(
+    program: str, folder: Path, url: str, days: Sequence[date]
+) -> tuple[int, float, float]:
+    """Let freqtrade download the days; return rows and seconds by its log, and all its CPU."""
     pairs = ["/".join(reversed(symbol.split("-"))) for symbol in SYMBOLS]
     urls = {"urls": {"api": {"public": url, "private": url}}}
     exchange = {"name": "upbit", "pair_whitelist": pairs, "ccxt_config": urls}
@@ -279,15 +286,18 @@ def freqtrade(program: str, folder: Path, url: str, days: Sequence[date]) -> tup
         *(program, "download-data", "--config", folder / "config.json", "--userdir", folder),
         *("--timeframes", "1m", "--timerange", f"{days[0]:%Y%m%d}-{days[-1] + DAY:%Y%m%d}"),
     ]
+    before = getrusage(RUSAGE_CHILDREN)
     log = subprocess.run(  # noqa: S603
         command, check=False, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         env=os.environ | {"COLUMNS": "400"}, timeout=600,
     ).stdout  # fmt: skip
+    after = getrusage(RUSAGE_CHILDREN)
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     lines = FREQTRADE_LOG.findall(log)
     if len(lines) < 2 * len(SYMBOLS):
         raise RuntimeError(f"freqtrade did not download all of {pairs}: {log[-2000:]}")
     first, last = (datetime.fromisoformat(lines[n][0]) for n in (0, -1))
-    return sum(int(rows or 0) for _, rows in lines), (last - first).total_seconds()
+    return sum(int(rows or 0) for _, rows in lines), (last - first).total_seconds(), cpu
 
 
 def measure(
@@ -332,7 +342,7 @@ def native_backfills(home: Path) -> Table:
     for latency in LATENCIES if program else ():
         with process(serve, 1, RATE, latency) as exchange:
             url = exchange.recv()
-            _, seconds = freqtrade(program, home / f"ft{latency}", url, [FIRST_DAY])
+            _, seconds, _ = freqtrade(program, home / f"ft{latency}", url, [FIRST_DAY])
             stats = asked(url)
         table.add_row(
             *("freqtrade, 5 x 1 day", f"{latency * 1000:.0f} ms", str(stats.requests)),
@@ -370,7 +380,8 @@ def main(
             out.print(native_backfills(home))
     best = ways[0]
     table = Table(
-        *("", "rows", "s", "rows/s", "of limit", "requests/s", "most in 1 s", "refused", "ours is"),
+        *("", "rows", "s", "rows/s", "of limit", "requests/s", "most in 1 s", "refused"),
+        *("CPU ms/1,000 rows", "ours is"),
         title=f"{len(days)} UTC days ({len(days) * 1440:,} minutes) of each symbol; exchange: "
         f"{RATE:.0f} requests/s, {LATENCY * 1000:.0f} ms; {os.cpu_count()} cores, load {load:.1f}",
     )
@@ -378,7 +389,8 @@ def main(
         table.add_row(
             *(way.label, f"{way.rows:,}", f"{way.seconds:.1f}", f"{way.speed:,.0f}"),
             *(f"{way.speed / LIMIT:.1%}", f"{way.stats.requests / way.seconds:.2f}"),
-            *(str(way.stats.peak), str(way.stats.refused), f"{best.speed / way.speed:.2f} x"),
+            *(str(way.stats.peak), str(way.stats.refused), f"{way.cpu / way.rows * 1e6:.1f}"),
+            f"{best.speed / way.speed:.2f} x",
         )
     out.print(table)
     if not shutil.which("freqtrade"):
