@@ -108,6 +108,7 @@ def measure(
     states = Counter(status for _, status, *_ in runs)
     return {
         "requests": len(asked),
+        "refused": exchange.stats().refused,
         **seen,
         "first request": asked[0] - began,
         "last request": asked[-1] - began,
