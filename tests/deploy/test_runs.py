@@ -29,7 +29,7 @@ from tests.deploy.test_kubernetes import (
     pods,
 )
 from trading_pipelines.runtime.cluster import obstacle
-from trading_pipelines.runtime.processes import write_instance_settings
+from trading_pipelines.runtime.processes import STORAGE, write_instance_settings
 from trading_pipelines.settings.environment import Environment
 
 VERBS = {"GET": "get", "POST": "create", "DELETE": "delete"}
@@ -281,4 +281,4 @@ def test_the_launcher_is_added_and_the_rest_of_the_settings_stays(settings: Path
     assert merged["concurrency"]["runs"]["tag_concurrency_limits"] == [
         {"key": "dagster/backfill", "limit": 3}
     ]
-    assert merged["storage"]["postgres"]["postgres_url"] == {"env": "DAGSTER_POSTGRES_URL"}
+    assert merged["storage"] == STORAGE["storage"]

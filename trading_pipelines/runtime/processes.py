@@ -26,7 +26,15 @@ HOST = "127.0.0.1"
 START_SECONDS = 120
 LOCATION = "trading_pipelines"
 _MODULE = ("-m", "trading_pipelines.definitions", "--location-name", LOCATION)
-STORAGE = {"storage": {"postgres": {"postgres_url": {"env": "DAGSTER_POSTGRES_URL"}}}}
+STORAGE = {
+    "storage": {
+        "custom": {
+            "module": "trading_pipelines.monitoring.dagster_storage",
+            "class": "Storage",
+            "config": {"postgres_url": {"env": "DAGSTER_POSTGRES_URL"}},
+        }
+    }
+}
 # Dagster's own settings that have no place in dagster.yaml.
 DAGSTER_VARIABLES = {
     # All materialisations of a step in one statement: stored one by one, 9 ms each, a backfill saw
