@@ -19,7 +19,8 @@ class EventLog(PostgresEventLogStorage):
 
     def store_event_batch(self, events: Sequence[dg.EventLogEntry]) -> None:
         """Store the events, the planned materializations among them in one statement."""
-        planned, others = [], []
+        planned: list[dg.EventLogEntry] = []
+        others: list[dg.EventLogEntry] = []
         for event in events:
             of_kind = event.get_dagster_event().is_asset_materialization_planned
             (planned if of_kind else others).append(event)
