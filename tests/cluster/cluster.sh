@@ -213,7 +213,7 @@ down)
 		rm -f "$file"
 	done
 	await 30 "the end of its processes" bash -c "! cat /sys/fs/cgroup/pids/$NAME/node?/tasks /sys/fs/cgroup/pids/$NAME/node?/*/*/*/tasks 2>/dev/null | grep -q ."
-	await 30 "the end of its network" bash -c "! ip link show tp-test"
+	await 180 "the end of its network" bash -c "! ip link show tp-test"
 	for c in /sys/fs/cgroup/*/"$NAME"; do
 		[[ ! -d $c ]] || find "$c" -depth -type d -exec rmdir {} +
 	done
