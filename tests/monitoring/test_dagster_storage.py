@@ -64,13 +64,10 @@ def test_what_a_run_plans_is_stored_at_once_and_reads_as_it_did(
     monkeypatch.setenv("DAGSTER_EVENT_BATCH_SIZE", "1000")
     monkeypatch.chdir(tmp_path)
     url = new_database(server, "planned_by_ours")
-    monkeypatch.setenv("DAGSTER_POSTGRES_URL", dagsters(url))
+    monkeypatch.setenv("DAGSTER_POSTGRES_URL", url.replace("://", "+psycopg2://"))
     ours, transactions = planned_by(url, STORAGE["storage"])
     url = new_database(server, "planned_by_dagster")
-    theirs, of_dagster = planned_by(url, {"postgres": {"postgres_url": dagsters(url)}})
+    storage = {"postgres": {"postgres_url": url.replace("://", "+psycopg2://")}}
+    theirs, of_dagster = planned_by(url, storage)
     assert ours == theirs
     assert (transactions, of_dagster) == (1, 80)
-
-
-def dagsters(url: str) -> str:
-    return url.replace("postgresql:", "postgresql+psycopg2:")
