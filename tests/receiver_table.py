@@ -116,8 +116,9 @@ def run(bot: Bot, webhook: Discord, name: str, way: str, webhooks: Webhooks) -> 
         return str(bot.ledger("state")[0])
 
     meanwhile = after = tick()
-    # A busy n8n once posted 15 s after it was called: to a receiver that was well again.
-    assert webhook.asked.wait(60), f"{way} did not post within a minute"
+    # A busy n8n once posted 15 s after it was called: to a receiver that was well again. One that
+    # stood still when it was called forgets the call.
+    webhook.asked.wait(30)
     webhook.fault = None
     while after in {"pending", "retrying"} and clock.now - began < timedelta(hours=1):
         clock.advance(5)
