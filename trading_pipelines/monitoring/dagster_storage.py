@@ -44,7 +44,7 @@ class Storage(DagsterPostgresStorage):
     def __init__(self, postgres_url: str, inst_data: Any = None) -> None:  # noqa: ANN401
         """Creates the tables where there are none."""
         super().__init__(postgres_url, inst_data=inst_data)
-        self._events = EventLog(postgres_url, should_autocreate_tables=False)
+        self._event_log_storage = EventLog(postgres_url, should_autocreate_tables=False)
 
     @classmethod
     def config_type(cls) -> dict[str, Any]:
@@ -55,8 +55,3 @@ class Storage(DagsterPostgresStorage):
     def from_config_value(cls, inst_data: Any, config_value: Mapping[str, Any]) -> Self:  # noqa: ANN401
         """Return the storage that dagster.yaml describes."""
         return cls(config_value["postgres_url"], inst_data)
-
-    @property
-    def event_log_storage(self) -> EventLog:
-        """Where the events are."""
-        return self._events
